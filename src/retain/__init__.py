@@ -1,0 +1,1 @@
+"""Teach a trained network something new without losing what it can do."""

@@ -1,0 +1,33 @@
+"""Every error that `retain` raises on purpose: each says what was given, expected, and what to do."""
+
+
+class RetainError(Exception):
+    """The base of all errors raised on purpose; catch this one to catch them all."""
+
+
+class InputError(RetainError, ValueError):
+    """An argument or a batch that cannot be used as given."""
+
+
+class ModelError(RetainError, ValueError):
+    """A model that cannot be worked on: no parameters, no head, samples that influence each other."""
+
+
+class NonFiniteError(RetainError, ArithmeticError):
+    """NaN or infinity in outputs, gradients or importance."""
+
+
+class StateError(RetainError, RuntimeError):
+    """The right call at the wrong time, such as a penalty before `consolidate()`."""
+
+
+class FileError(RetainError, OSError):
+    """A file that is missing, foreign, truncated, too new, or does not match the model."""
+
+
+class ConfigError(RetainError, ValueError):
+    """A run, study or command that was asked for in a way that cannot be carried out."""
+
+
+class MissingExtraError(RetainError, ImportError):
+    """An optional dependency that is not installed; the message says which extra to install."""

@@ -1,0 +1,1 @@
+"""The ideas that turn a batch into importance."""

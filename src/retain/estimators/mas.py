@@ -1,0 +1,41 @@
+"""Memory Aware Synapses: what the paper differentiates, and two ways in which others differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retain.batches import Batch
+
+
+class SquaredNorm:
+    """sₖ = ‖F(xₖ)‖₂², the paper's (MAS, eq. 2): one backward pass for all outputs."""
+
+    def target(self, output: Tensor, batch: Batch) -> None:
+        """Nothing: no label is ever used."""
+
+    def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
+        """[n]: the squared ℓ2 norm of each sample's output."""
+        return output.flatten(1).square().sum(1)
+
+
+class Norm:
+    """sₖ = ‖F(xₖ)‖₂, not squared, as some public code has it; for comparison with it."""
+
+    def target(self, output: Tensor, batch: Batch) -> None:
+        """Nothing: no label is ever used."""
+
+    def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
+        """[n]: the ℓ2 norm of each sample's output; its gradient is 0 where the output is 0."""
+        return torch.linalg.vector_norm(output.flatten(1), dim=1)
+
+
+class EachOutput:
+    """s_dₖ = F_d(xₖ) for every output d: the "vector" form, Ω = 1/N Σₖ Σ_d |∂F_d(xₖ)/∂θ|."""
+
+    def target(self, output: Tensor, batch: Batch) -> None:
+        """Nothing: no label is ever used."""
+
+    def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
+        """[d, n]: one row, and one backward pass, per output."""
+        return output.flatten(1).T

@@ -1,0 +1,7 @@
+"""The per-sample engine: Σₖ |∂sₖ/∂θ|ᵖ for any model, exactly, at the price of one backward pass."""
+
+from retain.per_sample.engine import PerSample
+from retain.per_sample.reference import sums_by_loop
+from retain.per_sample.score import Score
+
+__all__ = ["PerSample", "Score", "sums_by_loop"]

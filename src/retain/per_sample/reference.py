@@ -1,0 +1,45 @@
+"""The slow truth: Σₖ |∂sₖ/∂θ|ᵖ, one sample at a time, by ordinary autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.per_sample.score import Score
+
+
+def sums_by_loop(
+    model: nn.Module,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    score: Score,
+    *,
+    power: int = 1,
+    output: Callable[[Any], Tensor],
+    target: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Σₖ |∂sₖ/∂θ|ᵖ for every parameter, shaped like it, by one forward and backward per sample.
+
+    With several scores per sample the powers are summed over them as well. A parameter that a
+    sample does not use gets 0 from it. `target` belongs to the whole batch and is cut along.
+    """
+    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    leaves = list(parameters.values())
+    for k in range(batch.samples):
+        with torch.enable_grad():
+            out = output(batch.take(k, k + 1).call(model))
+            one = None if target is None else target[k : k + 1]
+            scores = score(out, one).reshape(-1)
+        for index, s in enumerate(scores):
+            last = index == len(scores) - 1
+            gradients = torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
+            for (name, total), g in zip(sums.items(), gradients):
+                if g is not None:
+                    # Σ |gₖ|ᵖ   (MAS, eq. 2, for p = 1; the diagonal Fisher for p = 2)
+                    total += g.abs() if power == 1 else g.square()
+                    del name
+    return sums
