@@ -16,7 +16,7 @@ class SquaredNorm:
 
     def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
         """[n]: the squared ℓ2 norm of each sample's output."""
-        return output.flatten(1).square().sum(1)
+        return output.reshape(len(output), -1).square().sum(1)
 
 
 class Norm:
@@ -27,7 +27,7 @@ class Norm:
 
     def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
         """[n]: the ℓ2 norm of each sample's output; its gradient is 0 where the output is 0."""
-        return torch.linalg.vector_norm(output.flatten(1), dim=1)
+        return torch.linalg.vector_norm(output.reshape(len(output), -1), dim=1)
 
 
 class EachOutput:
@@ -38,4 +38,4 @@ class EachOutput:
 
     def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
         """[d, n]: one row, and one backward pass, per output."""
-        return output.flatten(1).T
+        return output.reshape(len(output), -1).T
