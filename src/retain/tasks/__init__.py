@@ -1,0 +1,18 @@
+"""Where samples come from: tasks in memory and on disk, in the order in which they are learned."""
+
+from retain.tasks.load import TASKS, load_tasks
+from retain.tasks.options import TaskOptions
+from retain.tasks.task import Examples, Minibatch, Scenario, Task, TaskSequence
+from retain.tasks.tensors import TensorExamples
+
+__all__ = [
+    "TASKS",
+    "Examples",
+    "Minibatch",
+    "Scenario",
+    "Task",
+    "TaskOptions",
+    "TaskSequence",
+    "TensorExamples",
+    "load_tasks",
+]

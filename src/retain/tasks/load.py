@@ -1,0 +1,110 @@
+"""From a specification such as `digits` or `folders:a=PATH,b=PATH` to a sequence of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from retain.closest import did_you_mean
+from retain.errors import ConfigError
+from retain.tasks.digits import PERMUTATIONS, SIDE, digits, permuted_digits
+from retain.tasks.options import TaskOptions
+from retain.tasks.task import Scenario, TaskSequence
+
+Loader = Callable[[str, TaskOptions], TaskSequence]
+SCENARIOS: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
+
+
+def load_tasks(spec: str, options: TaskOptions | None = None, **given: Any) -> TaskSequence:
+    """The tasks that `spec` names.
+
+    Args:
+        spec: a name from `TASKS`, with what it needs behind it (see there).
+        options: how they are made; `TaskOptions()` by default.
+        **given: single options by name, which win over `options`.
+
+    Raises:
+        ConfigError: an unknown name or option, or one that does not go with these tasks.
+        FileError: files that are missing, truncated or not what they should be.
+    """
+    options = _chosen(options or TaskOptions(), given)
+    name, found, argument = _split(spec)
+    if name not in TASKS:
+        raise ConfigError(
+            f"No tasks are called {name!r}.{did_you_mean(name, TASKS)} "
+            f"Known: {', '.join(usage for usage, _ in TASKS.values())}."
+        )
+    usage, loader = TASKS[name]
+    if found and not argument:
+        raise ConfigError(f"Nothing stands behind {name!r} in {spec!r}; expected {usage}.")
+    sequence = loader(argument, options)
+    return _in_scenario(replace(sequence, name=spec), options.scenario)
+
+
+def _split(spec: str) -> tuple[str, str, str]:
+    """(name, separator, what stands behind it)."""
+    separator = min("=:", key=lambda mark: spec.find(mark) if mark in spec else len(spec))
+    return spec.partition(separator)
+
+
+def _chosen(options: TaskOptions, given: dict[str, Any]) -> TaskOptions:
+    known = [field.name for field in fields(TaskOptions)]
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        hints = "".join(did_you_mean(name, known) for name in unknown)
+        raise ConfigError(
+            f"No option of tasks is called {', '.join(unknown)}.{hints} Known: {', '.join(known)}."
+        )
+    return replace(options, **given)
+
+
+def _in_scenario(sequence: TaskSequence, wanted: Scenario | None) -> TaskSequence:
+    """The sequence with the scenario that was asked for, if it can be played that way."""
+    if wanted is None or wanted == sequence.scenario:
+        return sequence
+    if wanted not in SCENARIOS:
+        raise ConfigError(
+            f"The scenario {wanted!r} is not there.{did_you_mean(wanted, SCENARIOS)} "
+            'Known: "task-incremental" (a head per task, the task is known at test) and '
+            '"domain-incremental" (one head for all tasks). Telling the classes of all tasks '
+            "apart without knowing the task (class-incremental) is not what these methods are for."
+        )
+    sizes = sorted({len(task.classes) for task in sequence.tasks})
+    if wanted == "domain-incremental" and len(sizes) > 1:
+        raise ConfigError(
+            f"domain-incremental means one head for all tasks, but the tasks of {sequence.name!r} "
+            f"have different numbers of classes: {', '.join(map(str, sizes))}."
+        )
+    return replace(sequence, scenario=wanted)
+
+
+def _no_images(name: str, side: int, options: TaskOptions) -> None:
+    if options.image_size is not None:
+        raise ConfigError(
+            f"image_size={options.image_size} was given, but the images of {name} are used as "
+            f"they are ({side}×{side}); a model that needs larger ones enlarges them itself. "
+            "Leave image_size out."
+        )
+
+
+def _digits(argument: str, options: TaskOptions) -> TaskSequence:
+    if argument:
+        raise ConfigError(f"digits={argument}: digits come with scikit-learn and need no path.")
+    _no_images("digits", SIDE, options)
+    return TaskSequence("digits", digits(options), (1, SIDE, SIDE))
+
+
+def _permuted_digits(argument: str, options: TaskOptions) -> TaskSequence:
+    if argument and not argument.isdigit():
+        raise ConfigError(f"permuted-digits={argument}: expected the number of tasks.")
+    _no_images("permuted-digits", SIDE, options)
+    tasks = permuted_digits(int(argument or PERMUTATIONS), options)
+    return TaskSequence("permuted-digits", tasks, (1, SIDE, SIDE), "domain-incremental")
+
+
+# name: (how it is written, what makes the tasks from what stands behind the name)
+TASKS: dict[str, tuple[str, Loader]] = {
+    "digits": ("digits", _digits),
+    "permuted-digits": ("permuted-digits or permuted-digits=NUMBER", _permuted_digits),
+}
