@@ -1,0 +1,137 @@
+"""How far the engine is from the slow truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.borrowed import borrowed
+from retain.estimators.mas import SquaredNorm
+from retain.per_sample import PerSample, Score, sums_by_loop
+
+from .specimen import Specimen
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}
+# A gradient that is zero by mathematics is rounding noise; it is measured against this share of
+# the largest mean importance in the model.
+FLOOR = 1e-2
+
+
+class LogLikelihood:
+    """sₖ = log softmax(F(xₖ))[label], what the Fisher information of EWC squares."""
+
+    def target(self, output: Tensor, batch: Batch) -> Tensor:
+        """[n]: the label, wrapped into the number of outputs."""
+        assert batch.labels is not None
+        return batch.labels.to(output.device) % output[0].numel()
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """[n]: one log-likelihood per sample."""
+        return output.reshape(len(output), -1).log_softmax(1).gather(1, target[:, None]).squeeze(1)
+
+
+SCORES: dict[int, Score] = {1: SquaredNorm(), 2: LogLikelihood()}
+
+
+@dataclass(frozen=True)
+class Centred:
+    """F(x) minus its mean over some other data, as an `output=` that a user might give.
+
+    Otherwise a bias near the output gives every sample's gradient the same sign, and then a sum
+    of absolute values cannot be told from the absolute value of a sum.
+    """
+
+    pick: Callable[[Any], Tensor]
+    centre: Tensor  # [classes], or a number when F(x) is one number per sample
+
+    @classmethod
+    def on(cls, specimen: Specimen, model: nn.Module, dtype: torch.dtype) -> Centred:
+        """The specimen's own output, centred on a batch that no test uses."""
+        with borrowed(model), torch.no_grad():
+            out = specimen.output(specimen.batch(None, dtype, seed=2).call(model))
+        return cls(specimen.output, out.flatten(0, -2).mean(0) if out.ndim > 1 else out.mean())
+
+    def __call__(self, returned: Any) -> Tensor:
+        """[n, …]."""
+        return self.pick(returned) - self.centre
+
+
+@dataclass
+class Watched:
+    """A model of the zoo with an engine on it; `engine` and `truth` answer for the same batch."""
+
+    specimen: Specimen
+    dtype: torch.dtype = torch.float64
+    power: int = 1
+    score: Score | None = None
+    check: bool = True
+    model: nn.Module = field(init=False)
+    per_sample: PerSample = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = self.specimen.model(self.dtype)
+        self.output = Centred.on(self.specimen, self.model, self.dtype)
+        self.score = self.score or SCORES[self.power]
+        self.parameters = self.specimen.parameters(self.model)
+        self.per_sample = PerSample(
+            self.model, self.parameters, self.score,
+            power=self.power, output=self.output, check=self.check,
+        )  # fmt: skip
+
+    def engine(self, batch: Batch) -> dict[str, Tensor]:
+        """Σₖ|gₖ|ᵖ by the engine."""
+        with borrowed(self.model):
+            return {name: t.clone() for name, t in self.per_sample(batch).items()}
+
+    def truth(self, batch: Batch) -> dict[str, Tensor]:
+        """Σₖ|gₖ|ᵖ, one sample at a time."""
+        with borrowed(self.model):
+            with torch.no_grad():
+                out = self.output(batch.call(self.model))
+            return sums_by_loop(
+                self.model, batch, self.parameters, self.score,
+                power=self.power, output=self.output,
+                target=self.score.target(out, batch),
+            )  # fmt: skip
+
+    def errors(self, batch: Batch) -> dict[str, float]:
+        """Relative ℓ2 error of every parameter on this batch."""
+        return relative_errors(self.engine(batch), self.truth(batch), self.specimen)
+
+    def complaint(self, batch: Batch) -> str:
+        """What is wrong on this batch, parameter by parameter; empty when all is exact."""
+        tolerance = TOLERANCE[self.dtype]
+        wrong = {name: e for name, e in self.errors(batch).items() if not e <= tolerance}
+        lines = [
+            f"  {name}: {error:.2e} by {self.per_sample.routes.get(name, 'no route')!r}"
+            for name, error in wrong.items()
+        ]
+        head = f"{self.specimen.name}, {self.dtype}, power {self.power}, n = {batch.samples}:"
+        return "\n".join([head, *lines]) if lines else ""
+
+
+def relative_errors(
+    found: Mapping[str, Tensor], truth: Mapping[str, Tensor], specimen: Specimen
+) -> dict[str, float]:
+    """‖found − truth‖ / ‖truth‖ per parameter; infinite where one is missing or misshapen."""
+    largest = max(float(t.mean()) for t in truth.values() if t.numel())
+    return {
+        name: _relative(found.get(name), t, FLOOR * largest if specimen.is_vanishing(name) else 0.0)
+        for name, t in truth.items()
+    }
+
+
+def _relative(found: Tensor | None, truth: Tensor, floor: float) -> float:
+    if found is None or found.shape != truth.shape or found.dtype != truth.dtype:
+        return math.inf
+    difference = float((found - truth).double().norm())
+    size = max(float(truth.double().norm()), floor * math.sqrt(truth.numel()))
+    if difference == 0:
+        return 0.0
+    return difference / size if size else math.inf
