@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
 from retain.tasks.digits import PERMUTATIONS, SIDE, digits, permuted_digits
+from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
 from retain.tasks.options import TaskOptions
 from retain.tasks.task import Scenario, TaskSequence
+from retain.tasks.whole import tasks_by_classes
 
 Loader = Callable[[str, TaskOptions], TaskSequence]
 SCENARIOS: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
@@ -103,8 +106,22 @@ def _permuted_digits(argument: str, options: TaskOptions) -> TaskSequence:
     return TaskSequence("permuted-digits", tasks, (1, SIDE, SIDE), "domain-incremental")
 
 
+def _idx(data: IdxSet) -> Loader:
+    def load(argument: str, options: TaskOptions) -> TaskSequence:
+        if not argument:
+            raise ConfigError(f"{data.name} needs the folder of its files: {data.name}=ROOT.")
+        whole = read_set(data, Path(argument).expanduser())
+        shape = tuple(whole.train[0].shape[1:])
+        _no_images(data.name, shape[-1], options)
+        return TaskSequence(data.name, tasks_by_classes(whole, options), shape)
+
+    return load
+
+
 # name: (how it is written, what makes the tasks from what stands behind the name)
 TASKS: dict[str, tuple[str, Loader]] = {
     "digits": ("digits", _digits),
     "permuted-digits": ("permuted-digits or permuted-digits=NUMBER", _permuted_digits),
+    "fashion-mnist": ("fashion-mnist=ROOT", _idx(FASHION_MNIST)),
+    "mnist": ("mnist=ROOT", _idx(MNIST)),
 }
