@@ -1,0 +1,52 @@
+"""The report: tables, a sentence and a page with pictures, made from results.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["summary", "table", "write"]
+
+
+def write(results: Mapping[str, Any] | Path | str, out: Path | str | None = None) -> list[Path]:
+    """The files that were written into `out`: report.html, then the figures as SVG and PNG.
+
+    `results` is a results.json, the folder that holds it, or its content; `out` is a folder, by
+    default the one that holds results.json.
+
+    Raises:
+        FileError: results.json is missing, truncated, from a newer schema or does not hold what
+            its schema promises, or `out` cannot be written to.
+        MissingExtraError: matplotlib or jinja2 is not installed.
+    """
+    from retain.report.page import written
+
+    return written(results, out)
+
+
+def table(results: Mapping[str, Any] | Path | str) -> Table:
+    """A table for the terminal: final accuracy and forgetting, mean ± sd over seeds, per method.
+
+    Raises:
+        FileError: as `write`.
+    """
+    from retain.report.headline import in_terminal
+    from retain.report.reading import read
+
+    return in_terminal(read(results))
+
+
+def summary(results: Mapping[str, Any] | Path | str) -> str:
+    """How much was forgotten, in plain language: "MAS forgot 0.6 points on average; …".
+
+    Raises:
+        FileError: as `write`.
+    """
+    from retain.report.reading import read
+    from retain.report.words import summed_up
+
+    return summed_up(read(results))

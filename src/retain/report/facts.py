@@ -1,0 +1,160 @@
+"""What was run, on what, with which versions and seeds: the words around the numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retain.report.naming import METHODS, method_name, number
+from retain.report.results import Results, Run
+from retain.report.words import many
+
+STUDIES = {
+    "table2": "Table 2: two tasks in a row",
+    "table3": "Table 3: which data Ω is computed on",
+    "sequence": "The long sequence",
+    "memory": "What each method keeps",
+    "adaptation": "Adapting Ω to what is used",
+}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that has to be known before any number is read."""
+
+    label: str
+    text: str
+
+
+def title(results: Results) -> str:
+    """The title that was asked for, else the study's, else the methods and the tasks."""
+    config = results.config
+    if config.get("title"):
+        return str(config["title"])
+    if config.get("study") in STUDIES:
+        return STUDIES[config["study"]]
+    names = list(dict.fromkeys(run.method for run in results.runs)) or config.get("methods") or []
+    known = [method_name(name) for name in (*METHODS, *names) if name in names]
+    said = list(dict.fromkeys(known))
+    first = f"{len(said)} methods" if len(said) > 3 else " and ".join(said) or "Nothing yet"
+    return f"{first} on {_tasks(config.get('tasks'))}"
+
+
+def notices(results: Results) -> list[Notice]:
+    """Quick runs, stand-in data, and runs that are not finished."""
+    config, said = results.config, []
+    if config.get("sample"):
+        said.append(
+            Notice(
+                "SAMPLE.",
+                "This page shows what a report looks like. Its numbers are "
+                f"{config['sample']}, not a result of yours.",
+            )
+        )
+    if config.get("quick"):
+        said.append(
+            Notice(
+                "Quick run.",
+                "A reduced version, to see that everything works. "
+                "Its numbers say little about the full protocol.",
+            )
+        )
+    if config.get("stand_in"):
+        said.append(
+            Notice(
+                "Stand-in data.",
+                f"Run on {_tasks(config['stand_in'])} in place of the "
+                "paper's data sets. Not comparable with the paper's numbers.",
+            )
+        )
+    running, failed = results.with_status("running"), results.with_status("failed")
+    if running:
+        said.append(
+            Notice(
+                "Not finished.",
+                f"{many(len(running), 'run')} of {len(results.runs)} "
+                "still had tasks to learn when this page was made; only finished runs "
+                "are averaged.",
+            )
+        )
+    if failed:
+        said.append(
+            Notice(
+                "Failed.",
+                f"{many(len(failed), 'run')} of {len(results.runs)} failed; "
+                "what they said is at the end of this page.",
+            )
+        )
+    return said
+
+
+def corner(results: Results) -> str:
+    """The notices that a picture must carry when it leaves the page."""
+    config = results.config
+    marks = {"sample": "sample", "quick": "quick run", "stand_in": "stand-in data"}
+    return ", ".join(mark for key, mark in marks.items() if config.get(key))
+
+
+def facts(results: Results) -> list[tuple[str, str]]:
+    """Name and value of what was asked for and what it ran with; unknown things are left out."""
+    config = results.config
+    optimizer = {"sgd": "SGD", "adam": "Adam"}.get(str(config.get("optimizer")))
+    training = [
+        optimizer or config.get("optimizer"),
+        f"learning rate {number(config['lr'])}" if _is_number(config.get("lr")) else None,
+        _counted(config.get("epochs"), "epoch"),
+        f"batches of {config['batch_size']}" if config.get("batch_size") else None,
+    ]
+    seeds = sorted({run.seed for run in results.runs}) or config.get("seeds") or []
+    given = [
+        ("Tasks", _tasks(config.get("tasks"))),
+        ("Scenario", str(config.get("scenario") or "").capitalize()),
+        ("Model", str(config.get("model") or "") + _weights(config)),
+        ("Training", ", ".join(str(part) for part in training if part)),
+        ("Strength λ", _strengths(results.runs)),
+        ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})" if seeds else ""),
+        ("Device", str(config.get("device") or "")),
+        ("Versions", ", ".join(f"{n} {v}" for n, v in results.versions.items())),
+    ]
+    return [(name, value) for name, value in given if value]
+
+
+def listing(results: Results) -> str:
+    """The whole config as JSON."""
+    return json.dumps(results.config, indent=2, ensure_ascii=False, default=str)
+
+
+def run_name(run: Run) -> str:
+    """A run by its method, λ, seed and tasks."""
+    parts = [method_name(run.method)]
+    parts += [f"λ = {number(run.strength)}"] if run.strength is not None else []
+    parts += [f"seed {run.seed}", f"after {run.learned} of {many(len(run.tasks), 'task')}"]
+    return ", ".join(parts)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _counted(value: Any, noun: str) -> str | None:
+    return many(value, noun) if isinstance(value, int) else str(value) if value else None
+
+
+def _tasks(spec: Any) -> str:
+    return str(spec) if spec else "these tasks"
+
+
+def _weights(config: Mapping[str, Any]) -> str:
+    return f", weights: {config['weights']}" if config.get("weights") else ""
+
+
+def _strengths(runs: tuple[Run, ...]) -> str:
+    """Per method the λ that were used, and whether they were searched for."""
+    used: dict[str, dict[str, None]] = {}
+    for run in runs:
+        if run.strength is not None:
+            said = number(run.strength) + (" (searched)" if run.search else "")
+            used.setdefault(run.method, {})[said] = None
+    return "; ".join(f"{method_name(method)} {', '.join(s)}" for method, s in used.items())

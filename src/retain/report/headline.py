@@ -1,0 +1,135 @@
+"""The table that says how it ended: each method's final accuracy and what it forgot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from retain.report.grid import Cell, Grid
+from retain.report.naming import BOUNDS
+from retain.report.results import Results, Sequence, Variant
+from retain.report.words import many, percent, seconds, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# measure, column, and which end of it is the good one
+SHOWN: tuple[tuple[str, str, Callable[..., float]], ...] = (
+    ("average_accuracy", "Final accuracy, %", max),
+    ("average_forgetting", "Forgetting, points", min),
+    ("plasticity", "Accuracy when learned, %", max),
+)
+
+
+def headline(sequence: Sequence) -> Grid:
+    """One row a variant: final accuracy, forgetting and plasticity, mean ± sd over seeds."""
+    best = {name: _best(sequence, name, pick) for name, _, pick in SHOWN}
+    rows = tuple(_row(variant, best) for variant in sequence.variants)
+    seeds = sorted({len(variant.done) for variant in sequence.variants if variant.done})
+    return Grid(
+        title=f"Final accuracy and forgetting: {sequence.name}",
+        columns=("Method", *(column for _, column, _ in SHOWN), "Seeds"),
+        rows=rows,
+        caption=_caption(sequence, seeds),
+        sortable=True,
+    )
+
+
+def _caption(sequence: Sequence, seeds: list[int]) -> str:
+    tasks = many(len(sequence.tasks), "task")
+    if not seeds:
+        return f"No run over {tasks} is finished yet."
+    over = f"{many(seeds[-1], 'seed')}, mean ± standard deviation"
+    if seeds[-1] == 1:
+        over = "n = 1 seed, so no spread can be given"
+    elif len(seeds) > 1:
+        over += "; the last column says where there are fewer"
+    return (
+        f"After the last of {tasks}: {over}. Forgetting is how far an earlier task's accuracy fell "
+        "from its best, averaged over all tasks but the last. Bold: the best of each column, the "
+        "bounds FineTune and Joint aside."
+    )
+
+
+def _best(sequence: Sequence, name: str, pick: Callable[..., float]) -> float | None:
+    rivals = [v.measure(name) for v in sequence.variants if v.method not in BOUNDS]
+    means = [value.mean for value in rivals if value]
+    return pick(means) if len(means) > 1 else None
+
+
+def _row(variant: Variant, best: dict[str, float | None]) -> tuple[Cell, ...]:
+    cells = [Cell(variant.label)]
+    for name, _, _ in SHOWN:
+        value = variant.measure(name)
+        is_best = value is not None and value.mean == best[name] and variant.method not in BOUNDS
+        mean = value.mean if value else None
+        cells.append(Cell(percent(value), mean, "best" if is_best else "" if value else "quiet"))
+    return (*cells, _seeds(variant))
+
+
+def _seeds(variant: Variant) -> Cell:
+    """How many seeds stand behind the row, and what became of the others."""
+    said = [str(len(variant.done))] if variant.done else []
+    failed = sum(run.status == "failed" for run in variant.runs)
+    running = [run for run in variant.runs if run.status == "running"]
+    if failed:
+        said.append(f"{failed} failed")
+    if running:
+        at = (
+            f" ({running[0].learned} of {len(running[0].tasks)} tasks)" if len(running) == 1 else ""
+        )
+        said.append(f"{len(running)} running{at}")
+    return Cell(", ".join(said), len(variant.done), "bad" if failed else "")
+
+
+def cost(sequence: Sequence) -> Grid | None:
+    """One row a variant: seconds by kind of work and bytes kept; None when nothing is known."""
+    kinds = ("train_seconds", "importance_seconds", "evaluation_seconds")
+    rows = []
+    for variant in sequence.variants:
+        spent = [variant.measure(kind) for kind in kinds]
+        kept = [sum(run.memory[-1].values()) for run in variant.done if run.memory]
+        if not any(spent) and not kept:
+            continue
+        cells = [Cell(seconds(s.mean), s.mean) if s else Cell("–", None, "quiet") for s in spent]
+        bytes_kept = Cell(size(max(kept)), max(kept)) if kept else Cell("–", None, "quiet")
+        rows.append((Cell(variant.label), *cells, bytes_kept))
+    if not rows:
+        return None
+    return Grid(
+        title=f"Time and memory: {sequence.name}",
+        columns=("Method", "Training", "Importance", "Evaluation", "Kept at the end"),
+        rows=tuple(rows),
+        caption="Time of one run, mean over seeds. Kept: everything that must be in memory or on "
+        "disk for the next task, the network itself included.",
+        sortable=True,
+    )
+
+
+def in_terminal(results: Results) -> Table:
+    """The headline tables of all sequences as one rich table."""
+    from rich.table import Table
+
+    several = len(results.sequences) > 1
+    grids = [headline(sequence) for sequence in results.sequences]
+    table = Table(title=str(results.config.get("title") or "") or None, caption_justify="left")
+    table.caption = grids[0].caption.split(" Bold:")[0] if grids else "Nothing was run yet."
+    for place, column in enumerate((*(["Tasks"] if several else []), *_columns(grids))):
+        table.add_column(column, justify="left" if place <= several else "right")
+    for sequence, grid in zip(results.sequences, grids):
+        table.add_section()
+        for place, row in enumerate(grid.rows):
+            tasks = [sequence.name if place == 0 else ""] if several else []
+            table.add_row(*tasks, *(_styled(cell) for cell in row))
+    return table
+
+
+def _columns(grids: list[Grid]) -> tuple[str, ...]:
+    return grids[0].columns if grids else ()
+
+
+def _styled(cell: Cell) -> str:
+    from rich.markup import escape
+
+    style = {"best": "bold", "quiet": "dim", "bad": "red"}.get(cell.mark)
+    return f"[{style}]{escape(cell.text)}[/{style}]" if style else escape(cell.text)

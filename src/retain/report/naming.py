@@ -1,0 +1,78 @@
+"""What methods, variants and tasks are called, and the order in which they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from retain.report.results import Run, Sequence, Variant
+
+# In the order of the paper's tables, the two bounds first.
+METHODS = {
+    "finetune": "FineTune",
+    "joint": "Joint",
+    "lwf": "LwF",
+    "ebll": "EBLL",
+    "imm-mean": "IMM (mean)",
+    "imm-mode": "IMM (mode)",
+    "ewc": "EWC",
+    "online-ewc": "Online EWC",
+    "si": "SI",
+    "mas": "MAS",
+    "local-mas": "l-MAS",
+}
+BOUNDS = ("finetune", "joint")  # the lower and the upper one: never marked as best
+
+
+def method_name(method: str) -> str:
+    """The name that the paper uses, or the method's own where the paper has none."""
+    return METHODS.get(method, method)
+
+
+def number(value: float) -> str:
+    """A strength as people write it: 0.01, 1, 400, 1e+06."""
+    return f"{value:.4g}"
+
+
+def in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:
+    """The runs by their tasks, and in each sequence by what differs beside the seed."""
+    by_tasks: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        by_tasks.setdefault(run.tasks, []).append(run)
+    return tuple(Sequence(tasks, _variants(own)) for tasks, own in by_tasks.items())
+
+
+def _variants(runs: list[Run]) -> tuple[Variant, ...]:
+    order = {method: place for place, method in enumerate(METHODS)}
+    groups: dict[tuple[str, str | None, str | None, str], list[Run]] = {}
+    for run in runs:
+        key = (run.method, run.importance_on, run.form, _strength(run))
+        groups.setdefault(key, []).append(run)
+    keys = sorted(
+        groups,
+        key=lambda key: (order.get(key[0], len(order)), key[0], key[2] or ""),
+    )
+    return tuple(Variant(key[0], _label(key, keys), tuple(groups[key])) for key in keys)
+
+
+def _strength(run: Run) -> str:
+    """λ as asked for: one that was searched for may differ between seeds, and is one variant."""
+    if run.search:
+        return "auto"
+    return "" if run.strength is None else number(run.strength)
+
+
+def _label(
+    key: tuple[str, str | None, str | None, str],
+    keys: list[tuple[str, str | None, str | None, str]],
+) -> str:
+    """The method's name, and only what tells it from the same method's other variants."""
+    method, importance_on, form, strength = key
+    others = [other for other in keys if other[0] == method]
+    parts = [method_name(method)]
+    if importance_on and len({other[1] for other in others}) > 1:
+        parts.append(f"Ω on {importance_on}")
+    if form and len({other[2] for other in others}) > 1:
+        parts.append(form)
+    if strength and len({other[3] for other in others}) > 1:
+        parts.append(f"λ = {strength}")
+    return ", ".join(parts)

@@ -1,0 +1,101 @@
+"""The page: sections put into a template, every picture inside it and beside it as files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retain.errors import FileError, InputError
+from retain.extras import needs
+from retain.report import facts
+from retain.report.figures.picture import NARROW, Picture
+from retain.report.figures.style import COLOURS, styled
+from retain.report.figures.svg import inline, save
+from retain.report.reading import read
+from retain.report.results import Results
+from retain.report.sections import sections
+from retain.report.words import summed_up
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture as the template wants it: an `<svg>` for each width."""
+
+    id: str
+    caption: str
+    small: bool
+    drawn: tuple[str, ...]
+
+
+def written(results: Mapping[str, Any] | Path | str, out: Path | str | None) -> list[Path]:
+    """See `retain.report.write`."""
+    folder = _folder(results, out)
+    content = read(results)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        page, files = rendered(content, folder / "figures")
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            f"The report cannot be written into {folder}: {error.strerror or error}. "
+            "Give a folder that can be written to."
+        ) from error
+    return [folder / "report.html", *files]
+
+
+def _folder(results: Mapping[str, Any] | Path | str, out: Path | str | None) -> Path:
+    if out is not None:
+        return Path(out)
+    if isinstance(results, Mapping):
+        raise InputError("Results given as a dict lie in no folder; say where to write with out=.")
+    return Path(results) if Path(results).is_dir() else Path(results).parent
+
+
+def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
+    """The page as HTML, and the picture files that were written into the folder `figures`."""
+    jinja2 = needs("jinja2")
+    files: list[Path] = []
+    shown = []
+    for section in sections(results):
+        parts = []
+        for part in section.parts:
+            drawn = []
+            for picture in part.pictures:
+                files += _saved(picture, figures, facts.corner(results))
+                drawn.append(_drawn(picture))
+            parts.append({**_fields(part), "pictures": drawn})
+        shown.append({**_fields(section), "parts": parts})
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("retain.report"), autoescape=True, trim_blocks=True
+    )
+    page: str = environment.get_template("page.html").render(
+        title=facts.title(results),
+        summary=summed_up(results),
+        notices=facts.notices(results),
+        facts=facts.facts(results),
+        sections=shown,
+        colours=COLOURS,
+        source=Path(results.source).name,
+    )
+    return page, files
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _saved(picture: Picture, folder: Path, note: str) -> list[Path]:
+    with styled():
+        return save(picture.draw(picture.widths[0]), folder / picture.name, note)
+
+
+def _drawn(picture: Picture) -> Drawn:
+    with styled():
+        drawn = tuple(
+            inline(picture.draw(width), f"{picture.name}-{width}", picture.description)
+            for width in picture.widths
+        )
+    return Drawn(picture.name, picture.caption, picture.widths == (NARROW,), drawn)

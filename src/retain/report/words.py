@@ -1,0 +1,111 @@
+"""Numbers as people read them, and the sentence that says how it went."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from retain.report.naming import BOUNDS, method_name
+from retain.report.results import Results, Sequence, Spread
+
+
+def percent(value: Spread | None, digits: int = 2) -> str:
+    """A fraction over seeds in percent or points: `99.10 ± 0.21`, or `99.10` for one seed."""
+    if value is None:
+        return "–"
+    # Adding 0.0 turns a rounded −0.00 into 0.00.
+    mean = round(100 * value.mean, digits) + 0.0
+    shown = f"{mean:.{digits}f}".replace("-", "−")
+    return shown if value.sd is None else f"{shown} ± {100 * value.sd:.{digits}f}"
+
+
+def seconds(value: float) -> str:
+    """A duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """A number of bytes: `512 B`, `1.5 kB`, `229 MB`."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count, units = count / 1000, units[1:]
+    return f"{count:.3g} {units[0]}"
+
+
+def many(count: int, noun: str) -> str:
+    """A count with its noun: `1 seed`, `3 seeds`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def summed_up(results: Results) -> str:
+    """How much was forgotten, in a sentence or two: "MAS forgot 0.6 points on average; …"."""
+    parts = [_unfinished(results)]
+    forgotten = _forgotten(results.sequences)
+    if forgotten:
+        hero = "mas" if "mas" in forgotten else _least(forgotten)
+        parts.append(_compared(hero, forgotten, results))
+        parts.append(_least_of_many(hero, forgotten))
+    elif results.with_status("done"):
+        parts.append("With a single task there is nothing to forget.")
+    return " ".join(part for part in parts if part)
+
+
+def _forgotten(sequences: tuple[Sequence, ...]) -> dict[str, float]:
+    """Average forgetting by method, over the sequences; only methods that finished them all."""
+    each: dict[str, list[float]] = {}
+    for sequence in sequences:
+        for method, variant in sequence.best_by_method().items():
+            value = variant.measure("average_forgetting")
+            each.setdefault(method, []).extend([value.mean] if value else [])
+    return {method: fmean(means) for method, means in each.items() if len(means) == len(sequences)}
+
+
+def _least(forgotten: dict[str, float]) -> str:
+    candidates = [method for method in forgotten if method not in BOUNDS] or list(forgotten)
+    return min(candidates, key=lambda method: forgotten[method])
+
+
+def _points(value: float) -> str:
+    return f"{abs(round(100 * value, 1)):.1f}"
+
+
+def _compared(hero: str, forgotten: dict[str, float], results: Results) -> str:
+    verb = "gained" if round(100 * forgotten[hero], 1) < 0 else "forgot"
+    points = _points(forgotten[hero])
+    sentence = f"{method_name(hero)} {verb} {points} {'point' if points == '1.0' else 'points'}"
+    over = len(results.sequences)
+    sentence += f" on average over {over} sequences" if over > 1 else " on average"
+    others = [method for method in forgotten if method != hero and method not in BOUNDS]
+    rival = "finetune" if "finetune" in forgotten and hero != "finetune" else None
+    rival = rival or max(others, key=lambda method: forgotten[method], default=None)
+    if rival is None:
+        return sentence + "."
+    gained = " gained" if round(100 * forgotten[rival], 1) < 0 < forgotten[hero] else ""
+    return f"{sentence}; {method_name(rival)}{gained} {_points(forgotten[rival])}."
+
+
+def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:
+    candidates = [method for method in forgotten if method not in BOUNDS]
+    least = _least(forgotten)
+    if len(candidates) < 3:
+        return ""
+    if least == hero:
+        return f"No other of the {len(candidates)} methods forgot less."
+    return f"Of {len(candidates)} methods, {method_name(least)} forgot least."
+
+
+def _unfinished(results: Results) -> str:
+    done, runs = len(results.with_status("done")), len(results.runs)
+    failed = len(results.with_status("failed"))
+    if not runs:
+        return "Nothing was run yet."
+    if done == runs:
+        return ""
+    said = f"{done} of {many(runs, 'run')} finished" if done else "No run finished"
+    return f"{said}, {failed} failed." if failed else f"{said} so far."
