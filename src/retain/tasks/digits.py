@@ -47,9 +47,7 @@ def permuted_digits(count: int, options: TaskOptions) -> tuple[Task, ...]:
         )
         name = f"permutation {number}" if number else "as written"
         task = Task(name, data.classes, train, test)
-        if options.val_fraction:
-            task = task.with_validation(options.val_fraction, seed=options.seed)
-        tasks.append(task)
+        tasks.append(task.with_validation(options.val_fraction, seed=options.seed))
     return tuple(tasks)
 
 

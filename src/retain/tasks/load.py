@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,21 +11,30 @@ from typing import Any
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
 from retain.tasks.digits import PERMUTATIONS, SIDE, digits, permuted_digits
+from retain.tasks.folders import USAGE, folder_tasks
 from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
+from retain.tasks.images import Progress
 from retain.tasks.options import TaskOptions
 from retain.tasks.task import Scenario, TaskSequence
 from retain.tasks.whole import tasks_by_classes
 
-Loader = Callable[[str, TaskOptions], TaskSequence]
+Loader = Callable[[str, TaskOptions, Progress | None], TaskSequence]
 SCENARIOS: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
 
 
-def load_tasks(spec: str, options: TaskOptions | None = None, **given: Any) -> TaskSequence:
-    """The tasks that `spec` names.
+def load_tasks(
+    spec: str,
+    options: TaskOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **given: Any,
+) -> TaskSequence:
+    """The tasks that `spec` names; a warning tells of each of their `notes`.
 
     Args:
         spec: a name from `TASKS`, with what it needs behind it (see there).
         options: how they are made; `TaskOptions()` by default.
+        progress: called while image files are read, with what is read, how many, and of how many.
         **given: single options by name, which win over `options`.
 
     Raises:
@@ -41,7 +51,9 @@ def load_tasks(spec: str, options: TaskOptions | None = None, **given: Any) -> T
     usage, loader = TASKS[name]
     if found and not argument:
         raise ConfigError(f"Nothing stands behind {name!r} in {spec!r}; expected {usage}.")
-    sequence = loader(argument, options)
+    sequence = loader(argument, options, progress)
+    for note in sequence.notes:
+        warnings.warn(note, stacklevel=2)
     return _in_scenario(replace(sequence, name=spec), options.scenario)
 
 
@@ -91,14 +103,14 @@ def _no_images(name: str, side: int, options: TaskOptions) -> None:
         )
 
 
-def _digits(argument: str, options: TaskOptions) -> TaskSequence:
+def _digits(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequence:
     if argument:
         raise ConfigError(f"digits={argument}: digits come with scikit-learn and need no path.")
     _no_images("digits", SIDE, options)
     return TaskSequence("digits", digits(options), (1, SIDE, SIDE))
 
 
-def _permuted_digits(argument: str, options: TaskOptions) -> TaskSequence:
+def _permuted_digits(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequence:
     if argument and not argument.isdigit():
         raise ConfigError(f"permuted-digits={argument}: expected the number of tasks.")
     _no_images("permuted-digits", SIDE, options)
@@ -107,7 +119,7 @@ def _permuted_digits(argument: str, options: TaskOptions) -> TaskSequence:
 
 
 def _idx(data: IdxSet) -> Loader:
-    def load(argument: str, options: TaskOptions) -> TaskSequence:
+    def load(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequence:
         if not argument:
             raise ConfigError(f"{data.name} needs the folder of its files: {data.name}=ROOT.")
         whole = read_set(data, Path(argument).expanduser())
@@ -124,4 +136,5 @@ TASKS: dict[str, tuple[str, Loader]] = {
     "permuted-digits": ("permuted-digits or permuted-digits=NUMBER", _permuted_digits),
     "fashion-mnist": ("fashion-mnist=ROOT", _idx(FASHION_MNIST)),
     "mnist": ("mnist=ROOT", _idx(MNIST)),
+    "folders": (USAGE, folder_tasks),
 }

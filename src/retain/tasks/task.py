@@ -72,10 +72,12 @@ class Task:
     def with_validation(self, fraction: float, *, seed: int = 0) -> Task:
         """The task with a validation split: its own, or `fraction` of each class cut from train.
 
+        A fraction of 0 leaves the task as it is.
+
         Raises:
             ConfigError: the training split is too small to give and keep examples of each class.
         """
-        if self.val is not None:
+        if self.val is not None or fraction == 0:
             return self
         kept, out = held_out(self.train.labels, fraction, seed=seed)
         for what, part in (("leaves", kept), ("takes", out)):

@@ -44,6 +44,4 @@ def _one_task(data: WholeSet, group: list[int], options: TaskOptions) -> Task:
         splits.append(some_examples(inputs[indices], renamed, options))
     train, test = splits
     task = Task("-".join(names), names, train, test)
-    if options.val_fraction:
-        return task.with_validation(options.val_fraction, seed=options.seed)
-    return task
+    return task.with_validation(options.val_fraction, seed=options.seed)
