@@ -3,11 +3,12 @@ import warnings
 
 import pytest
 import torch
-from image_folders import picture, write_folder
 from PIL import Image
 
 from retain.errors import ConfigError, FileError
 from retain.tasks import load_tasks
+
+from .image_folders import picture, write_folder
 
 
 def refused(spec, *, match, error=FileError, **options):

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from image_folders import write_folder
 
 from retain.errors import FileError, InputError
 from retain.tasks import load_tasks
 from retain.tasks.crops import IMAGENET_MEAN, IMAGENET_STD, Crops, normalised
+
+from .image_folders import write_folder
 
 
 def examples(root, **options):
