@@ -1,29 +1,25 @@
-"""Optional packages, imported where they are used."""
+"""Optional dependencies: imported when needed, with an error that says how to get them."""
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from retain.errors import MissingExtraError
 
 
-def needs(module: str, extra: str = "study") -> ModuleType:
-    """The module of that name.
-
-    Args:
-        module: its full name, such as "matplotlib.pyplot".
-        extra: the extra of `retain` that installs it.
+def needs(package: str, extra: str = "study") -> Any:
+    """The module `package`, such as `"matplotlib.pyplot"`.
 
     Raises:
-        MissingExtraError: it is not installed; the message says how to install it.
+        MissingExtraError: it is not installed; the message names the extra of `retain` that has it.
     """
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise
+        if error.name is None or not f"{package}.".startswith(f"{error.name}."):
+            raise  # it is there, but something that it needs itself is not
         raise MissingExtraError(
-            f'This needs {package}, which is not installed: pip install "retain[{extra}]"'
+            f"This needs {package.partition('.')[0]}, which is not installed. "
+            f'Install it with: pip install "retain[{extra}]"'
         ) from error

@@ -1,0 +1,149 @@
+"""Importance: how much each weight matters, as a mapping from its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from retain import files
+from retain.errors import FileError, InputError
+from retain.summary import Summary
+
+
+class Importance(Mapping[str, Tensor]):
+    """Parameter name -> Ω, the mean over `samples` samples, shaped like the parameter.
+
+    Attributes:
+        samples: how many samples the means are over; for a sum over tasks, how many in all.
+        routes: parameter name -> how its gradients were obtained ("linear", "loop", …), if known.
+    """
+
+    def __init__(
+        self, means: Mapping[str, Tensor], samples: int, routes: Mapping[str, str] | None = None
+    ) -> None:
+        self._means = dict(means)
+        self.samples = int(samples)
+        self.routes = dict(routes or {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._means[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._means)
+
+    def __len__(self) -> int:
+        return len(self._means)
+
+    def __repr__(self) -> str:
+        weights = sum(omega.numel() for omega in self.values())
+        return f"Importance({len(self)} parameters, {weights:,} weights, {self.samples:,} samples)"
+
+    def __add__(self, other: Importance) -> Importance:
+        """The sum over tasks (MAS): Ω of both where both have it; `samples` are added as well.
+
+        A parameter that only one of them knows, such as a later head, keeps what it has.
+
+        Raises:
+            InputError: the same name with two shapes.
+        """
+        if not isinstance(other, Importance):
+            return NotImplemented
+        _refuse_misshapen([self, other])
+        total = {**self, **other}
+        for name in self.keys() & other.keys():
+            # Ω = Σ_tasks Ω_task
+            total[name] = self[name] + other[name].to(self[name])
+        return Importance(total, self.samples + other.samples, {**self.routes, **other.routes})
+
+    @classmethod
+    def pool(cls, parts: Iterable[Importance]) -> Importance:
+        """The mean over all samples of all parts: shards, devices, days of one task.
+
+        Raises:
+            InputError: no parts, parts of different models, or parts without samples.
+        """
+        given = list(parts)
+        wrong = sorted({type(part).__name__ for part in given if not isinstance(part, Importance)})
+        if not given or wrong:
+            raise InputError(
+                f"Importance.pool got {', '.join(wrong) or 'nothing'}; expected some Importance."
+            )
+        every = {name for part in given for name in part}
+        partial = sorted(name for name in every if any(name not in part for part in given))
+        if partial:
+            raise InputError(
+                f"Only parts of one model can be pooled; some lack: {', '.join(partial)}. "
+                "For different tasks of a growing model, add them with +."
+            )
+        _refuse_misshapen(given)
+        samples = sum(part.samples for part in given)
+        if samples == 0:
+            raise InputError("Importance.pool got no samples: every part has samples=0.")
+        # Ω = Σᵢ nᵢ Ωᵢ / Σᵢ nᵢ
+        means = {
+            name: sum(
+                (part[name].to(omega) * (part.samples / samples) for part in given[1:]),
+                start=omega * (given[0].samples / samples),
+            )
+            for name, omega in given[0].items()
+        }
+        routes = {name: route for part in given for name, route in part.routes.items()}
+        return cls(means, samples, routes)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to `path`, a safetensors file keyed by parameter name.
+
+        Raises:
+            FileError: it cannot be written; what was there is untouched.
+        """
+        files.write(
+            path, "importance", self._means, {"samples": self.samples, "routes": self.routes}
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """What `save` wrote to `path`, on the CPU.
+
+        Raises:
+            FileError: missing, truncated, foreign, or from a newer version.
+        """
+        tensors, header = files.read(path, "importance")
+        try:
+            return cls(tensors, int(header["samples"]), dict(header["routes"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path} has a damaged header: {error!r}.") from error
+
+    def to(self, device: torch.device | str) -> Importance:
+        """The same on another device."""
+        means = {name: omega.to(device) for name, omega in self.items()}
+        return Importance(means, self.samples, self.routes)
+
+    def summary(self) -> Summary:
+        """A table with a row per parameter: mean, share of the total, largest, route; print it."""
+        return Summary.of(self, self.samples, self.routes)
+
+    def plot(self, path: str | os.PathLike[str]) -> Path:
+        """Draw Ω by layer into `path` (the suffix says the format: .png, .svg, .pdf); returns it.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            InputError: there is nothing to draw, or a suffix that is not a picture's.
+        """
+        return self.summary().plot(path)
+
+
+def _refuse_misshapen(parts: list[Importance]) -> None:
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for part in parts:
+        for name, omega in part.items():
+            shapes.setdefault(name, set()).add(tuple(omega.shape))
+    wrong = [
+        f"{name} ({' and '.join(map(str, sorted(s)))})" for name, s in shapes.items() if len(s) > 1
+    ]
+    if wrong:
+        raise InputError(f"Not of the same model; shapes differ: {', '.join(wrong)}.")

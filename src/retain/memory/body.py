@@ -1,0 +1,413 @@
+"""What the user holds: Ω, θ*, and the verbs that make and use them."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Self
+
+from retain import files
+from retain.batches import Batch
+from retain.borrowed import borrowed
+from retain.errors import InputError, ModelError, StateError
+from retain.importance import Importance
+from retain.memory.attachment import Attachment, Follower
+from retain.memory.reading import batches_in, blaming, progress_of
+from retain.memory.running import Running
+from retain.memory.state import State
+from retain.memory.terms import Merge, Storage, Term, holds, merged
+from retain.outputs import OutputPicker
+from retain.parameters import Patterns, Selection, fingerprint, unwrapped
+from retain.penalty import Hold, Penalty
+
+
+class Estimator(Protocol):
+    """Sums over the samples of a batch, by parameter, and how each of them was obtained."""
+
+    routes: dict[str, str]
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums; they may be overwritten by the next call."""
+        ...
+
+
+class Memory:
+    """What MAS, LocalMAS, EWC and SI have in common: all but where Ω comes from.
+
+    Args:
+        model: the network, of any kind; nothing is put on it.
+        strength: λ, how hard the weights are held.
+        include: names or patterns of the parameters to protect; all by default.
+        exclude: names or patterns of parameters to leave free.
+        dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
+        device: where Ω and θ* are kept; by default with the weights.
+
+    Raises:
+        InputError: a strength that is negative or not finite, or patterns that match nothing.
+        ModelError: a model without trainable parameters.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal")
+    coefficient: ClassVar[float] = 1.0  # of λ Σ Ω (θ − θ*)²
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float = 1.0,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.model = unwrapped(model)
+        self.strength = strength
+        self.selection = Selection.of(include, exclude)
+        self.selection.trainable(self.model)
+        if dtype is not None and not dtype.is_floating_point:
+            raise InputError(f"dtype={dtype} cannot hold Ω and θ*; expected a floating type.")
+        self.storage = Storage(dtype, None if device is None else torch.device(device))
+        self._state = State()
+        self._routes: dict[str, str] = {}
+        self._made: tuple[dict[str, int], Estimator] | None = None
+        self._attachments: list[Attachment] = []
+        self._warned = False
+        self._output_is_lost = False
+
+    @property
+    def strength(self) -> float:
+        """λ, how hard the weights are held; may be set at any time."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, given: float) -> None:
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not number or not math.isfinite(given) or given < 0:
+            raise InputError(f"strength={given!r}; expected a finite number of at least 0.")
+        self._strength = float(given)
+
+    @property
+    def include(self) -> tuple[str, ...] | None:
+        """Names or patterns of the parameters to protect; None for all."""
+        return self.selection.include
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Names or patterns of parameters to leave free; may be set at any time."""
+        return self.selection.exclude
+
+    @exclude.setter
+    def exclude(self, given: Patterns) -> None:
+        self.selection = Selection.of(self.include, given)
+
+    @property
+    def tasks(self) -> int:
+        """How often it was consolidated."""
+        return self._state.tasks
+
+    # ---- from data to Ω ----
+
+    def observe(self, data: Any, *, max_samples: int | None = None, progress: bool = True) -> Self:
+        """This memory, with the samples of `data` added to what it has observed; no label is used.
+
+        The model is only borrowed: modes, buffers, gradients and random state are as before, also
+        when something fails, and then everything before the failing batch is kept.
+
+        Args:
+            data: an iterable of batches (a DataLoader, a list, a generator), or one tensor. A batch
+                is a tensor, a tuple or list (the first element is the input), or a dict of keyword
+                arguments.
+            max_samples: stop after this many.
+            progress: show a bar, if there is a terminal.
+
+        Raises:
+            InputError: no data, a batch that cannot be used, or an output that cannot.
+            NonFiniteError: NaN or infinity in outputs or gradients; says in which batch.
+            ModelError: the samples of a batch influence each other.
+            StateError: the model changed since the first sample; call `consolidate()` before that.
+        """
+        if max_samples is not None and max_samples < 1:
+            raise InputError(f"max_samples={max_samples}; expected at least 1, or None for all.")
+        if self._output_is_lost:
+            raise StateError(
+                "This memory was saved with output=…, a function that a file cannot hold. "
+                "Give it again: retain.load(path, model, output=…)."
+            )
+        parameters = self.selection.trainable(self.model)
+        running = self._state.running or Running()
+        _refuse_changed(running, parameters)
+        estimator = self._estimator(parameters)
+        wanted = math.inf if max_samples is None else running.samples + max_samples
+        number = 0
+        batches = batches_in(data, batch_dim=self._batch_dim)
+        device = next(iter(parameters.values())).device
+        with borrowed(self.model), progress_of(batches, wanted=progress) as advance:
+            for number, raw in enumerate(batches, 1):
+                with blaming(number, lambda: running.samples):
+                    batch = Batch.of(raw, batch_dim=self._batch_dim).to(device)
+                    if running.samples + batch.samples > wanted:
+                        batch = batch.take(0, int(wanted) - running.samples)
+                    running.add(estimator(batch), batch.samples)
+                    running.routes = dict(estimator.routes)
+                self._state = replace(self._state, running=running)
+                advance()
+                if running.samples >= wanted:
+                    break
+        if number == 0:
+            raise InputError(
+                "The data holds no batch. (A generator can be gone through only once: make a new "
+                "one, or pass a list.)"
+            )
+        return self
+
+    @property
+    def observed(self) -> Importance:
+        """What was observed since the last `consolidate()`; empty if nothing was."""
+        running = self._state.running
+        return running.mean() if running else Importance({}, 0)
+
+    def consolidate(self, merge: Merge = "sum") -> Self:
+        """This memory, with what was observed added to Ω and θ* set to the weights as they are now.
+
+        Args:
+            merge: "sum" (the paper: Ω ← Ω + Ω_new), "pool" (the mean over all samples), or a decay
+                γ in [0, 1) (Ω ← γΩ + Ω_new).
+
+        Raises:
+            StateError: nothing was observed.
+            InputError: another `merge`.
+            ModelError: the model no longer has the shapes that were observed or consolidated.
+        """
+        observed = self.observed
+        if not observed:
+            raise StateError(self._nothing_to_consolidate())
+        _refuse_changed(self._state.running, self.selection.matching(self.model))
+        holds(self.model, self.selection, self._state.terms)
+        self._state = State(
+            terms=self._joined(observed, merge),
+            samples=self._state.samples + observed.samples,
+            tasks=self._state.tasks + 1,
+        )
+        self._routes.update(observed.routes)
+        return self
+
+    @property
+    def importance(self) -> Importance:
+        """The consolidated Ω, over all tasks; empty before the first `consolidate()`."""
+        total: Importance = Importance({}, 0)
+        for term in self._state.terms:
+            total = total + Importance(term.importance, term.samples)
+        return Importance(total, self._state.samples, self._routes)
+
+    # ---- from Ω to protection ----
+
+    def penalty(self) -> Tensor:
+        """λ Σ Ω (θ − θ*)², a scalar with gradient, to be added to a loss.
+
+        Zero before anything was observed, with one warning. Not needed after `attach`, which would
+        count it a second time.
+
+        Raises:
+            StateError: something was observed but never consolidated.
+            ModelError: parameters with importance that are gone or have another shape.
+        """
+        held = self._held()
+        if not held:
+            p = next(iter(self.model.parameters()))
+            return torch.zeros((), dtype=p.dtype, device=p.device, requires_grad=True)
+        parameters = [p for p, _holds in held.values()]
+        every = [several for _p, several in held.values()]
+        total: Tensor = Penalty.apply(every, self._weight(), self._carried(), *parameters)
+        return total
+
+    def attach(self, optimizer: Optimizer, *, form: str = "gradient") -> Attachment:
+        """A handle, while which lives every `optimizer.step()` is protected.
+
+        "gradient" adds 2λΩ(θ − θ*) to the gradients for the length of a step: once, however they
+        were accumulated, after clipping (so only the task's gradient is clipped) and after a
+        GradScaler has unscaled them. Afterwards the gradients are the user's own again. A weight
+        without a gradient is pulled back if it is away from θ*, and left alone if it is not. With
+        `step(closure)` the penalty is in every gradient and every loss that the closure gives.
+
+        "proximal" moves the weights after the step, θ ← (θ + 2ηλΩθ*) / (1 + 2ηλΩ) with η the
+        learning rate of the group: stable for every λ.
+
+        Args:
+            optimizer: any `torch.optim.Optimizer` that holds some of the protected parameters.
+            form: "gradient" or "proximal".
+
+        Returns:
+            A handle with `remove()`, which is also a context manager.
+
+        Raises:
+            InputError: not an optimizer, or one that holds none of the protected parameters, or
+                another form.
+            StateError: it is attached already.
+        """
+        _refuse_optimizer(optimizer, form, self.forms)
+        self._attachments = [handle for handle in self._attachments if handle.attached]
+        if any(handle.optimizer is optimizer for handle in self._attachments):
+            raise StateError(
+                "This optimizer is attached already, and the penalty would count twice. "
+                "Call remove() on the first handle before."
+            )
+        inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        protected = holds(self.model, self.selection, self._state.terms)
+        watched = [p for p, _ in protected.values()]
+        if not any(
+            id(p) in inside for p in watched or self.selection.trainable(self.model).values()
+        ):
+            raise InputError(
+                "The optimizer holds none of the protected parameters. Make it from "
+                "model.parameters() of the same model, after moving or wrapping the model."
+            )
+        handle = Attachment(
+            optimizer, form, held=self._held, weight=self._weight, follower=self._follower()
+        )
+        self._attachments.append(handle)
+        return handle
+
+    # ---- on disk ----
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to `path`, a safetensors file keyed by parameter name; `load` reads it.
+
+        What was observed but not consolidated is in it too. An `output=` function cannot be: give
+        it to `retain.load` again.
+
+        Raises:
+            FileError: it cannot be written; what was there is untouched.
+        """
+        tensors, header = self._state.pack()
+        header |= {
+            "method": type(self).__name__,
+            "strength": self.strength,
+            "settings": {
+                "include": self.include,
+                "exclude": self.exclude,
+                "dtype": _written(self.storage.dtype),
+                "device": _written(self.storage.device),
+                **self._settings(),
+            },
+            "custom_output": self.output is not None or self._output_is_lost,
+            "routes": self._routes,
+            "fingerprint": fingerprint(self.model, self.selection),
+        }
+        files.write(path, "memory", {**tensors, **self._more_tensors()}, header)
+
+    # ---- what the four differ in ----
+
+    _batch_dim = 0
+    output: OutputPicker | None = None
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of the constructor beyond the common ones, as JSON can hold them."""
+        return {}
+
+    def _more_tensors(self) -> dict[str, Tensor]:
+        """What else belongs in a file, keyed `"kind/name of the parameter"`."""
+        return {}
+
+    def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take back `_more_tensors`, given as kind -> name -> tensor."""
+
+    def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
+        raise NotImplementedError
+
+    def _nothing_to_consolidate(self) -> str:
+        return "Nothing was observed since the last consolidate(). Call observe(data) first."
+
+    def _follower(self) -> Follower | None:
+        return None
+
+    def _carried(self) -> Callable[[float], None] | None:
+        return None
+
+    def _joined(self, observed: Importance, merge: Merge) -> tuple[Term, ...]:
+        """The terms after `observed` has joined them: one, unless a method keeps several."""
+        old = self._state.terms[0] if self._state.terms else None
+        means, samples = merged(old, observed, merge)
+        anchor = old.anchor if old else {}
+        return (self.storage.term(means, self.selection.matching(self.model), samples, anchor),)
+
+    # ---- inside ----
+
+    def _adopt(
+        self,
+        state: State,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        output: OutputPicker | None,
+        *,
+        custom_output: bool,
+    ) -> None:
+        """Take over what a file held."""
+        parameters = self.selection.matching(self.model)
+        every = {name for t in state.terms for name in t.importance}
+        every |= (state.running or Running()).sums.keys()
+        devices = {name: p.device for name, p in parameters.items()}
+        self._state = state.without(every - parameters.keys()).placed(devices, self.storage.device)
+        self._take_more(tensors)
+        self.output = output
+        self._output_is_lost = custom_output and output is None
+
+    def _estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
+        """The estimator for these parameters, which remembers what it learned about the model."""
+        key = {name: id(p) for name, p in parameters.items()}
+        if self._made is None or self._made[0] != key:
+            self._made = key, self._make_estimator(parameters)
+        return self._made[1]
+
+    def _weight(self) -> float:
+        return self.coefficient * self.strength
+
+    def _held(self) -> dict[str, tuple[nn.Parameter, list[Hold]]]:
+        running = self._state.running
+        if running and running.samples:
+            raise StateError(
+                f"{running.samples} samples were observed and never consolidated. Call "
+                "consolidate() when the model has learned what is to be kept."
+            )
+        if not self._state.terms and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "Nothing is protected yet: the penalty is 0 until observe(data) and consolidate().",
+                stacklevel=3,
+            )
+        return holds(self.model, self.selection, self._state.terms)
+
+
+def _refuse_changed(running: Running | None, parameters: Mapping[str, nn.Parameter]) -> None:
+    """What was observed must fit the parameters as they are now."""
+    sums = running.sums if running else {}
+    wrong = [
+        f"{name} was {tuple(total.shape)} and is "
+        + (str(tuple(parameters[name].shape)) if name in parameters else "not there")
+        for name, total in sums.items()
+        if name not in parameters or parameters[name].shape != total.shape
+    ]
+    if wrong:
+        raise ModelError(f"The model changed since it was observed: {'; '.join(wrong)}.")
+
+
+def _refuse_optimizer(optimizer: object, form: str, forms: tuple[str, ...]) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"attach got a {type(optimizer).__name__}; expected a torch optimizer.")
+    if form not in forms:
+        raise InputError(f"form={form!r}; expected {' or '.join(map(repr, forms))}.")
+    if form == "proximal" and any("lr" not in group for group in optimizer.param_groups):
+        raise InputError(
+            'form="proximal" needs the learning rate as group["lr"], which this optimizer lacks. '
+            'Use form="gradient".'
+        )
+
+
+def _written(setting: torch.dtype | torch.device | None) -> str | None:
+    return None if setting is None else str(setting).removeprefix("torch.")

@@ -1,0 +1,80 @@
+"""Memory Aware Synapses: Ω from how much the network's output changes with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from retain.closest import did_you_mean
+from retain.errors import InputError
+from retain.estimators.mas import EachOutput, Norm, SquaredNorm
+from retain.memory.body import Estimator, Memory
+from retain.outputs import OutputPicker
+from retain.parameters import Patterns
+from retain.per_sample import PerSample, Score
+
+SCORES: dict[str, type[Score]] = {
+    "squared-norm": SquaredNorm,
+    "norm": Norm,
+    "each-output": EachOutput,
+}
+
+
+class MAS(Memory):
+    """Memory Aware Synapses (Aljundi et al., ECCV 2018): no labels, any trained model, any data.
+
+    Ω = 1/N Σₖ |∂‖F(xₖ; θ)‖² / ∂θ|, the absolute value taken for every sample, and the penalty
+    λ Σ Ω (θ − θ*)².
+
+    Args:
+        model: the network, of any kind; nothing is put on it.
+        strength: λ of eq. 3, without ½.
+        output: picks F(x) from what the model returns; by default a tensor as it is, `.logits`,
+            or else the first tensor.
+        include: names or patterns of the parameters to protect; all by default.
+        exclude: names or patterns of parameters to leave free.
+        dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
+        device: where Ω and θ* are kept; by default with the weights.
+        score: what is differentiated: "squared-norm" (the paper), "norm" (not squared), or
+            "each-output" (the paper's slower form, Σ_d |∂F_d/∂θ|, one backward pass per output).
+        batch_dim: the dimension of the inputs that counts samples.
+        check: compare a few samples with the slow truth, once per model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float = 1.0,
+        output: OutputPicker | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        score: Literal["squared-norm", "norm", "each-output"] = "squared-norm",
+        batch_dim: int = 0,
+        check: bool = True,
+    ) -> None:
+        if score not in SCORES:
+            raise InputError(
+                f"score={score!r}; expected one of {', '.join(SCORES)}."
+                + did_you_mean(str(score), SCORES)
+            )
+        super().__init__(
+            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+        )
+        self.output = output
+        self.score = score
+        self._batch_dim = batch_dim
+        self.check = check
+
+    def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
+        return PerSample(
+            self.model, parameters, SCORES[self.score](), output=self.output, check=self.check
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {"score": self.score, "batch_dim": self._batch_dim, "check": self.check}

@@ -1,0 +1,86 @@
+"""From what a user hands to `observe` to one batch after another, with progress and with blame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from retain.errors import InputError, RetainError
+
+CUT = 64  # samples per batch when the data is one tensor
+EXPECTED = "a DataLoader, a list, a generator or another iterable of batches, or one tensor"
+
+
+def batches_in(data: Any, *, batch_dim: int) -> Iterable[Any]:
+    """The batches of `data`; one tensor is the whole data and is cut along `batch_dim`.
+
+    Raises:
+        InputError: it cannot be gone through batch by batch.
+    """
+    if isinstance(data, Tensor):
+        if data.ndim <= batch_dim or data.shape[batch_dim] == 0:
+            raise InputError(
+                f"The data is a tensor of shape {tuple(data.shape)}, without any sample along "
+                f"dimension {batch_dim}."
+            )
+        return torch.split(data, CUT, batch_dim)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise InputError(
+            f"The data is a {type(data).__name__}, which gives single samples, not batches. "
+            "Put it into a DataLoader: observe(DataLoader(dataset, batch_size=64))."
+        )
+    if isinstance(data, Mapping):
+        raise InputError("The data is a mapping. If it is one batch, put it in a list: [batch].")
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise InputError(f"The data is a {type(data).__name__}; expected {EXPECTED}.")
+    batches: Iterable[Any] = data
+    return batches
+
+
+@contextmanager
+def progress_of(data: Any, *, wanted: bool) -> Iterator[Callable[[], None]]:
+    """Gives a function to call after each batch; it moves a bar if there is a terminal."""
+    if wanted:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            from rich.progress import Progress
+
+            with Progress(console=console, transient=True) as bar:
+                task = bar.add_task("observing", total=_length(data))
+                yield lambda: bar.advance(task)
+            return
+    yield lambda: None
+
+
+@contextmanager
+def blaming(number: int, kept: Callable[[], int]) -> Iterator[None]:
+    """Say which batch it was, and how many samples are safe, in whatever goes wrong inside."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RetainError as error:
+        raise type(error)(f"Batch {number} (the first is 1): {error} {_safe(kept())}") from error
+    except Exception as error:
+        raise InputError(
+            f"Batch {number} (the first is 1) failed with {type(error).__name__}: {error}. "
+            + _safe(kept())
+        ) from error
+
+
+def _safe(samples: int) -> str:
+    return f"The {samples} samples observed before it are kept." if samples else "Nothing is kept."
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None

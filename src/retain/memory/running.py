@@ -1,0 +1,75 @@
+"""Sums over samples that are never half added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from retain.errors import NonFiniteError
+from retain.importance import Importance
+
+
+class Running:
+    """Σ over samples per parameter, and how many samples there were: both or neither move.
+
+    Kept in single precision, in double for double parameters, whatever else is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.routes: dict[str, str] = {}
+        self._count = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the sums are over."""
+        return int(self._count)
+
+    def add(self, sums: Mapping[str, Tensor], samples: int) -> None:
+        """Add the sums over `samples` more samples.
+
+        Raises:
+            NonFiniteError: NaN or infinity in `sums`; nothing is added then.
+        """
+        _refuse_non_finite(sums)
+        for name, given in sums.items():
+            if name not in self.sums:
+                dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
+                self.sums[name] = torch.zeros_like(given, dtype=dtype, requires_grad=False)
+        totals = [self.sums[name] for name in sums]
+        # One call, which an interrupt cannot cut in two: the count never tells another story.
+        torch._foreach_add_(
+            [*totals, self._count], [*sums.values(), torch.tensor(samples, dtype=torch.int64)]
+        )
+
+    def mean(self) -> Importance:
+        """Ω = 1/N Σₖ, so far."""
+        n = self.samples
+        if n == 0:
+            return Importance({}, 0)
+        return Importance({name: total / n for name, total in self.sums.items()}, n, self.routes)
+
+    @classmethod
+    def restored(
+        cls, sums: Mapping[str, Tensor], samples: int, routes: Mapping[str, str]
+    ) -> Running:
+        """The sums as they were saved."""
+        running = cls()
+        running.sums, running.routes = dict(sums), dict(routes)
+        running._count.fill_(samples)
+        return running
+
+
+def _refuse_non_finite(sums: Mapping[str, Tensor]) -> None:
+    names = [name for name, given in sums.items() if given.numel()]
+    if not names:
+        return
+    # The largest of numbers ≥ 0 is finite if and only if all of them are; NaN goes through max().
+    device = sums[names[0]].device
+    largest = torch.stack([sums[name].detach().abs().max().float().to(device) for name in names])
+    bad = [name for name, fine in zip(names, torch.isfinite(largest).tolist()) if not fine]
+    if bad:
+        shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+        raise NonFiniteError(f"NaN or infinity in the gradients of {shown}.")

@@ -1,0 +1,124 @@
+"""Consolidated quadratics: Ω and θ* of a task or of several, and how new importance joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retain.errors import InputError, ModelError, NonFiniteError
+from retain.importance import Importance
+from retain.parameters import Selection, named_parameters, snapshot
+from retain.penalty import Hold
+
+Merge = str | float
+
+
+@dataclass(frozen=True)
+class Term:
+    """One quadratic over the model: Ω and θ* by name, and how many samples Ω is a mean over."""
+
+    importance: Mapping[str, Tensor]
+    anchor: Mapping[str, Tensor]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """In which type and where Ω and θ* are kept; None: single precision Ω, θ* like the weights."""
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+    def term(
+        self,
+        means: Mapping[str, Tensor],
+        parameters: Mapping[str, nn.Parameter],
+        samples: int,
+        anchor: Mapping[str, Tensor],
+    ) -> Term:
+        """Ω = `means`, anchored to `parameters` as they are now; `anchor` for those not among them.
+
+        Raises:
+            NonFiniteError: an importance that the type cannot hold.
+        """
+        kept = {name: omega.to(self.device, self.dtype) for name, omega in means.items()}
+        bad = [name for name, omega in kept.items() if not torch.isfinite(omega).all()]
+        if bad:
+            raise NonFiniteError(
+                f"The importance of {', '.join(bad)} does not fit into {self.dtype}. "
+                "Use dtype=torch.bfloat16, which has the range of single precision."
+            )
+        now = {
+            name: snapshot(parameters[name], self.dtype, self.device)
+            if name in parameters
+            else anchor[name]
+            for name in means
+        }
+        return Term(kept, now, samples)
+
+
+def merged(old: Term | None, new: Importance, merge: Merge) -> tuple[dict[str, Tensor], int]:
+    """Ω of `old` and `new` together, and its samples; what only one of them has stays as it is.
+
+    "sum": Ω ← Ω + Ω_new (MAS). "pool": the mean over all samples. A decay γ: Ω ← γΩ + Ω_new.
+
+    Raises:
+        InputError: another `merge`.
+    """
+    decay = _decay(merge)
+    if old is None:
+        return dict(new), new.samples
+    samples = old.samples + new.samples
+    a, b = (decay, 1.0) if decay is not None else (old.samples / samples, new.samples / samples)
+    faded = 1.0 if decay is None else decay
+    total = {name: omega * faded for name, omega in old.importance.items()}
+    # Ω ← a Ω + b Ω_new
+    for name, omega in new.items():
+        before = old.importance.get(name)
+        total[name] = omega if before is None else before.to(omega) * a + omega * b
+    return total, samples
+
+
+def _decay(merge: Merge) -> float | None:
+    """How much of the old Ω stays; None for "pool"."""
+    if merge == "sum":
+        return 1.0
+    if merge == "pool":
+        return None
+    if isinstance(merge, (int, float)) and not isinstance(merge, bool) and 0 <= merge < 1:
+        return float(merge)
+    raise InputError(
+        f'merge={merge!r}; expected "sum", "pool", or a decay of at least 0 and below 1.'
+    )
+
+
+def holds(
+    model: nn.Module, selection: Selection, terms: Sequence[Term]
+) -> dict[str, tuple[nn.Parameter, list[Hold]]]:
+    """Name -> the parameter and the quadratics on it, for what is selected and has importance.
+
+    Raises:
+        ModelError: parameters with importance that are gone or have another shape; names all.
+    """
+    parameters = named_parameters(model)
+    picked = selection.matching(model)
+    found: dict[str, tuple[nn.Parameter, list[Hold]]] = {}
+    wrong: dict[str, str] = {}
+    for term in terms:
+        for name, omega in term.importance.items():
+            p = picked.get(name)
+            if p is not None and p.shape == omega.shape:
+                found.setdefault(name, (p, []))[1].append(Hold(omega, term.anchor[name]))
+            elif p is not None:
+                wrong[name] = f"{name} was {tuple(omega.shape)} and is {tuple(p.shape)}"
+            elif name not in parameters and selection.picks(name):
+                wrong[name] = f"{name} {tuple(omega.shape)} is gone"
+    if wrong:
+        raise ModelError(
+            f"The model no longer fits its importance: {'; '.join(wrong.values())}. "
+            "Leave these out with memory.exclude = […], or give the model back its shape."
+        )
+    return found

@@ -1,0 +1,188 @@
+"""Which weights: their names, `include=` and `exclude=`, and copies of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+
+from retain.closest import did_you_mean
+from retain.errors import InputError, ModelError
+
+# Wrappers put these into the middle of names; without them a file outlives compiling and wrapping.
+WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+
+Patterns = str | Iterable[str] | None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, `DistributedDataParallel` and `DataParallel`.
+
+    Raises:
+        InputError: `model` is not an `nn.Module`.
+    """
+    while isinstance(model, nn.Module):
+        wrapped = isinstance(model, (DistributedDataParallel, DataParallel))
+        inner = getattr(model, "module" if wrapped else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+    raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module.")
+
+
+def canonical(name: str) -> str:
+    """`name` without what wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of `model` under its canonical name; one that is tied appears once."""
+    return {name: p for name, (p, _aliases) in _with_aliases(model).items()}
+
+
+def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]:
+    """Canonical name -> the parameter and all names that it goes by (more than one when tied)."""
+    names: dict[int, str] = {}
+    found: dict[str, tuple[nn.Parameter, list[str]]] = {}
+    for raw, p in unwrapped(model).named_parameters(remove_duplicate=False):
+        alias = canonical(raw)
+        name = names.setdefault(id(p), alias)
+        found.setdefault(name, (p, []))[1].append(alias)
+    return found
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `include=` and `exclude=` pick from a model.
+
+    A pattern is a parameter's name, the name of a module that holds it (`"layer4"`), or either with
+    the wildcards of a shell (`"blocks.*.attn"`). Without `include`, everything is picked.
+    """
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, include: Patterns, exclude: Patterns) -> Selection:
+        """The selection that a user wrote as a string, some strings, or None.
+
+        Raises:
+            InputError: something else than strings.
+        """
+        picked = None if include is None else _patterns("include", include)
+        return cls(picked, _patterns("exclude", () if exclude is None else exclude))
+
+    def matching(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """What is picked, name -> parameter, frozen ones as well."""
+        return {
+            name: p for name, (p, aliases) in _with_aliases(model).items() if self.picks(*aliases)
+        }
+
+    def trainable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """What is picked and has `requires_grad`, name -> parameter.
+
+        Raises:
+            InputError: an `include` pattern that matches nothing.
+            ModelError: nothing trainable is picked, or a parameter that cannot be worked on.
+        """
+        self.check(model)
+        picked = {name: p for name, p in self.matching(model).items() if p.requires_grad}
+        if not picked:
+            every = named_parameters(model)
+            frozen = sum(not p.requires_grad for p in every.values())
+            raise ModelError(
+                f"No trainable parameter to protect: the model has {len(every)} parameters, "
+                f"{frozen} of them frozen (requires_grad=False); include={self.include}, "
+                f"exclude={self.exclude}."
+            )
+        _refuse_unusable(picked)
+        return picked
+
+    def picks(self, *aliases: str) -> bool:
+        """Whether a parameter that goes by these names is picked."""
+        wanted = self.include is None or any(_match(a, p) for a in aliases for p in self.include)
+        return wanted and not any(_match(a, p) for a in aliases for p in self.exclude)
+
+    def check(self, model: nn.Module) -> None:
+        """See that every pattern matches something; an idle `exclude` is only a warning.
+
+        Raises:
+            InputError: an `include` pattern that matches nothing, with what may have been meant.
+        """
+        aliases = [alias for _p, names in _with_aliases(model).values() for alias in names]
+        idle = [p for p in self.include or () if not any(_match(a, p) for a in aliases)]
+        if self.include == ():
+            raise InputError("include=() picks nothing; leave it out to protect every parameter.")
+        if idle:
+            raise InputError(f"include= matches no parameter with {_suggest(idle, aliases)}")
+        idle = [p for p in self.exclude if not any(_match(a, p) for a in aliases)]
+        if idle and aliases:
+            warnings.warn(
+                f"exclude= matches no parameter with {_suggest(idle, aliases)}", stacklevel=2
+            )
+
+
+def fingerprint(model: nn.Module, selection: Selection) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter that is picked, frozen ones as well."""
+    return {name: tuple(p.shape) for name, p in selection.matching(model).items()}
+
+
+def snapshot(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    """A copy of `tensor`, never a view of it, on `device` in `dtype` (None: as it is)."""
+    copy = tensor.detach().to(device=device, dtype=dtype)
+    shared = copy.data_ptr() == tensor.data_ptr() and copy.device == tensor.device
+    return copy.clone() if shared else copy
+
+
+def _patterns(what: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    items = (given,) if isinstance(given, str) else tuple(given)
+    wrong = sorted({type(item).__name__ for item in items if not isinstance(item, str)})
+    if wrong:
+        raise InputError(
+            f"{what}= holds {', '.join(wrong)}; expected names or patterns of parameters."
+        )
+    return items
+
+
+def _match(name: str, pattern: str) -> bool:
+    return (
+        name == pattern
+        or name.startswith(f"{pattern}.")
+        or fnmatchcase(name, pattern)
+        or fnmatchcase(name, f"{pattern}.*")
+    )
+
+
+def _suggest(idle: Iterable[str], names: list[str]) -> str:
+    known = sorted({prefix for name in names for prefix in _prefixes(name)})
+    said = []
+    for pattern in idle:
+        said.append(f"{pattern!r}.{did_you_mean(pattern, known)}")
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{' '.join(said)} The model has {shown}."
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _refuse_unusable(picked: dict[str, nn.Parameter]) -> None:
+    lazy = [name for name, p in picked.items() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise ModelError(
+            f"Parameters without a shape yet: {', '.join(lazy)}. "
+            "Run one batch through the model first."
+        )
+    complex_ = [name for name, p in picked.items() if p.is_complex()]
+    if complex_:
+        raise ModelError(
+            f"Complex parameters: {', '.join(complex_)}. Only real ones can be protected; "
+            "leave these out with exclude=…"
+        )

@@ -1,0 +1,180 @@
+"""λ Σ Ω (θ − θ*)² in three forms: a value, a gradient, and a proximal step.
+
+All of them go through the weights in parts that fit into the cache, so that none needs a temporary
+as large as the model. Several (Ω, θ*) pairs may hold the same weight: their penalties add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+PART = 65536  # elements; measured best on CPUs, where a part and its temporaries stay in the cache
+SURELY = 1e18  # a pull this strong leaves nothing of θ − θ* in any floating type
+
+
+class Hold(NamedTuple):
+    """One quadratic Σ Ω (θ − θ*)² on one parameter."""
+
+    importance: Tensor
+    anchor: Tensor
+
+
+def value(theta: Tensor, holds: Sequence[Hold]) -> Tensor:
+    """Σ Ω (θ − θ*)² over the elements of one parameter and over `holds`: a scalar, without λ."""
+    total = torch.zeros((), dtype=_working_dtype(theta), device=theta.device)
+    for hold in holds:
+        for part, omega, star in _parts(theta, *hold):
+            d = _difference(part, star)
+            # Ω (θ − θ*)²   (MAS, eq. 3, without λ)
+            total += d.square().mul_(_like(omega, d)).sum()
+    return total
+
+
+def add_gradient(
+    gradient: Tensor | None, theta: Tensor, holds: Sequence[Hold], scale: float
+) -> Tensor:
+    """`gradient` + scale · Σ 2Ω (θ − θ*) for one parameter, as a new tensor; None counts as 0."""
+    total = torch.empty_like(theta if gradient is None else gradient, requires_grad=False)
+    for index, hold in enumerate(holds):
+        before = total if index else gradient
+        for out, part, omega, star, *given in _parts(
+            total, theta, *hold, *(() if before is None else (before,))
+        ):
+            d = _difference(part, star)
+            weight = _like(omega, d)
+            base = given[0] if given else torch.zeros((), dtype=d.dtype, device=d.device)
+            # g + scale · 2Ω (θ − θ*)   (the gradient of MAS, eq. 3)
+            if out.dtype == d.dtype == base.dtype:
+                torch.addcmul(base, d, weight, value=2 * scale, out=out)
+            else:
+                out.copy_(torch.addcmul(base.to(d.dtype), d, weight, value=2 * scale))
+    return total
+
+
+def add_gradients(
+    gradients: Sequence[Tensor | None],
+    thetas: Sequence[Tensor],
+    holds: Sequence[Sequence[Hold]],
+    scale: float,
+) -> list[Tensor]:
+    """`add_gradient` for many parameters; in a few kernels for all of them on an accelerator."""
+    if _uniform_on_accelerator(gradients, thetas, holds):
+        return _add_gradients_at_once([g for g in gradients if g is not None], thetas, holds, scale)
+    return [add_gradient(*one, scale) for one in zip(gradients, thetas, holds, strict=True)]
+
+
+def proximal_(theta: Tensor, holds: Sequence[Hold], scale: float) -> None:
+    """Move θ, in place, to the minimiser of ½‖x − θ‖² + scale · Σ Ω (x − θ*)².
+
+    For one hold that is θ ← (θ + 2·scale·Ω·θ*) / (1 + 2·scale·Ω): between θ and θ* whatever the
+    scale, and θ itself, to the bit, where scale · Ω is 0.
+    """
+    for part, *flat in _parts(theta, *(tensor for hold in holds for tensor in hold)):
+        pull, total = None, None
+        for omega, star in zip(flat[::2], flat[1::2]):
+            d = _difference(part, star)
+            a = _like(omega, d).mul(2 * scale).clamp_(max=SURELY)
+            pulled = d.mul_(a)
+            pull = pulled if pull is None else pull.add_(pulled)
+            total = a if total is None else total.add_(a)
+        if pull is not None and total is not None:
+            # θ − Σ a (θ − θ*) / (1 + Σ a),   a = 2·scale·Ω
+            step = pull.div_(total.add_(1))
+            part.sub_(step.to(part.dtype)) if part.dtype == step.dtype else part.copy_(
+                part.to(step.dtype).sub_(step)
+            )
+
+
+class Penalty(torch.autograd.Function):
+    """scale · Σ Ω (θ − θ*)² over many parameters, differentiable once in θ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        holds: Sequence[Sequence[Hold]],
+        scale: float,
+        carried: Callable[[float], None] | None,
+        *thetas: Tensor,
+    ) -> Tensor:
+        """The value; `carried` is told the weight with which the penalty enters a gradient."""
+        ctx.save_for_backward(*thetas)
+        ctx.holds, ctx.scale, ctx.carried = holds, scale, carried
+        first = thetas[0].device
+        dtype = max((_working_dtype(theta) for theta in thetas), key=lambda kind: kind.itemsize)
+        values = [value(t, h).to(first, dtype) for t, h in zip(thetas, holds, strict=True)]
+        return torch.stack(values).sum() * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        """Weight · scale · 2Ω (θ − θ*) for every parameter that wants a gradient."""
+        weight = float(incoming)
+        if ctx.carried is not None:
+            ctx.carried(weight)
+        wanted = ctx.needs_input_grad[3:]
+        gradients = [
+            add_gradient(None, theta, holds, ctx.scale * weight) if want else None
+            for theta, holds, want in zip(ctx.saved_tensors, ctx.holds, wanted, strict=True)
+        ]
+        return None, None, None, *gradients
+
+
+def _add_gradients_at_once(
+    gradients: Sequence[Tensor],
+    thetas: Sequence[Tensor],
+    holds: Sequence[Sequence[Hold]],
+    scale: float,
+) -> list[Tensor]:
+    total = list(gradients)
+    for layer in zip(*holds, strict=True):
+        d = torch._foreach_sub(list(thetas), [hold.anchor for hold in layer])
+        omegas = [hold.importance for hold in layer]
+        total = list(torch._foreach_addcmul(total, d, omegas, value=2 * scale))
+    return total
+
+
+def _uniform_on_accelerator(
+    gradients: Sequence[Tensor | None],
+    thetas: Sequence[Tensor],
+    holds: Sequence[Sequence[Hold]],
+) -> bool:
+    """Whether everything is in float32 on one accelerator, and held equally often."""
+    tensors = [*gradients, *thetas, *(t for many in holds for hold in many for t in hold)]
+    first = thetas[0].device
+    return (
+        first.type != "cpu"
+        and len({len(many) for many in holds}) == 1
+        and all(t is not None and t.device == first and t.dtype == torch.float32 for t in tensors)
+    )
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same part of every tensor, one part after another; the whole ones off the CPU."""
+    first = tensors[0]
+    if first.device.type != "cpu" or first.numel() <= PART:
+        yield tensors
+        return
+    # Whole rows where they fit, so that a part is contiguous; the longest dimension otherwise.
+    rows_fit = first.numel() // first.shape[0] <= PART
+    dim = 0 if rows_fit else max(range(first.ndim), key=lambda d: first.shape[d])
+    count = max(1, PART * first.shape[dim] // first.numel())
+    yield from zip(*(tensor.split(count, dim) for tensor in tensors), strict=True)
+
+
+def _difference(theta: Tensor, star: Tensor) -> Tensor:
+    """θ − θ* as a new tensor, in no less than single precision."""
+    dtype = _working_dtype(theta)
+    return theta.to(dtype) - star.to(theta.device, dtype)
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    return tensor.to(other.device, other.dtype)
+
+
+def _working_dtype(theta: Tensor) -> torch.dtype:
+    return theta.dtype if theta.dtype == torch.float64 else torch.float32
