@@ -1,15 +1,34 @@
-"""Σₖ |∂sₖ/∂θ|ᵖ for any model."""
+"""Σₖ |∂sₖ/∂θ|ᵖ for any model, exactly, at about the price of one backward pass.
+
+A batch takes this way: forward; the graph is read (graph.py); each parameter's frontier is known
+from an earlier batch or found by probing (plan.py, frontier.py, layout.py); one backward pass shows
+the gradients at the frontier (backward.py), where closed forms (rules/) or masked backwards make
+terms (terms.py) whose powers are summed over the samples (sums.py). What cannot go this way is
+looped over (reference.py), and a few samples are checked against that loop (check.py).
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
+from retain.errors import NonFiniteError
 from retain.outputs import OutputPicker, checked, first_tensor
+from retain.per_sample.backward import PerSampleBackward
+from retain.per_sample.check import disagreeing, refuse_interaction
+from retain.per_sample.graph import Graph
+from retain.per_sample.layout import probe_weights, verifying_weights
+from retain.per_sample.plan import Energies, Plan, make_plan
 from retain.per_sample.reference import sums_by_loop
-from retain.per_sample.score import Score
+from retain.per_sample.score import FirstScores, Score
+from retain.per_sample.sums import Sum
+
+FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
+KEPT = 64  # plans that are remembered
 
 
 class PerSample:
@@ -31,14 +50,169 @@ class PerSample:
         self.power = power
         self.output = output or first_tensor
         self.check = check
+        # name → how its sums were computed in the last batch: "linear", "masked", "loop", …
         self.routes: dict[str, str] = {}
+        self._sums = {
+            name: Sum(p.shape, p.dtype, p.device, power) for name, p in self.parameters.items()
+        }
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._ragged: set[int] = set()  # graphs whose layouts change from batch to batch
+        self._checked: set[frozenset[str]] = set()
+        self._mistrusted: set[str] = set()  # parameters that failed the check
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums over the samples of `batch`; call it inside `borrowed(model)`."""
-        out = checked(self.output(batch.call(self.model)), batch.samples)
-        target = self.score.target(out.detach(), batch)
-        self.routes = dict.fromkeys(self.parameters, "loop")
+        """The sums over the samples of `batch`, name → tensor shaped like the parameter.
+
+        They belong to the engine until its next call. Call it inside `borrowed(model)`.
+
+        Raises:
+            InputError: the output cannot be differentiated for each sample.
+            ModelError: the samples influence each other.
+            NonFiniteError: NaN or infinity in outputs or gradients.
+        """
+        graph, target = self._forward(batch)
+        if batch.samples == 1:
+            self._alone(graph)
+        else:
+            plan, trusted = self._plan(graph, batch, target)
+            self._together(graph, batch.samples, plan, trusted)
+            self._loop(batch, target, plan.lost | self._mistrusted)
+        sums = {name: total.result() for name, total in self._sums.items()}
+        broken = [name for name, total in sums.items() if not torch.isfinite(total.sum())]
+        if broken:
+            raise NonFiniteError(
+                f"NaN or infinity in the gradients of {_some(broken)}. Nothing of this batch was "
+                "counted. Look for infinities in its inputs, or for a root or logarithm of zero."
+            )
+        return sums
+
+    def _forward(self, batch: Batch, target: Tensor | None = None) -> tuple[Graph, Tensor | None]:
+        with torch.enable_grad():
+            output = checked(self.output(batch.call(self.model)), batch.samples)
+            if target is None:
+                target = self.score.target(output.detach(), batch)
+            return Graph(self.score(output, target), self.parameters, output.detach()), target
+
+    def _clear(self) -> None:
+        for total in self._sums.values():
+            total.clear()
+        self.routes = dict.fromkeys(self.parameters, "unused")
+
+    def _alone(self, graph: Graph) -> None:
+        """One sample: the ordinary gradient is the sample's."""
+        self._clear()
+        used = list(graph.leaves)
+        for row in graph.rows():
+            ends = [(leaf, 0) for leaf in graph.leaves.values()]
+            for name, g in zip(used, graph.gradients(row, ends)):
+                if g is not None:
+                    self._sums[name].add(self._sums[name].raised(g))
+                    self.routes[name] = "one sample"
+
+    def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> tuple[Plan, bool]:
+        """How to go through this graph, and whether that is known to be right for this batch."""
+        plan = self._plans.get((graph.signature, batch.samples))
+        if plan is not None and plan.fits(graph):
+            return plan, not plan.frontier.routed
+        checking = self.check and graph.operations not in self._checked
+        if graph.signature in self._ragged and not checking:
+            return self._probe(graph, batch.samples), True
+        if batch.samples <= FEW:
+            plan = self._probe(graph, batch.samples)
+            if checking:
+                self._compare(graph, plan, batch, target)
+            self._keep(graph, batch.samples, plan)
+            return plan, True
+        part = batch.take(0, FEW)
+        cut = None if target is None else target[:FEW]
+        few, _ = self._forward(part, cut)
+        small = self._probe(few, FEW)
+        if checking:
+            self._compare(few, small, part, cut)
+        alike = small.certain and few.signature == graph.signature
+        grown = small.grown(graph, batch.samples) if alike else None
+        if grown is not None:
+            return grown, False
+        plan = self._probe(graph, batch.samples)
+        self._keep(graph, batch.samples, plan)
+        return plan, True
+
+    def _probe(self, graph: Graph, samples: int) -> Plan:
+        scores = graph.scores
+        weights = probe_weights(samples, scores.dtype, scores.device)
+        return make_plan(graph, [graph.weighted(w) for w in weights], samples)
+
+    def _keep(self, graph: Graph, samples: int, plan: Plan) -> None:
+        if not plan.certain:
+            self._ragged.add(graph.signature)
+            return
+        while len(self._plans) >= KEPT:
+            del self._plans[next(iter(self._plans))]
+        self._plans[graph.signature, samples] = plan
+
+    def _together(self, graph: Graph, samples: int, plan: Plan, trusted: bool) -> None:
+        """The sums of the whole batch; a plan that is not trusted is verified on the way."""
+        if trusted:
+            self._run(graph, samples, plan)
+            return
+        weights = verifying_weights(samples, graph.scores.dtype, graph.scores.device)
+        expected, seen = Energies(plan), Energies(plan)
+        backward = PerSampleBackward(graph, plan, self._sums, samples)
+        backward.look(graph.rows()[0] * weights, expected.see)
+        self._run(graph, samples, plan, also=seen)
+        if not seen.agree(expected, weights):
+            # the few samples were laid out in another way than the batch: look at the batch itself
+            plan = self._probe(graph, samples)
+            self._run(graph, samples, plan)
+        self._keep(graph, samples, plan)
+
+    def _run(self, graph: Graph, samples: int, plan: Plan, *, also: Energies | None = None) -> None:
+        self._clear()
+        backward = PerSampleBackward(graph, plan, self._sums, samples)
+        for at, row in enumerate(graph.rows()):
+            backward.run(row, also=also.see if also is not None and at == 0 else None)
+        self.routes.update(backward.routes)
+
+    def _loop(self, batch: Batch, target: Tensor | None, names: frozenset[str] | set[str]) -> None:
+        """What has no frontier, or failed the check, one sample at a time."""
+        if not names:
+            return
+        for name, total in self._by_loop(batch, target, names, self.score).items():
+            self._sums[name].clear()
+            self._sums[name].add(total)
+            self.routes[name] = "loop"
+
+    def _by_loop(
+        self, batch: Batch, target: Tensor | None, names: set[str] | frozenset[str], score: Score
+    ) -> dict[str, Tensor]:
+        chosen = {name: p for name, p in self.parameters.items() if name in names}
         return sums_by_loop(
-            self.model, batch, self.parameters, self.score,
-            power=self.power, output=self.output, target=target,
+            self.model, batch, chosen, score, power=self.power, output=self.output, target=target
         )
+
+    def _compare(self, graph: Graph, plan: Plan, few: Batch, target: Tensor | None) -> None:
+        """The self-check, once for every kind of graph: a few samples against the loop."""
+        refuse_interaction(self.model, few, self.output, graph.output)
+        score = FirstScores(self.score)
+        self._clear()
+        backward = PerSampleBackward(graph, plan, self._sums, few.samples)
+        for row in graph.rows()[: score.count]:
+            backward.run(row)
+        names = self.parameters.keys() - self._mistrusted - plan.lost
+        truth = self._by_loop(few, target, names, score)
+        wrong = disagreeing({name: self._sums[name].result() for name in names}, truth)
+        if wrong:
+            ways = sorted({backward.routes.get(name, "unused") for name in wrong})
+            warnings.warn(
+                f"The batched gradients of {_some(wrong)} (by way of: {', '.join(ways)}) differ "
+                "from those of single samples; they will be computed one sample at a time, which "
+                "is exact but slower.",
+                stacklevel=5,
+            )
+            self._mistrusted.update(wrong)
+        self._checked.add(graph.operations)
+
+
+def _some(names: list[str]) -> str:
+    listed = ", ".join(f"'{name}'" for name in names[:5])
+    return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,219 @@
+"""One backward pass in which every use of every parameter leaves its Σₖ|gₖ|ᵖ behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from retain.per_sample.frontier import HIDDEN_INPUTS, Use
+from retain.per_sample.graph import Graph, Output, call, operation, shape_of
+from retain.per_sample.groups import (
+    RESHAPING,
+    Group,
+    chain,
+    copies_once,
+    edge_of,
+    is_transpose,
+    pull_back,
+)
+from retain.per_sample.plan import Plan
+from retain.per_sample.rules import RULES
+from retain.per_sample.rules.linear import shared_bmm
+from retain.per_sample.sums import Sum
+from retain.per_sample.terms import Factors, OneByOne, Term, sum_terms
+
+Grads = tuple[Tensor | None, ...]
+Found = tuple[Output, Term]  # a term, and the result whose gradient it is part of
+
+
+class PerSampleBackward:
+    """Runs a plan on a graph, adding to the sums of the parameters."""
+
+    def __init__(self, graph: Graph, plan: Plan, sums: Mapping[str, Sum], samples: int) -> None:
+        self.graph, self.plan, self.sums, self.samples = graph, plan, sums, samples
+        self.routes: dict[str, str] = {}
+        self._by_node: dict[Node, list[tuple[Group, Use]]] = {}
+        for group in plan.groups:
+            for use in group.uses:
+                self._by_node.setdefault(graph.order[use.node], []).append((group, use))
+
+    def run(self, weights: Tensor, *, also: Callable[[int, Grads], None] | None = None) -> None:
+        """Add Σₖ|∂(weights·s)ₖ/∂θ|ᵖ to every sum; `also` sees every gradient at the frontier."""
+        waiting = {group: len(group.uses) for group in self.plan.groups}
+        terms: dict[Group, list[Found]] = {group: [] for group in self.plan.groups}
+
+        def arrive(node: Node, grads: Grads) -> None:
+            if also is not None:
+                also(self.graph.position[node], grads)
+            for group, use in self._by_node[node]:
+                if any(g is not None for g in grads):
+                    terms[group].append(self._term(node, use, grads))
+                waiting[group] -= 1
+                if not waiting[group] and self._at_once(group, terms[group]):
+                    del terms[group]
+
+        self._pass(weights, arrive)
+        with torch.no_grad():
+            # While autograd runs, a node's own backward leaves out what the pass does not need:
+            # what has to be pulled back waits until the pass is over.
+            for group, found in terms.items():
+                if found and not self._at_once(group, found):
+                    self._pull_back(group, found)
+
+    def look(self, weights: Tensor, see: Callable[[int, Grads], None]) -> None:
+        """Show the gradients at the frontier, and compute nothing else."""
+        self._pass(weights, lambda node, grads: see(self.graph.position[node], grads))
+
+    def _pass(self, weights: Tensor, arrive: Callable[[Node, Grads], None]) -> None:
+        watch = {node: partial(arrive, node) for node in self._by_node}
+        stops = [self.graph.order[at] for at in self.plan.stops]
+        with torch.no_grad():
+            self.graph.backward(weights, stops, watch)
+
+    def _term(self, node: Node, use: Use, grads: Grads) -> tuple[Output, Term]:
+        """What one use contributes, and to which result's gradient."""
+        edge = edge_of(self.graph, use)
+        layout = self.plan.frontier.layouts.get((use.node, 0))
+        grad = grads[0]
+        once = [below for below in node.next_functions if below == node.next_functions[use.index]]
+        if grad is not None and layout is not None and len(once) == 1:
+            name = operation(node)
+            if name == "Bmm" and (shared := self._shared(edge)) is not None:
+                factors = shared_bmm(node, use.index, grad, layout)
+                if factors is not None:
+                    return shared, factors
+            rule = RULES.get(name)
+            term = rule(node, use.index, grad, layout, shape_of(*edge)) if rule else None
+            if term is not None:
+                return edge, term
+        return edge, self._masked(node, use, grads)
+
+    def _shared(self, edge: Output) -> Output | None:
+        """Behind views, what was expanded into a batch of one and the same matrix."""
+        node, _ = edge
+        matrix = shape_of(*edge)[1:].numel()
+        while operation(node) in RESHAPING:
+            node = node.next_functions[0][0]  # type: ignore[assignment]
+        below, output = node.next_functions[0] if node.next_functions else (None, 0)
+        if operation(node) != "Expand" or below is None:
+            return None
+        return (below, output) if shape_of(below, output).numel() == matrix else None
+
+    def _masked(self, node: Node, use: Use, grads: Grads) -> OneByOne:
+        """Backward is linear: a sample's gradient is the backward of the gradient masked to it."""
+        layouts = self.plan.frontier.layouts
+
+        def gradient(sample: int) -> Tensor:
+            alone = tuple(
+                None if g is None else layouts[use.node, output].only(g, sample)
+                for output, g in enumerate(grads)
+            )
+            target, total = node.next_functions[use.index], None
+            for index, found in enumerate(call(node, alone)):
+                # the same result may be used twice; its first use stands for all
+                if node.next_functions[index] == target and found is not None:
+                    total = found if total is None else total + found
+            first = node.next_functions.index(target) == use.index
+            if total is None or not first:
+                return torch.zeros(shape_of(*edge_of(self.graph, use)), device=grads_device(grads))
+            return total.to_dense() if total.is_sparse else total
+
+        return OneByOne(gradient, "masked")
+
+    def _at_once(self, group: Group, found: list[Found]) -> bool:
+        """Sum, if it is one parameter that is used as it is or transposed: no pulling back."""
+        if len(group.names) > 1 or not found:
+            return False
+        leaf = self.graph.leaves[group.names[0]]
+        terms: list[Term] = []
+        for (node, _), term in found:
+            if node is leaf:
+                terms.append(term)
+            elif is_transpose(node) and node.next_functions[0][0] is leaf:
+                if not isinstance(term, Factors):
+                    return False
+                terms.append(term.transposed)
+            else:
+                return False
+        total = self.sums[group.names[0]]
+        for term in terms:
+            if isinstance(term, OneByOne) and term.route == "masked":
+                return False
+            if isinstance(term, Factors) and term.shape != total.total.shape:
+                return False
+        sum_terms(terms, self.samples, total)
+        self.routes[group.names[0]] = _route(found)
+        return True
+
+    def _pull_back(self, group: Group, found: list[Found]) -> None:
+        route = _route(found)
+        if self._copying(group):
+            self._pull_back_sums(found)
+        else:
+            self._pull_back_each(found)
+            route += ", pulled back"
+        self.routes.update(dict.fromkeys(group.names, route))
+
+    def _copying(self, group: Group) -> bool:
+        """Whether sums can be pulled back; remembered unless the data decide what is copied."""
+        if group in self.plan.copying:
+            return self.plan.copying[group]
+        nodes = chain(self.graph, self.plan.frontier, group)
+        if len(group.uses) == 1 and all(is_transpose(node) for node in nodes):
+            return True
+        answer = copies_once(self.graph, self.plan.frontier, group, nodes)
+        if HIDDEN_INPUTS.isdisjoint(map(operation, nodes)):
+            self.plan.copying[group] = answer
+        return answer
+
+    def _pull_back_sums(self, found: list[Found]) -> None:
+        power, sums = self._power, {}
+        for edge in dict.fromkeys(edge for edge, _ in found):
+            terms = [term for e, term in found if e == edge]
+            shape = shape_of(*edge)
+            first = terms[0]
+            held = first.shape if isinstance(first, Factors) else shape
+            total = Sum(held, self._dtype(edge), self.graph.scores.device, power)
+            sum_terms(terms, self.samples, total)
+            sums[edge] = total.result().reshape(shape)
+        for leaf, powers in pull_back(self.graph, self.plan.frontier, sums).items():
+            self.sums[self._names[leaf]].add(powers)
+
+    def _pull_back_each(self, found: list[Found]) -> None:
+        device = self.graph.scores.device
+        for k in range(self.samples):
+            grads: dict[Output, Tensor] = {}
+            for edge, term in found:
+                if edge not in grads:
+                    grads[edge] = torch.zeros(
+                        shape_of(*edge), dtype=self._dtype(edge), device=device
+                    )
+                into = grads[edge]
+                term.add_sample(k, into.view(term.shape) if isinstance(term, Factors) else into)
+            for leaf, gradient in pull_back(self.graph, self.plan.frontier, grads).items():
+                total = self.sums[self._names[leaf]]
+                total.add(total.raised(gradient))
+
+    @property
+    def _names(self) -> dict[Node, str]:
+        return {leaf: name for name, leaf in self.graph.leaves.items()}
+
+    @property
+    def _power(self) -> int:
+        return next(iter(self.sums.values())).power
+
+    def _dtype(self, edge: Output) -> torch.dtype:
+        return edge[0]._input_metadata[edge[1]].dtype  # type: ignore[attr-defined,no-any-return]
+
+
+def _route(found: list[Found]) -> str:
+    return "+".join(sorted({term.route for _, term in found}))
+
+
+def grads_device(grads: Grads) -> torch.device:
+    """Where the gradients are."""
+    return next(g.device for g in grads if g is not None)

@@ -1,0 +1,125 @@
+"""The self-check: a few samples, together and one by one, must give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.errors import ModelError
+from retain.outputs import OutputPicker
+
+# Relative ℓ2 errors that rounding explains, by the size of the floating point type.
+TOLERANCE = {8: 1e-8, 4: 1e-3, 2: 1e-1}
+# A gradient that is zero in exact arithmetic is noise: below this share of the largest, no matter.
+FLOOR = {8: 1e-12, 4: 1e-6, 2: 1e-2}
+
+
+def same(one: Tensor, other: Tensor, floor: float = 0.0) -> bool:
+    """Whether two tensors agree to rounding. NaN never does."""
+    size = max(float(other.norm()), floor)
+    error = float((one.to(other.dtype) - other).norm())
+    return error <= TOLERANCE[_bytes(one, other)] * size or error == size == 0
+
+
+def disagreeing(sums: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> list[str]:
+    """The parameters whose sums differ from the single-sample loop's."""
+    largest = max((float(value.norm()) for value in truth.values()), default=0.0)
+    return [
+        name
+        for name, value in truth.items()
+        if not same(sums[name], value, floor=largest * FLOOR[_bytes(sums[name], value)])
+    ]
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return min(tensor.dtype.itemsize for tensor in tensors)
+
+
+def refuse_interaction(
+    model: nn.Module, batch: Batch, output: OutputPicker, together: Tensor
+) -> None:
+    """Raise if the samples of `batch` do not give the same outputs alone as `together`.
+
+    Raises:
+        ModelError: naming the first module, in order of execution, whose output depends on the
+            other samples, or that gives something else each time.
+    """
+    with torch.no_grad():
+        singly = [output(batch.take(k, k + 1).call(model)) for k in range(batch.samples)]
+    if all(o.shape[1:] == together.shape[1:] and o.shape[0] == 1 for o in singly):
+        if same(torch.cat(singly), together.detach()):
+            return
+        with torch.no_grad():
+            again = output(batch.call(model))
+        if not same(again, together.detach()):
+            _raise(model, batch, [batch, batch], "gives another output each time it is called")
+    _raise(
+        model,
+        batch,
+        [batch.take(k, k + 1) for k in range(batch.samples)],
+        "mixes the samples of a batch: its output for one sample depends on the others",
+    )
+
+
+def _raise(model: nn.Module, batch: Batch, others: list[Batch], what: str) -> None:
+    culprit = _first_difference(model, batch, others)
+    if culprit is None:
+        who = "The model (outside of its modules, or by the dimension that counts samples)"
+        remedy = "Look at its forward(), or say batch_dim=... if samples are not counted first."
+    else:
+        module = model.get_submodule(culprit) if culprit else model
+        mode = ", in train mode although the model is in eval mode" if module.training else ""
+        who = f"Module '{culprit or type(model).__name__}' ({type(module).__name__}{mode})"
+        remedy = "Importance is defined per sample; put the module in eval mode or replace it."
+    raise ModelError(f"{who} {what}. {remedy}")
+
+
+def _first_difference(model: nn.Module, batch: Batch, others: list[Batch]) -> str | None:
+    """The innermost module that first differs between one call and several, if one does."""
+    reference = _outputs_of_modules(model, batch)
+    compared = [_outputs_of_modules(model, other) for other in others]
+    for name, together in reference.items():
+        if not name:
+            continue
+        parts = [outputs[name] for outputs in compared if name in outputs]
+        if len(parts) != len(compared):
+            continue
+        whole = parts if others[0].samples == batch.samples else [_joined(parts, together)]
+        if any(w is None or not same(w, together) for w in whole):
+            return name
+    return None
+
+
+def _joined(parts: list[Tensor], together: Tensor) -> Tensor | None:
+    """Single-sample outputs side by side, along the dimension that makes their shapes fit."""
+    for dim in range(together.ndim):
+        if sum(p.shape[dim] if p.ndim == together.ndim else 0 for p in parts) == together.shape[dim]:
+            others = [[s for d, s in enumerate(p.shape) if d != dim] for p in [*parts, together]]
+            if all(o == others[0] for o in others):
+                return torch.cat(parts, dim)
+    return None
+
+
+def _outputs_of_modules(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The first output of every module that returned a tensor, innermost first."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, returned: Any) -> None:
+            if isinstance(returned, Tensor) and returned.is_floating_point():
+                outputs.setdefault(name, returned.detach().clone())
+
+        return hook
+
+    hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules()]
+    try:
+        with torch.no_grad():
+            batch.call(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

@@ -1,0 +1,129 @@
+"""Where each parameter first meets the samples: its frontier, and what lies between the two.
+
+The frontier of a parameter is the first operation after it whose incoming gradient is separable by
+sample. Between the two lie operations on parameters alone (transposes, views, weight norm, masks),
+which are pulled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from retain.per_sample.graph import Graph, Output, is_custom, operation, shape_of
+from retain.per_sample.layout import Layout, fit, owners
+
+# Operations whose result also depends on something that has no edge in the graph, so that a
+# parameter as their only input does not make the result a parameter's.
+HIDDEN_INPUTS = {"Embedding", "EmbeddingBag", "Index", "IndexSelect", "Gather", "Where"}
+SPREADING = {"Expand", "Repeat"}
+# Operations that send a sample's rows wherever the data says: a layout is good for one batch only.
+ROUTING = {
+    *("Index", "IndexSelect", "IndexPut", "IndexPutImpl", "IndexAdd", "IndexCopy", "IndexFill"),
+    *("Gather", "Scatter", "ScatterAdd", "ScatterReduce", "MaskedSelect", "MaskedScatter"),
+    *("Take", "Put", "Sort", "Topk", "Unique", "GroupedMm", "Where", "Repeat"),
+}
+
+
+@dataclass(frozen=True)
+class Use:
+    """One input of a frontier operation that leads to parameters; nodes by position in the graph."""
+
+    node: int
+    index: int
+
+
+@dataclass
+class Frontier:
+    """What a graph's probing found."""
+
+    uses: list[Use] = field(default_factory=list)
+    # (node, output) → which sample owns which element of the gradient that arrives there
+    layouts: dict[tuple[int, int], Layout] = field(default_factory=dict)
+    between: set[int] = field(default_factory=set)
+    certain: bool = True
+    routed: bool = False
+
+
+def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
+    """The frontier of every parameter in the graph, by as many rounds of probing as it takes.
+
+    `probes` are the weights of the scores in the probing passes (`layout.probe_weights`).
+    """
+    known: dict[Node, dict[int, tuple[Layout, bool]] | None] = {}
+    while True:
+        between, uses, unknown = _climb(graph, known)
+        if not unknown:
+            break
+        known.update(_probe(graph, unknown, probes, samples))
+    at = graph.position
+    found = Frontier(between={at[node] for node in between})
+    for node, index in uses:
+        found.uses.append(Use(at[node], index))
+        for output, (layout, certain) in (known[node] or {}).items():
+            found.layouts[at[node], output] = layout
+            found.certain &= certain
+    found.routed = any(
+        node not in between and (operation(node) in ROUTING or is_custom(node))
+        for node in graph.order
+        if node.next_functions
+    )
+    return found
+
+
+def _climb(
+    graph: Graph, known: dict[Node, dict[int, tuple[Layout, bool]] | None]
+) -> tuple[set[Node], list[tuple[Node, int]], list[Node]]:
+    """From the parameters upwards: nodes of parameters alone, uses at the frontier, and doubts."""
+    between: set[Node] = set(graph.leaves.values())
+    uses: list[tuple[Node, int]] = []
+    unknown: list[Node] = []
+    for node in graph.order:
+        from_parameters = [i for i, (b, _) in enumerate(node.next_functions) if b in between]
+        if not from_parameters:
+            continue
+        if node in known:
+            if known[node] is None:
+                between.add(node)
+            else:
+                uses += [(node, index) for index in from_parameters]
+        elif _of_parameters_alone(graph, node, between):
+            between.add(node)
+        else:
+            unknown.append(node)
+    return between, uses, unknown
+
+
+def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
+    """Whether it is plain that no data enters here. Being wrong costs time, never exactness."""
+    if not all(below in between for below, _ in node.next_functions):
+        return False
+    name = operation(node)
+    if name in SPREADING:
+        # a class token repeated for every sample is small; a weight repeated for them is not
+        users = graph.users.get(node, ())
+        return shape_of(node).numel() > 4 * max((shape_of(u).numel() for u, _ in users), default=0)
+    return name not in HIDDEN_INPUTS and not is_custom(node)
+
+
+def _probe(
+    graph: Graph, nodes: Iterable[Node], probes: list[Tensor], samples: int
+) -> dict[Node, dict[int, tuple[Layout, bool]] | None]:
+    """For each node, the layout of the gradient of each of its results; None if not separable."""
+    wanted: list[Output] = [(node, output) for node in nodes for output in graph.outputs(node)]
+    passes = [graph.gradients(weights, wanted) for weights in probes]
+    found: dict[Node, dict[int, tuple[Layout, bool]] | None] = {}
+    for (node, output), *gradients in zip(wanted, *passes):
+        layouts = found.setdefault(node, {})
+        arrived = [g for g in gradients if g is not None]
+        if layouts is None or not arrived:
+            continue
+        owner = owners(arrived, samples)
+        if owner is None:
+            found[node] = None
+        else:
+            layouts[output] = fit(owner, samples)
+    return found

@@ -1,0 +1,170 @@
+"""The autograd graph of a forward pass, as it really ran: nodes, who uses whom, and whose weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+# Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
+Link = tuple[Node, int]
+Output = tuple[Node, int]
+
+
+def operation(node: Node) -> str:
+    """The operation's name without autograd's decoration: "AddmmBackward0" → "Addmm"."""
+    name = node.name().rpartition("::")[2]
+    return re.sub(r"Backward\d*$", "", name)
+
+
+def is_custom(node: Node) -> bool:
+    """Whether the node is a user's `torch.autograd.Function`."""
+    return not hasattr(node, "__call__")
+
+
+def shape_of(node: Node, output: int = 0) -> torch.Size:
+    """The shape of what the node's operation returned, and so of the gradient it receives."""
+    return torch.Size(node._input_metadata[output].shape)  # type: ignore[attr-defined]
+
+
+class Graph:
+    """The graph behind `scores`: a node comes after everything that it was computed from."""
+
+    def __init__(self, scores: Tensor, parameters: Mapping[str, Tensor], output: Tensor) -> None:
+        assert scores.grad_fn is not None
+        self.scores = scores
+        self.output = output  # F(x), detached
+        self.order = _inputs_first(scores.grad_fn)
+        self.position = {node: at for at, node in enumerate(self.order)}
+        self.users: dict[Node, list[Link]] = {}
+        for node in self.order:
+            for index, (below, _) in enumerate(node.next_functions):
+                if below is not None:
+                    self.users.setdefault(below, []).append((node, index))
+        by_tensor = {id(p): name for name, p in parameters.items()}
+        # name → the node in which the gradient of this parameter ends; absent where it is unused.
+        self.leaves: dict[str, Node] = {}
+        for node in self.order:
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) in by_tensor:
+                self.leaves[by_tensor[id(variable)]] = node
+
+    @cached_property
+    def signature(self) -> int:
+        """Equal for two graphs of the same operations, wired in the same way."""
+        at = self.position
+        return hash(
+            tuple(
+                (node.name(), tuple((at.get(below, -1), i) for below, i in node.next_functions))  # type: ignore[arg-type]
+                for node in self.order
+            )
+        )
+
+    @cached_property
+    def operations(self) -> frozenset[str]:
+        """The kinds of operation in the graph."""
+        return frozenset(operation(node) for node in self.order)
+
+    def rows(self) -> list[Tensor]:
+        """Weights that pick Σₖ of each score in turn: one backward pass each."""
+        if self.scores.ndim == 1:
+            return [torch.ones_like(self.scores)]
+        return [
+            torch.zeros_like(self.scores).index_fill_(0, torch.tensor([d], device=self.scores.device), 1)
+            for d in range(len(self.scores))
+        ]
+
+    def weighted(self, of_samples_n: Tensor) -> Tensor:
+        """Weights for a pass over all scores at once, sample k's multiplied by of_samples[k]."""
+        if self.scores.ndim == 1:
+            return of_samples_n
+        # different from score to score, so that scores that sum to a constant do not cancel
+        each = torch.linspace(0.5, 1.5, len(self.scores), dtype=of_samples_n.dtype)
+        return each.to(of_samples_n.device)[:, None] * of_samples_n
+
+    def outputs(self, node: Node) -> list[int]:
+        """Which of the node's results were used, in order; [0] for the root."""
+        used = {user.next_functions[index][1] for user, index in self.users.get(node, ())}
+        return sorted(used) or [0]
+
+    def gradients(self, weights: Tensor, wanted: Iterable[Output]) -> list[Tensor | None]:
+        """∂(Σ weights·scores) with respect to each wanted result, and nothing else computed.
+
+        The graph is kept, so that the operations can be asked again.
+        """
+        edges = [GradientEdge(node, output) for node, output in wanted]
+        found = torch.autograd.grad(
+            self.scores, edges, grad_outputs=weights, retain_graph=True, allow_unused=True
+        )
+        return list(found)
+
+    def backward(
+        self,
+        weights: Tensor,
+        stops: Iterable[Node],
+        watch: Mapping[Node, Callable[[tuple[Tensor | None, ...]], None]],
+    ) -> None:
+        """One backward pass, down to `stops`, that shows each watched node's gradients as they come.
+
+        Gradients of ordinary weights are never computed: only what lies between the scores and
+        `stops` runs. Nodes in `stops` are watched too; what reaches them is shown at the end.
+        """
+        stopping = list(stops)
+        held = set(stopping)
+        hooks = [
+            node.register_prehook(lambda grads, see=see: see(grads))
+            for node, see in watch.items()
+            if node not in held
+        ]
+        wanted = [(node, output) for node in stopping for output in self.outputs(node)]
+        try:
+            arrived = dict(zip(wanted, self.gradients(weights, wanted)))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for node in stopping:
+            count = max(output for n, output in wanted if n is node) + 1
+            grads = tuple(arrived.pop((node, output), None) for output in range(count))
+            watch[node](grads)
+
+
+def _inputs_first(root: Node) -> list[Node]:
+    """All nodes below `root`, each after everything that it was computed from."""
+    order: list[Node] = []
+    seen: set[Node] = {root}
+    stack: list[tuple[Node, Any]] = [(root, iter(root.next_functions))]
+    while stack:
+        node, below = stack[-1]
+        for child, _ in below:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append((child, iter(child.next_functions)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order
+
+
+def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The node's own backward, and only its own: the gradients of its inputs, in their shapes.
+
+    Autograd's engine runs the paths below a node as well; this does not, and it leaves the saved
+    tensors where they are, so that it can be called again.
+    """
+    outputs = len(node._input_metadata)  # type: ignore[attr-defined]
+    full = grads + (None,) * (outputs - len(grads))
+    with torch.no_grad():
+        result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[attr-defined,operator]
+    found = list(result) if isinstance(result, (tuple, list)) else [result]
+    if len(found) != len(node.next_functions):
+        raise NotImplementedError(f"{node.name()} has inputs that are not tensors")
+    return [
+        g if g is None or below is None else g.sum_to_size(shape_of(below, output))
+        for g, (below, output) in zip(found, node.next_functions)
+    ]

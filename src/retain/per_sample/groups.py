@@ -1,0 +1,145 @@
+"""Parameters and uses that belong together, and how their gradients come back to the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from retain.per_sample.frontier import Frontier, Use
+from retain.per_sample.graph import Graph, Output, call, operation, shape_of
+
+# Operations that only copy elements about: the gradient of a parameter is that of its copies.
+COPYING = {
+    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"),
+    *("Alias", "Clone", "ToCopy", "Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit"),
+    *("Unbind", "Narrow", "Index", "IndexSelect", "Gather", "Embedding", "Expand", "Repeat"),
+    *("Stack", "Cat", "Flip", "Roll", "Detach", "Contiguous", "MovedimBackward", "Diagonal"),
+}
+RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share uses: alone in most models, several under weight norm or W + BA."""
+
+    names: tuple[str, ...]
+    uses: tuple[Use, ...]
+
+
+def make_groups(graph: Graph, frontier: Frontier) -> tuple[list[Group], set[str]]:
+    """Uses and parameters in connected groups, and the parameters that no use leads to."""
+    name_of = {graph.position[leaf]: name for name, leaf in graph.leaves.items()}
+    reach: dict[int, frozenset[str]] = {}
+    for at in sorted(frontier.between):
+        below = (graph.position[b] for b, _ in graph.order[at].next_functions if b is not None)
+        own = {name_of[at]} if at in name_of else set()
+        reach[at] = frozenset(own).union(*(reach.get(b, frozenset()) for b in below))
+    group_of: dict[str, set[str]] = {name: {name} for name in graph.leaves}
+    for use in frontier.uses:
+        merged = set().union(*(group_of[name] for name in reach[below_of(graph, use)]))
+        for name in merged:
+            group_of[name] = merged
+    groups: list[Group] = []
+    placed: set[str] = set()
+    for name in graph.leaves:
+        if name in placed:
+            continue
+        members = group_of[name]
+        uses = tuple(u for u in frontier.uses if reach[below_of(graph, u)] & members)
+        if uses:
+            groups.append(Group(tuple(sorted(members)), uses))
+            placed |= members
+    return groups, set(graph.leaves) - placed
+
+
+def below_of(graph: Graph, use: Use) -> int:
+    """The position of the node that a use leads to."""
+    return graph.position[graph.order[use.node].next_functions[use.index][0]]  # type: ignore[index]
+
+
+def edge_of(graph: Graph, use: Use) -> Output:
+    """The result, (node, output), whose gradient the use contributes to."""
+    node, output = graph.order[use.node].next_functions[use.index]
+    assert node is not None
+    return node, output
+
+
+def is_transpose(node: Node) -> bool:
+    """Whether the node transposes a matrix."""
+    name = operation(node)
+    if name == "T":
+        return True
+    dims = {node._saved_dim0 % 2, node._saved_dim1 % 2} if name == "Transpose" else set()  # type: ignore[attr-defined]
+    return len(shape_of(node)) == 2 and dims == {0, 1}
+
+
+def pull_back(
+    graph: Graph, frontier: Frontier, grads: Mapping[Output, Tensor]
+) -> dict[Node, Tensor]:
+    """Gradients at results between parameters and frontier → gradients at the parameters.
+
+    Exact for whatever lies between: each node's own backward is called, the last node first.
+    """
+    arrived: dict[Node, dict[int, Tensor]] = {}
+    pending: set[int] = set()
+
+    def arrive(node: Node, output: int, grad: Tensor) -> None:
+        results = arrived.setdefault(node, {})
+        results[output] = results[output] + grad if output in results else grad
+        pending.add(graph.position[node])
+
+    for (node, output), grad in grads.items():
+        arrive(node, output, grad)
+    leaves = set(graph.leaves.values())
+    found: dict[Node, Tensor] = {}
+    while pending:
+        at = max(pending)
+        pending.remove(at)
+        node = graph.order[at]
+        results = arrived.pop(node)
+        if node in leaves:
+            found[node] = results[0]
+            continue
+        received = tuple(results.get(output) for output in range(max(results) + 1))
+        for (below, output), grad_below in zip(node.next_functions, call(node, received)):
+            if below is not None and grad_below is not None:
+                if graph.position[below] in frontier.between:
+                    arrive(below, output, grad_below)
+    return found
+
+
+def chain(graph: Graph, frontier: Frontier, group: Group) -> list[Node]:
+    """Every node between the group's uses and its parameters."""
+    found: list[Node] = []
+    stack = [edge_of(graph, use)[0] for use in group.uses]
+    leaves = set(graph.leaves.values())
+    seen: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen or node in leaves or graph.position[node] not in frontier.between:
+            continue
+        seen.add(node)
+        found.append(node)
+        stack += [below for below, _ in node.next_functions if below is not None]
+    return found
+
+
+def copies_once(graph: Graph, frontier: Frontier, group: Group, nodes: Iterable[Node]) -> bool:
+    """Whether every element of the parameters reaches the uses at most once, merely copied.
+
+    Then |Jᵀg| = Jᵀ|g|, and sums of powers can be pulled back once instead of every sample.
+    """
+    if any(operation(node) not in COPYING for node in nodes):
+        return False
+    ones: dict[Output, Tensor] = {}
+    for use in group.uses:
+        node, output = edge_of(graph, use)
+        device = graph.scores.device
+        one = torch.ones(shape_of(node, output), dtype=graph.scores.dtype, device=device)
+        ones[node, output] = ones[node, output] + one if (node, output) in ones else one
+    covered = pull_back(graph, frontier, ones)
+    return all(bool((count <= 1).all()) for count in covered.values())

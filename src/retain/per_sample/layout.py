@@ -1,0 +1,142 @@
+"""Which sample owns which element of a gradient: found by probing, never assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NOBODY = -1  # an element whose gradient is zero, which says nothing about its owner
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Samples in regular blocks of one dimension, whose size is outer · samples · inner.
+
+    Index i of that dimension belongs to sample (i // inner) mod samples: [n, T, d] has outer =
+    inner = 1; a flattened [n·T, d] has inner = T; a sequence-first [T·n, d] has outer = T.
+    """
+
+    dim: int
+    outer: int
+    samples: int
+    inner: int
+
+    def split(self, tensor: Tensor, dim: int | None = None) -> Tensor:
+        """`tensor` with the dimension that holds samples made into three: outer, samples, inner."""
+        at = self.dim if dim is None else dim
+        return tensor.unflatten(at, (self.outer, self.samples, self.inner))
+
+    def only(self, tensor: Tensor, sample: int) -> Tensor:
+        """A copy of `tensor` in which all but one sample is zero."""
+        alone = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        at = self.dim + 1
+        self.split(alone).select(at, sample).copy_(self.split(tensor).select(at, sample))
+        return alone
+
+    def grown(self, samples: int, size: int) -> Blocks | None:
+        """The same layout for another number of samples, if a dimension of `size` fits it."""
+        if size != self.outer * samples * self.inner:
+            return None
+        return Blocks(self.dim, self.outer, samples, self.inner)
+
+
+@dataclass(frozen=True, eq=False)
+class Owners:
+    """Any other ownership: the owner of every element, in a tensor that broadcasts to the gradient.
+
+    `dim` is the one dimension along which the owner changes, or None where it is not one.
+    """
+
+    owner: Tensor
+    samples: int
+    dim: int | None
+
+    def only(self, tensor: Tensor, sample: int) -> Tensor:
+        """A copy of `tensor` in which all but one sample is zero."""
+        return torch.where(self.owner == sample, tensor, torch.zeros_like(tensor))
+
+
+Layout = Blocks | Owners
+
+
+def base_for(dtype: torch.dtype) -> int:
+    """How many samples one probe can tell apart: 2^(base−1) must not leave the dtype's range."""
+    return 6 if dtype == torch.float16 else 32
+
+
+def probe_weights(samples: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Weights [n] of the probing passes: ones, then 2^digit for each digit of the sample's number."""
+    base, weights = base_for(dtype), []
+    number = torch.arange(samples, device=device)
+    weights.append(torch.ones(samples, dtype=dtype, device=device))
+    while True:
+        weights.append(torch.exp2((number % base).to(dtype)))
+        number = number // base
+        if not number.any():
+            return weights
+
+
+def verifying_weights(samples: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Powers of two [n] for one more pass, in no order that a layout could follow by accident."""
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(samples))
+    return torch.exp2((order % base_for(dtype)).to(device, dtype))
+
+
+def owners(probes: list[Tensor], samples: int) -> Tensor | None:
+    """The owner of every element, or None where elements belong to several samples at once.
+
+    `probes` are the gradients of Σ sₖ and of Σ 2^digit(k) sₖ. Backward is linear, and powers of
+    two are exact in floating point: an element owned by sample k is multiplied by exactly
+    2^digit(k), a sum over samples is not.
+    """
+    ones, base = probes[0], base_for(probes[0].dtype)
+    known = ones != 0
+    owner = torch.zeros(ones.shape, dtype=torch.long, device=ones.device)
+    tolerance = 1e-2 if ones.dtype.itemsize < 4 else 1e-4
+    for place, probe in enumerate(probes[1:]):
+        digit = torch.log2((probe / ones).nan_to_num(0.0).clamp_min(0.5).float()).round()
+        digit = digit.clamp(0, base - 1)
+        expected = ones * torch.exp2(digit.to(ones.dtype))
+        fits = (probe - expected).abs() <= tolerance * expected.abs()
+        if not bool((fits | ~known).all()):
+            return None
+        owner += digit.long() * base**place
+    if bool((owner[known] >= samples).any()):
+        return None
+    return torch.where(known, owner, NOBODY)
+
+
+def fit(owner: Tensor, samples: int) -> tuple[Layout, bool]:
+    """The layout in a tensor of owners, and whether it is the only one that explains it.
+
+    Where most gradients are zero (a class token), or one layout looks like another for this
+    number of samples, more than one may fit. Any of them is right for the gradients at hand,
+    but only a certain one may be used for another batch.
+    """
+    fitting: list[Blocks] = []
+    changing: int | None = None
+    for dim, size in enumerate(owner.shape):
+        lines = owner.movedim(dim, 0).reshape(size, -1)
+        high = lines.amax(1)
+        low = torch.where(lines == NOBODY, high[:, None], lines).amin(1)
+        if not torch.equal(high, low):
+            continue
+        changing = dim if changing is None else changing
+        if size % samples:
+            continue
+        known, index = high != NOBODY, torch.arange(size, device=owner.device)
+        for inner in _divisors(size // samples):
+            if torch.equal((index // inner % samples)[known], high[known]):
+                fitting.append(Blocks(dim, size // samples // inner, samples, inner))
+    if fitting:
+        return fitting[0], len(fitting) == 1
+    if changing is None:
+        return Owners(owner, samples, None), False
+    others = [dim for dim in range(owner.ndim) if dim != changing]
+    return Owners(owner.amax(others, keepdim=True) if others else owner, samples, changing), False
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]

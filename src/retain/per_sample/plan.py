@@ -1,0 +1,106 @@
+"""What is known about one graph: enough to run its per-sample backward, and to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from retain.per_sample.frontier import Frontier, find_frontier
+from retain.per_sample.graph import Graph, shape_of
+from retain.per_sample.groups import Group, make_groups
+from retain.per_sample.layout import Blocks, Layout, Owners
+
+Key = tuple[int, int]  # a node's position in the graph, and which of its results
+
+
+@dataclass
+class Plan:
+    """The uses of the parameters in a graph, in groups, and the layouts at the frontier."""
+
+    frontier: Frontier
+    groups: list[Group]
+    lost: frozenset[str]  # used, but by no way that separates samples
+    stops: tuple[int, ...]
+    shapes: dict[Key, torch.Size]
+    copying: dict[Group, bool] = field(default_factory=dict)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the layouts hold for every batch that makes the same graph."""
+        return self.frontier.certain
+
+    def fits(self, graph: Graph) -> bool:
+        """Whether the graph has the very shapes that the plan was made for."""
+        return all(shape_of(graph.order[at], out) == s for (at, out), s in self.shapes.items())
+
+    def grown(self, graph: Graph, samples: int) -> Plan | None:
+        """The plan of a few samples for a graph of more of them; None where shapes do not follow."""
+        layouts: dict[Key, Layout] = {}
+        shapes: dict[Key, torch.Size] = {}
+        for key, layout in self.frontier.layouts.items():
+            shape = shape_of(graph.order[key[0]], key[1])
+            small = self.shapes[key]
+            if isinstance(layout, Owners) or len(shape) != len(small):
+                return None
+            larger = layout.grown(samples, shape[layout.dim])
+            if larger is None or any(
+                a != b for d, (a, b) in enumerate(zip(shape, small)) if d != layout.dim
+            ):
+                return None
+            layouts[key], shapes[key] = larger, shape
+        frontier = replace(self.frontier, layouts=layouts)
+        return replace(self, frontier=frontier, shapes=shapes, copying={})
+
+
+def make_plan(graph: Graph, probes: list[Tensor], samples: int) -> Plan:
+    """Probe the graph, and order the work: which nodes to watch, and where the pass may stop."""
+    frontier = find_frontier(graph, probes, samples)
+    groups, lost = make_groups(graph, frontier)
+    watched = {use.node for group in groups for use in group.uses}
+    leading: set[int] = set()  # nodes from which a watched node can be reached
+    stops = []
+    for at, node in enumerate(graph.order):
+        below = {graph.position[b] for b, _ in node.next_functions if b is not None}
+        reaches = not below.isdisjoint(leading)
+        if at in watched and not reaches:
+            stops.append(at)
+        if reaches or at in watched:
+            leading.add(at)
+    shapes = {key: shape_of(graph.order[key[0]], key[1]) for key in frontier.layouts}
+    return Plan(frontier, groups, frozenset(lost), tuple(stops), shapes)
+
+
+class Energies:
+    """How much of the gradient at each point of the frontier each sample owns, by the layouts.
+
+    Two passes in which the samples' scores have different weights tell whether the layouts hold:
+    every sample's share must have grown by its own weight. With powers of two this is exact.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._layouts = plan.frontier.layouts
+        self._of: dict[Key, Tensor] = {}
+
+    def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
+        """Take in the gradients that arrive at a node."""
+        for output, grad in enumerate(grads):
+            layout = self._layouts.get((at, output))
+            if grad is not None and isinstance(layout, Blocks):
+                split = layout.split(grad.abs()).movedim(layout.dim + 1, 0)
+                self._of[at, output] = split.flatten(1).sum(1, dtype=torch.float64)
+
+    def times(self, weights: Tensor) -> Mapping[Key, Tensor]:
+        """What each share must become when sample k's score is weighted with weights[k]."""
+        return {key: energy * weights for key, energy in self._of.items()}
+
+    def agree(self, others: Energies, weights: Tensor) -> bool:
+        """Whether `others`, seen with `weights`, is what the layouts say it must be."""
+        tolerance = 1e-6 if weights.device.type == "cpu" else 1e-4
+        expected = self.times(weights.double())
+        return expected.keys() == others._of.keys() and all(
+            bool(((others._of[key] - value).abs() <= tolerance * value.abs()).all())
+            for key, value in expected.items()
+        )

@@ -1,0 +1,42 @@
+"""Closed forms: how one operation's weight gradient splits into samples.
+
+A rule is a function `(node, index, grad, layout, shape) -> Term | None`: `node` is the operation in
+the autograd graph, `index` which of its inputs leads to the parameter, `grad` the gradient that
+arrives at its (first) result, `layout` which sample owns which element of `grad`, and `shape` what
+the input has. None says that the rule does not apply; the masked backward, slower but just as
+exact, is used instead. Rules only save time: a missing rule is never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from retain.per_sample.layout import Layout
+from retain.per_sample.rules import convolution, elementwise, embedding, linear, norms
+from retain.per_sample.terms import Term
+
+Rule = Callable[[Node, int, Tensor, Layout, torch.Size], Term | None]
+
+# The name of the operation, as `graph.operation` gives it → its rule.
+RULES: dict[str, Rule] = {
+    "Addmm": linear.addmm,
+    "Mm": linear.mm,
+    "Bmm": linear.bmm,
+    "Convolution": convolution.convolution,
+    "Embedding": embedding.embedding,
+    "Add": elementwise.add,
+    "Sub": elementwise.sub,
+    "Mul": elementwise.mul,
+    "Div": elementwise.div,
+    "Expand": elementwise.expand,
+    "PreluKernel": elementwise.prelu,
+    "NativeLayerNorm": norms.layer_norm,
+    "NativeGroupNorm": norms.group_norm,
+    "NativeBatchNorm": norms.batch_norm,
+}
+
+__all__ = ["RULES", "Rule"]

@@ -1,0 +1,76 @@
+"""Matrix products. n samples, r rows of a batch, q inputs, p outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from retain.per_sample.layout import Blocks, Layout, Owners
+from retain.per_sample.rules.elementwise import rows
+from retain.per_sample.terms import Factors, OneByOne, Term
+
+
+def mm(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+    """Y = A B.   ∂/∂B = Aᵀ D, summed over the rows of D; ∂/∂A = D Bᵀ, summed over its columns."""
+    if index == 1:
+        return product(node._saved_self, grad, layout)  # type: ignore[attr-defined]
+    return columns(grad, node._saved_mat2, layout)  # type: ignore[attr-defined]
+
+
+def addmm(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+    """Y = β C + α A B."""
+    if index == 0:
+        beta = node._saved_beta  # type: ignore[attr-defined]
+        return rows(grad if beta == 1 else grad * beta, layout, shape)
+    alpha = node._saved_alpha  # type: ignore[attr-defined]
+    scaled = grad if alpha == 1 else grad * alpha
+    if index == 2:
+        return product(node._saved_mat1, scaled, layout)  # type: ignore[attr-defined]
+    return columns(scaled, node._saved_mat2, layout)  # type: ignore[attr-defined]
+
+
+def product(left_rq: Tensor, grad_rp: Tensor, layout: Layout) -> Factors | None:
+    """gₖ = Aₖᵀ Dₖ [q, p], with the samples along the rows."""
+    return Factors(left_rq, grad_rp, layout) if layout.dim == 0 else None
+
+
+def columns(grad_pr: Tensor, right_qr: Tensor, layout: Layout) -> Factors | None:
+    """gₖ = Dₖ Bₖᵀ [p, q], with the samples along the columns (W X, the batch in columns)."""
+    return Factors(grad_pr.T, right_qr.T, layout) if layout.dim == 1 else None
+
+
+def bmm(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+    """Y_b = A_b B_b, a weight for every b (experts, or a single b); samples inside each."""
+    if index == 1 and layout.dim == 1:
+        left, right = node._saved_self, grad  # type: ignore[attr-defined]
+    elif index == 0 and layout.dim == 2:
+        left, right = grad.mT, node._saved_mat2.mT  # type: ignore[attr-defined]
+    else:
+        return None
+    if len(left) == 1:
+        return Factors(left[0], right[0], layout)
+
+    def gradient(sample: int) -> Tensor:
+        return torch.bmm(_of(left, layout, sample).mT, _of(right, layout, sample))
+
+    return OneByOne(gradient, "linear")
+
+
+def _of(tensor_brq: Tensor, layout: Layout, sample: int) -> Tensor:
+    if isinstance(layout, Owners):
+        return tensor_brq[:, layout.owner.reshape(-1) == sample]
+    return layout.split(tensor_brq, 1)[:, :, sample].flatten(1, 2)
+
+
+def shared_bmm(node: Node, index: int, grad: Tensor, layout: Layout) -> Factors | None:
+    """Y_b = A_b B with one B for all b, or A B_b with one A: the rows of all b are positions."""
+    if not isinstance(layout, Blocks) or layout.dim != 0:
+        return None
+    if index == 1:
+        left, right = node._saved_self, grad  # type: ignore[attr-defined]
+    else:
+        left, right = grad.mT, node._saved_mat2.mT  # type: ignore[attr-defined]
+    positions = left.shape[1]
+    flat = Blocks(0, layout.outer, layout.samples, layout.inner * positions)
+    return Factors(left.flatten(0, 1), right.flatten(0, 1), flat)

@@ -1,0 +1,55 @@
+"""Where Σₖ|gₖ|ᵖ of one parameter grows: written once, then added to, never n copies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A buffer of this many numbers stays in a core's second-level cache (1 MiB of float32).
+CACHED = 1 << 18
+
+
+class Sum:
+    """Σₖ|gₖ|ᵖ, shaped like the gradient; kept in float32, or float64 for float64 gradients."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, power: int):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        self.total = torch.empty(shape, dtype=wide, device=device)
+        self.power = power
+        self.empty = True
+
+    def clear(self) -> None:
+        """Begin again; the memory is kept."""
+        self.empty = True
+
+    def result(self) -> Tensor:
+        """The sum; zeros where nothing was added."""
+        if self.empty:
+            self.total.zero_()
+            self.empty = False
+        return self.total
+
+    def raised_(self, gradient: Tensor) -> Tensor:
+        """|g|ᵖ, in place."""
+        return gradient.abs_() if self.power == 1 else gradient.square_()
+
+    def raised(self, gradient: Tensor) -> Tensor:
+        """|g|ᵖ, in the sum's own precision."""
+        wide = gradient.to(self.total.dtype)
+        return wide.abs() if self.power == 1 else wide.square()
+
+    def add(self, powers: Tensor) -> None:
+        """Add what has been raised to the power already."""
+        if self.empty:
+            self.total.copy_(powers)
+            self.empty = False
+        else:
+            self.total.add_(powers)
+
+    def add_product(self, left_rp: Tensor, right_rq: Tensor) -> None:
+        """Add left ᵀ right; both hold r rows and have been raised to the power."""
+        if self.empty:
+            torch.mm(left_rp.T, right_rq, out=self.total)
+            self.empty = False
+        else:
+            self.total.addmm_(left_rp.T, right_rq)

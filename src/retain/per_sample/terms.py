@@ -1,0 +1,239 @@
+"""The forms in which the gradients of a batch of samples can be held without n × P memory.
+
+Shapes: n samples, t positions inside a sample (tokens, pixels, steps), r = all rows of a batch,
+p × q the weight. Every term can add the gradient of one sample to a buffer; each kind also knows
+how to sum |gₖ|ᵖ over the samples when it is the only thing that reaches its parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
+from retain.per_sample.sums import CACHED, Sum
+
+
+class Term(Protocol):
+    """What one use of a parameter contributes to the gradients of the samples."""
+
+    route: str
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add the gradient of one sample to `out`, which has the shape of the gradient."""
+        ...
+
+
+@dataclass(eq=False)
+class Factors:
+    """gₖ = Lₖᵀ Rₖ: a linear map, whose weight sees one outer product per row."""
+
+    left_rp: Tensor
+    right_rq: Tensor
+    layout: Layout
+    route: str = "linear"
+
+    @property
+    def shape(self) -> torch.Size:
+        """p × q, the shape of gₖ."""
+        return torch.Size((self.left_rp.shape[1], self.right_rq.shape[1]))
+
+    @property
+    def transposed(self) -> Factors:
+        """The same gradients, of the transposed weight."""
+        return Factors(self.right_rq, self.left_rp, self.layout, self.route)
+
+    @cached_property
+    def _rows(self) -> list[Tensor]:
+        assert isinstance(self.layout, Owners)
+        owner = self.layout.owner.reshape(-1)
+        return [(owner == k).nonzero().flatten() for k in range(self.layout.samples)]
+
+    def pieces(self, sample: int) -> tuple[Tensor, Tensor]:
+        """Lₖ [t, p] and Rₖ [t, q] of one sample."""
+        if isinstance(self.layout, Owners):
+            rows = self._rows[sample]
+            return self.left_rp[rows], self.right_rq[rows]
+        left, right = (
+            self.layout.split(rows, 0)[:, sample].flatten(0, 1)
+            for rows in (self.left_rp, self.right_rq)
+        )
+        return left, right
+
+    def positions_first(self) -> tuple[Tensor, Tensor]:
+        """L [n, t, p] and R [n, t, q]; a view wherever samples are contiguous."""
+        assert isinstance(self.layout, Blocks)
+        left, right = (
+            self.layout.split(rows, 0).movedim(1, 0).flatten(1, 2)
+            for rows in (self.left_rp, self.right_rq)
+        )
+        return left, right
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add Lₖᵀ Rₖ to `out` [p, q]."""
+        left, right = self.pieces(sample)
+        if len(left):
+            out.addmm_(left.T.to(out.dtype), right.to(out.dtype))
+
+
+def sum_factors(terms: Sequence[Factors], total: Sum) -> None:
+    """Add Σₖ |Σ_uses Lₖᵀ Rₖ|ᵖ: the uses of one weight meet before the power is taken."""
+    if any(isinstance(term.layout, Owners) for term in terms):
+        _sum_ragged(terms, total)
+        return
+    views = [term.positions_first() for term in terms]
+    left = torch.cat([v[0] for v in views], 1) if len(views) > 1 else views[0][0]
+    right = torch.cat([v[1] for v in views], 1) if len(views) > 1 else views[0][1]
+    left, right = left.to(total.total.dtype), right.to(total.total.dtype)
+    if left.shape[1] == 1:
+        # One row per sample: gₖ = dₖ aₖᵀ, so Σₖ|gₖ|ᵖ = (|D|ᵖ)ᵀ(|A|ᵖ)
+        total.add_product(total.raised(left[:, 0]), total.raised(right[:, 0]))
+    elif left.shape[2] * right.shape[2] * 2 <= CACHED:
+        _sum_small(left, right, total)
+    else:
+        _sum_in_blocks(left, right, total)
+
+
+def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
+    """Many samples at a time, as many as stay in the cache."""
+    p, q = left_ntp.shape[2], right_ntq.shape[2]
+    chunk = max(1, CACHED // (p * q))
+    for left, right in zip(left_ntp.split(chunk), right_ntq.split(chunk)):
+        gradients = torch.bmm(left.mT, right)
+        total.add(total.raised_(gradients).sum(0))
+
+
+def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
+    """One sample at a time, and of a large weight only as many rows as stay in the cache."""
+    n, p, q = len(left_ntp), left_ntp.shape[2], right_ntq.shape[2]
+    rows = max(1, min(p, CACHED // q))
+    buffer = torch.empty(rows, q, dtype=left_ntp.dtype, device=left_ntp.device)
+    fresh = total.empty
+    for start in range(0, p, rows):
+        block = total.total[start : start + rows]
+        part = buffer[: len(block)]
+        for k in range(n):
+            # gₖ = Lₖᵀ Rₖ
+            into = block if fresh and k == 0 else part
+            torch.mm(left_ntp[k, :, start : start + rows].T, right_ntq[k], out=into)
+            total.raised_(into)
+            if into is part:
+                block.add_(part)
+    total.empty = False
+
+
+def _sum_ragged(terms: Sequence[Factors], total: Sum) -> None:
+    """Samples with different numbers of rows, such as the tokens that an expert was given."""
+    if len(terms) == 1 and isinstance(terms[0].layout, Owners):
+        owner = terms[0].layout.owner.reshape(-1)
+        owned = owner[owner != NOBODY]
+        if len(owned) == len(owned.unique()):  # one row per sample at most
+            rows = (owner != NOBODY).nonzero().flatten()
+            left, right = terms[0].left_rp[rows], terms[0].right_rq[rows]
+            total.add_product(total.raised(left), total.raised(right))
+            return
+    sum_one_by_one(terms, terms[0].layout.samples, total)
+
+
+def sum_one_by_one(terms: Sequence[Term], samples: int, total: Sum) -> None:
+    """Add Σₖ |Σ_uses gₖ|ᵖ for any mixture of terms, in one buffer of the parameter's size."""
+    buffer = torch.empty_like(total.total)
+    for k in range(samples):
+        buffer.zero_()
+        for term in terms:
+            term.add_sample(k, buffer)
+        total.add(total.raised_(buffer))
+
+
+@dataclass(eq=False)
+class Rows:
+    """gₖ itself, [n, *shape]: small, since it is a sum over part of an activation's gradient."""
+
+    values: Tensor
+    route: str = "elementwise"
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add gₖ to `out`."""
+        out += self.values[sample]
+
+
+def sum_rows(terms: Sequence[Rows], total: Sum) -> None:
+    """Add Σₖ |Σ_uses gₖ|ᵖ."""
+    values = terms[0].values
+    for term in terms[1:]:
+        values = values + term.values
+    total.add(total.raised(values).sum(0))
+
+
+@dataclass(eq=False)
+class Lookups:
+    """gₖ has the rows of `values` [r, d] added at `tokens` [r]: an embedding's gradient."""
+
+    tokens_r: Tensor
+    values_rd: Tensor
+    owner_r: Tensor
+    route: str = "embedding"
+
+    @cached_property
+    def _sorted(self) -> list[tuple[Tensor, Tensor]]:
+        order = self.owner_r.argsort(stable=True)
+        samples = int(self.owner_r.max()) + 1
+        counts = torch.bincount(self.owner_r + 1, minlength=samples + 1).tolist()
+        tokens, values = self.tokens_r[order].split(counts), self.values_rd[order].split(counts)
+        return list(zip(tokens, values))[1:]  # the first are nobody's
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add gₖ to `out` [vocabulary, d]."""
+        if sample < len(self._sorted):
+            tokens, values = self._sorted[sample]
+            out.index_add_(0, tokens, values.to(out.dtype))
+
+
+def sum_lookups(terms: Sequence[Lookups], total: Sum) -> None:
+    """Add Σₖ |gₖ|ᵖ without an n × vocabulary tensor: rows of one sample and token meet first."""
+    owner = torch.cat([term.owner_r for term in terms])
+    owned = owner != NOBODY
+    tokens = torch.cat([term.tokens_r for term in terms])[owned]
+    values = torch.cat([term.values_rd for term in terms])[owned].to(total.total.dtype)
+    vocabulary = total.total.shape[0]
+    # one number for each (sample, token): those that coincide are summed before the power
+    keys, place = torch.unique(owner[owned] * vocabulary + tokens, return_inverse=True)
+    met = values.new_zeros(len(keys), values.shape[1]).index_add_(0, place, values)
+    total.result().index_add_(0, keys % vocabulary, total.raised_(met))
+
+
+@dataclass(eq=False)
+class OneByOne:
+    """gₖ from a function of k: a convolution of one sample, or a backward masked to one sample."""
+
+    gradient: Callable[[int], Tensor]
+    route: str
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add gₖ to `out`."""
+        out += self.gradient(sample)
+
+
+def sum_over_samples(term: OneByOne, samples: int, total: Sum) -> None:
+    """Add Σₖ |gₖ|ᵖ."""
+    for k in range(samples):
+        total.add(total.raised(term.gradient(k)))
+
+
+def sum_terms(terms: Sequence[Term], samples: int, total: Sum) -> None:
+    """Add Σₖ |Σ_uses gₖ|ᵖ, in the quickest way that the kinds of terms allow."""
+    if all(isinstance(term, Factors) for term in terms):
+        sum_factors([t for t in terms if isinstance(t, Factors)], total)
+    elif all(isinstance(term, Rows) for term in terms):
+        sum_rows([t for t in terms if isinstance(t, Rows)], total)
+    elif all(isinstance(term, Lookups) for term in terms):
+        sum_lookups([t for t in terms if isinstance(t, Lookups)], total)
+    elif len(terms) == 1 and isinstance(terms[0], OneByOne):
+        sum_over_samples(terms[0], samples, total)
+    else:
+        sum_one_by_one(terms, samples, total)
