@@ -1,11 +1,41 @@
-"""Teach a trained network something new without losing what it can do."""
+"""Teach a trained network something new without losing what it can do.
 
+memory = retain.MAS(model)            # any nn.Module, already trained
+memory.observe(unlabelled_loader)     # Ω from data, no labels
+memory.consolidate()                  # Ω and θ*
+memory.attach(optimizer)              # every step is protected from here on
+"""
+
+from __future__ import annotations
+
+import importlib
 from importlib.metadata import version
+from typing import Any
 
 from retain.errors import RetainError
 from retain.importance import Importance
-from retain.memory import MAS, load
+from retain.memory import EWC, MAS, SI, load
+from retain.strength import StrengthChoice, choose_strength
 
 __version__ = version("retain")
 
-__all__ = ["MAS", "Importance", "RetainError", "__version__", "load"]
+__all__ = [
+    "EWC",
+    "MAS",
+    "SI",
+    "Importance",
+    "RetainError",
+    "StrengthChoice",
+    "__version__",
+    "choose_strength",
+    "load",
+]
+
+# Behind the door: rooms that `import retain` does not enter before somebody asks for them.
+_ROOMS = frozenset({"experiment", "methods", "models", "report", "studies", "tasks"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"retain.{name}")
+    raise AttributeError(f"module 'retain' has no attribute {name!r}")

@@ -98,12 +98,12 @@ class Penalty(torch.autograd.Function):
         ctx: Any,
         holds: Sequence[Sequence[Hold]],
         scale: float,
-        carried: Callable[[float], None] | None,
+        used: Callable[[float], None],
         *thetas: Tensor,
     ) -> Tensor:
-        """The value; `carried` is told the weight with which the penalty enters a gradient."""
+        """The value; `used` is told the weight with which the penalty enters a gradient."""
         ctx.save_for_backward(*thetas)
-        ctx.holds, ctx.scale, ctx.carried = holds, scale, carried
+        ctx.holds, ctx.scale, ctx.used = holds, scale, used
         first = thetas[0].device
         dtype = max((_working_dtype(theta) for theta in thetas), key=lambda kind: kind.itemsize)
         values = [value(t, h).to(first, dtype) for t, h in zip(thetas, holds, strict=True)]
@@ -114,8 +114,7 @@ class Penalty(torch.autograd.Function):
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Weight · scale · 2Ω (θ − θ*) for every parameter that wants a gradient."""
         weight = float(incoming)
-        if ctx.carried is not None:
-            ctx.carried(weight)
+        ctx.used(weight)
         wanted = ctx.needs_input_grad[3:]
         gradients = [
             add_gradient(None, theta, holds, ctx.scale * weight) if want else None

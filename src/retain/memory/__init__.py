@@ -1,6 +1,8 @@
 """What the user holds: four names, one body."""
 
+from retain.memory.ewc import EWC
 from retain.memory.loading import load
 from retain.memory.mas import MAS
+from retain.memory.si import SI
 
-__all__ = ["MAS", "load"]
+__all__ = ["EWC", "MAS", "SI", "load"]

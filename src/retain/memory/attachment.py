@@ -82,7 +82,7 @@ class Attachment:
         self.form = form
         self._held = held
         self._weight = weight
-        self._follower = follower
+        self.follower = follower
         self._ledger = _ledgers.setdefault(optimizer, _Ledger())
         self._now: list[tuple[nn.Parameter, Sequence[Hold], dict[str, Any], str]] = []
         self._hooks = [
@@ -131,11 +131,11 @@ class Attachment:
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._ledger.give_back(optimizer)
-        if self.form == "proximal" and not _skipped(optimizer):
+        if self.form == "proximal" and not skipped(optimizer):
             for p, holds, group, _name in self._now:
                 proximal_(p, holds, float(group["lr"]) * self._weight())
-        if self._follower is not None:
-            self._follower.closes()
+        if self.follower is not None:
+            self.follower.closes()
         self._now = []
 
     def _around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -154,17 +154,17 @@ class Attachment:
         return evaluated
 
     def _gradients_are_there(self) -> None:
-        if self._follower is not None:
-            self._follower.opens(self.optimizer, self._ledger.own)
+        if self.follower is not None:
+            self.follower.opens(self.optimizer, self._ledger.own)
         if self.form == "gradient":
             self._lend()
 
     def _lend(self) -> None:
         """Let g + 2λΩ(θ − θ*) stand in for every gradient g until the step is done."""
-        if not self._now or _skipped(self.optimizer):
+        if not self._now or skipped(self.optimizer):
             return
         self._refuse_sparse()
-        scale = self._weight() * _grad_scale(self.optimizer)
+        scale = self._weight() * grad_scale(self.optimizer)
         for sign in (1, -1):  # an optimizer that climbs must be told the opposite
             some = [one for one in self._now if one[2].get("maximize", False) == (sign < 0)]
             if not some:
@@ -195,13 +195,30 @@ class Attachment:
             )
 
 
-def _grad_scale(optimizer: Optimizer) -> float:
+def grad_scale(optimizer: Optimizer) -> float:
     """What a GradScaler leaves in the gradients for a fused optimizer to divide by; 1 otherwise."""
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else float(scale)
 
 
-def _skipped(optimizer: Optimizer) -> bool:
+def skipped(optimizer: Optimizer) -> bool:
     """Whether a GradScaler found infinities, so that a fused optimizer will not move."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
+
+
+def refuse_optimizer(optimizer: object, form: str, forms: tuple[str, ...]) -> None:
+    """Nothing, if `optimizer` is one and can be protected in this form.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"attach got a {type(optimizer).__name__}; expected a torch optimizer.")
+    if form not in forms:
+        raise InputError(f"form={form!r}; expected {' or '.join(map(repr, forms))}.")
+    if form == "proximal" and any("lr" not in group for group in optimizer.param_groups):
+        raise InputError(
+            'form="proximal" needs the learning rate as group["lr"], which this optimizer lacks. '
+            'Use form="gradient".'
+        )

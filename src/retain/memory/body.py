@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
@@ -17,16 +17,16 @@ from typing_extensions import Self
 from retain import files
 from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.errors import InputError, ModelError, StateError
+from retain.errors import InputError, StateError
 from retain.importance import Importance
-from retain.memory.attachment import Attachment, Follower
+from retain.memory.attachment import Attachment, Follower, Held, refuse_optimizer
 from retain.memory.reading import batches_in, blaming, progress_of
-from retain.memory.running import Running
+from retain.memory.running import Running, refuse_non_finite
 from retain.memory.state import State
 from retain.memory.terms import Merge, Storage, Term, holds, merged
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns, Selection, fingerprint, unwrapped
-from retain.penalty import Hold, Penalty
+from retain.penalty import Penalty
 
 
 class Estimator(Protocol):
@@ -80,6 +80,7 @@ class Memory:
         self._made: tuple[dict[str, int], Estimator] | None = None
         self._attachments: list[Attachment] = []
         self._warned = False
+        self._warned_twice = False
         self._output_is_lost = False
 
     @property
@@ -143,7 +144,7 @@ class Memory:
             )
         parameters = self.selection.trainable(self.model)
         running = self._state.running or Running()
-        _refuse_changed(running, parameters)
+        running.refuse_changed(parameters)
         estimator = self._estimator(parameters)
         wanted = math.inf if max_samples is None else running.samples + max_samples
         number = 0
@@ -155,7 +156,9 @@ class Memory:
                     batch = Batch.of(raw, batch_dim=self._batch_dim).to(device)
                     if running.samples + batch.samples > wanted:
                         batch = batch.take(0, int(wanted) - running.samples)
-                    running.add(estimator(batch), batch.samples)
+                    sums = estimator(batch)
+                    refuse_non_finite(sums)
+                    running.add(sums, batch.samples)
                     running.routes = dict(estimator.routes)
                 self._state = replace(self._state, running=running)
                 advance()
@@ -189,7 +192,8 @@ class Memory:
         observed = self.observed
         if not observed:
             raise StateError(self._nothing_to_consolidate())
-        _refuse_changed(self._state.running, self.selection.matching(self.model))
+        if self._state.running is not None:
+            self._state.running.refuse_changed(self.selection.matching(self.model))
         holds(self.model, self.selection, self._state.terms)
         self._state = State(
             terms=self._joined(observed, merge),
@@ -225,7 +229,7 @@ class Memory:
             return torch.zeros((), dtype=p.dtype, device=p.device, requires_grad=True)
         parameters = [p for p, _holds in held.values()]
         every = [several for _p, several in held.values()]
-        total: Tensor = Penalty.apply(every, self._weight(), self._carried(), *parameters)
+        total: Tensor = Penalty.apply(every, self._weight(), self._entered_a_loss, *parameters)
         return total
 
     def attach(self, optimizer: Optimizer, *, form: str = "gradient") -> Attachment:
@@ -252,7 +256,7 @@ class Memory:
                 another form.
             StateError: it is attached already.
         """
-        _refuse_optimizer(optimizer, form, self.forms)
+        refuse_optimizer(optimizer, form, self.forms)
         self._attachments = [handle for handle in self._attachments if handle.attached]
         if any(handle.optimizer is optimizer for handle in self._attachments):
             raise StateError(
@@ -270,7 +274,7 @@ class Memory:
                 "model.parameters() of the same model, after moving or wrapping the model."
             )
         handle = Attachment(
-            optimizer, form, held=self._held, weight=self._weight, follower=self._follower()
+            optimizer, form, held=self._held_in_step, weight=self._weight, follower=self._follower()
         )
         self._attachments.append(handle)
         return handle
@@ -328,8 +332,19 @@ class Memory:
     def _follower(self) -> Follower | None:
         return None
 
-    def _carried(self) -> Callable[[float], None] | None:
-        return None
+    def _entered_a_loss(self, weight: float) -> None:
+        """The gradient of `penalty()` was asked for, times `weight`."""
+        twice = any(handle.attached and handle.form != "loss" for handle in self._attachments)
+        if twice and not self._warned_twice:
+            self._warned_twice = True
+            warnings.warn(
+                "penalty() is in a loss while an optimizer is attached, whose steps add it as "
+                "well: it counts twice. Use one or the other.",
+                stacklevel=2,
+            )
+
+    def _held_in_step(self) -> Held:
+        return self._held()
 
     def _joined(self, observed: Importance, merge: Merge) -> tuple[Term, ...]:
         """The terms after `observed` has joined them: one, unless a method keeps several."""
@@ -368,45 +383,24 @@ class Memory:
     def _weight(self) -> float:
         return self.coefficient * self.strength
 
-    def _held(self) -> dict[str, tuple[nn.Parameter, list[Hold]]]:
+    def _held(self) -> Held:
+        self._refuse_unconsolidated()
+        if not self._state.terms and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Nothing is protected yet: {type(self).__name__} has no importance before "
+                "consolidate(), and the penalty is 0.",
+                stacklevel=3,
+            )
+        return holds(self.model, self.selection, self._state.terms)
+
+    def _refuse_unconsolidated(self) -> None:
         running = self._state.running
         if running and running.samples:
             raise StateError(
                 f"{running.samples} samples were observed and never consolidated. Call "
                 "consolidate() when the model has learned what is to be kept."
             )
-        if not self._state.terms and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "Nothing is protected yet: the penalty is 0 until observe(data) and consolidate().",
-                stacklevel=3,
-            )
-        return holds(self.model, self.selection, self._state.terms)
-
-
-def _refuse_changed(running: Running | None, parameters: Mapping[str, nn.Parameter]) -> None:
-    """What was observed must fit the parameters as they are now."""
-    sums = running.sums if running else {}
-    wrong = [
-        f"{name} was {tuple(total.shape)} and is "
-        + (str(tuple(parameters[name].shape)) if name in parameters else "not there")
-        for name, total in sums.items()
-        if name not in parameters or parameters[name].shape != total.shape
-    ]
-    if wrong:
-        raise ModelError(f"The model changed since it was observed: {'; '.join(wrong)}.")
-
-
-def _refuse_optimizer(optimizer: object, form: str, forms: tuple[str, ...]) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"attach got a {type(optimizer).__name__}; expected a torch optimizer.")
-    if form not in forms:
-        raise InputError(f"form={form!r}; expected {' or '.join(map(repr, forms))}.")
-    if form == "proximal" and any("lr" not in group for group in optimizer.param_groups):
-        raise InputError(
-            'form="proximal" needs the learning rate as group["lr"], which this optimizer lacks. '
-            'Use form="gradient".'
-        )
 
 
 def _written(setting: torch.dtype | torch.device | None) -> str | None:

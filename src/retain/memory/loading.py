@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from retain import files
 from retain.errors import FileError, InputError
 from retain.memory.body import Memory
+from retain.memory.ewc import EWC
 from retain.memory.mas import MAS
+from retain.memory.si import SI
 from retain.memory.state import State
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns, Selection, fingerprint
 
-KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS,)}
+KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, EWC, SI)}
 
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name of the parameter -> tensor
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from retain.errors import NonFiniteError
+from retain.errors import ModelError, NonFiniteError
 from retain.importance import Importance
 
 
@@ -28,12 +28,7 @@ class Running:
         return int(self._count)
 
     def add(self, sums: Mapping[str, Tensor], samples: int) -> None:
-        """Add the sums over `samples` more samples.
-
-        Raises:
-            NonFiniteError: NaN or infinity in `sums`; nothing is added then.
-        """
-        _refuse_non_finite(sums)
+        """Add the sums over `samples` more samples."""
         for name, given in sums.items():
             if name not in self.sums:
                 dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
@@ -43,6 +38,21 @@ class Running:
         torch._foreach_add_(
             [*totals, self._count], [*sums.values(), torch.tensor(samples, dtype=torch.int64)]
         )
+
+    def refuse_changed(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Nothing, if the sums still fit the parameters.
+
+        Raises:
+            ModelError: parameters that are gone or have another shape; names all.
+        """
+        wrong = [
+            f"{name} was {tuple(total.shape)} and is "
+            + (str(tuple(parameters[name].shape)) if name in parameters else "not there")
+            for name, total in self.sums.items()
+            if name not in parameters or parameters[name].shape != total.shape
+        ]
+        if wrong:
+            raise ModelError(f"The model changed since it was observed: {'; '.join(wrong)}.")
 
     def mean(self) -> Importance:
         """Ω = 1/N Σₖ, so far."""
@@ -62,7 +72,12 @@ class Running:
         return running
 
 
-def _refuse_non_finite(sums: Mapping[str, Tensor]) -> None:
+def refuse_non_finite(sums: Mapping[str, Tensor]) -> None:
+    """Nothing, if every sum is finite.
+
+    Raises:
+        NonFiniteError: NaN or infinity; names the parameters.
+    """
     names = [name for name, given in sums.items() if given.numel()]
     if not names:
         return

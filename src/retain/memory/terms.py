@@ -47,9 +47,15 @@ class Storage:
         kept = {name: omega.to(self.device, self.dtype) for name, omega in means.items()}
         bad = [name for name, omega in kept.items() if not torch.isfinite(omega).all()]
         if bad:
+            finite = all(torch.isfinite(means[name]).all() for name in bad)
             raise NonFiniteError(
-                f"The importance of {', '.join(bad)} does not fit into {self.dtype}. "
-                "Use dtype=torch.bfloat16, which has the range of single precision."
+                f"The importance of {', '.join(bad)} "
+                + (
+                    f"does not fit into {self.dtype}. Use dtype=torch.bfloat16, which has the "
+                    "range of single precision."
+                    if finite
+                    else "is NaN or infinite. Did training diverge?"
+                )
             )
         now = {
             name: snapshot(parameters[name], self.dtype, self.device)

@@ -1,0 +1,117 @@
+"""Elastic Weight Consolidation: Ω is the diagonal of the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from retain.closest import did_you_mean
+from retain.errors import InputError
+from retain.estimators.fisher import Empirical, Exact, Sampled
+from retain.importance import Importance
+from retain.memory.body import Estimator, Memory
+from retain.memory.terms import Merge, Term
+from retain.outputs import OutputPicker
+from retain.parameters import Patterns
+from retain.per_sample import PerSample, Score
+
+FISHERS = ("sampled", "exact", "empirical")
+
+
+class EWC(Memory):
+    """Elastic Weight Consolidation (Kirkpatrick et al., PNAS 2017), for models that give logits.
+
+    F = 1/N Σₖ (∂ log p(y|xₖ) / ∂θ)², squared for every sample, and the penalty λ/2 Σ F (θ − θ*)².
+
+    Args:
+        model: the network, of any kind; nothing is put on it. Its output holds logits, [n, classes]
+            or [n, positions, classes].
+        strength: λ, of which the penalty takes half.
+        output: picks the logits from what the model returns.
+        include: names or patterns of the parameters to protect; all by default.
+        exclude: names or patterns of parameters to leave free.
+        dtype: in which F and θ* are kept; by default F in single precision, θ* as the weights are.
+        device: where F and θ* are kept; by default with the weights.
+        fisher: where y comes from: "sampled" (drawn from the model, once per sample), "exact" (the
+            expectation over all classes, a backward pass for each), or "empirical" (the labels of
+            the batches).
+        online: keep one F and the latest θ* (Schwarz et al., ICML 2018; `consolidate(merge=γ)` lets
+            the old F fade), in place of one (F, θ*) per task.
+        seed: of the draws of "sampled".
+        batch_dim: the dimension of the inputs that counts samples.
+        check: compare a few samples with the slow truth, once per model.
+    """
+
+    coefficient: ClassVar[float] = 0.5
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float = 1.0,
+        output: OutputPicker | None = None,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        fisher: Literal["sampled", "exact", "empirical"] = "sampled",
+        online: bool = False,
+        seed: int = 0,
+        batch_dim: int = 0,
+        check: bool = True,
+    ) -> None:
+        if fisher not in FISHERS:
+            raise InputError(
+                f"fisher={fisher!r}; expected one of {', '.join(FISHERS)}."
+                + did_you_mean(str(fisher), FISHERS)
+            )
+        super().__init__(
+            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+        )
+        self.output = output
+        self.fisher = fisher
+        self.online = online
+        self.seed = seed
+        self.check = check
+        self._batch_dim = batch_dim
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
+        scores: dict[str, Score] = {
+            "sampled": Sampled(self._generator),
+            "exact": Exact(),
+            "empirical": Empirical(),
+        }
+        score = scores[self.fisher]
+        return PerSample(
+            self.model, parameters, score, power=2, output=self.output, check=self.check
+        )
+
+    def _joined(self, observed: Importance, merge: Merge) -> tuple[Term, ...]:
+        if self.online:
+            return super()._joined(observed, merge)
+        if merge != "sum":
+            raise InputError(
+                f"merge={merge!r} needs EWC(online=True); otherwise each task keeps its own F."
+            )
+        parameters = self.selection.matching(self.model)
+        term = self.storage.term(observed, parameters, observed.samples, anchor={})
+        return (*self._state.terms, term)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "fisher": self.fisher,
+            "online": self.online,
+            "seed": self.seed,
+            "batch_dim": self._batch_dim,
+            "check": self.check,
+        }
+
+    def _more_tensors(self) -> dict[str, Tensor]:
+        return {"generator/": self._generator.get_state()}
+
+    def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self._generator.set_state(tensors["generator"][""])

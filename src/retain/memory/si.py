@@ -1,0 +1,208 @@
+"""Synaptic Intelligence: Ω from the way that the weights took through training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Self
+
+from retain.errors import InputError, StateError
+from retain.estimators.path_integral import Stretch, importance
+from retain.importance import Importance
+from retain.memory.attachment import Attachment, Follower, Held, grad_scale, skipped
+from retain.memory.body import Memory
+from retain.memory.running import Running
+from retain.memory.terms import holds
+from retain.parameters import Patterns
+from retain.penalty import add_gradient
+
+SCALED = 1024.0  # nobody weighs a penalty like this, but a GradScaler does
+
+
+class SI(Memory):
+    """Synaptic Intelligence (Zenke et al., ICML 2017): follows the optimizer it is attached to.
+
+    ω = −Σ_steps g · Δθ, with g the gradient of the task's loss alone; at `consolidate()`,
+    Ω ← Ω + max(ω, 0) / (Δ_task² + ξ); the penalty is λ Σ Ω (θ − θ*)².
+
+    Attach it before the first task is learned, and call `consolidate()` at the end of each task;
+    there is no data to observe. `attach` adds the penalty itself; g is taken before that. Who wants
+    `penalty()` in the loss attaches with `form="loss"`: nothing is added then, and the gradient
+    that `penalty()` gave is taken out of g again. That needs gradients which are not rescaled
+    between `backward()` and `step()`; with clipping or a GradScaler, use another form.
+
+    Args:
+        model: the network, of any kind; nothing is put on it.
+        strength: λ (c in the source).
+        damping: ξ, which keeps Ω finite for weights that hardly moved.
+        include: names or patterns of the parameters to protect; all by default.
+        exclude: names or patterns of parameters to leave free.
+        dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
+        device: where Ω and θ* are kept; by default with the weights.
+    """
+
+    forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "loss")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float = 1.0,
+        damping: float = 1e-3,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not math.isfinite(damping) or damping <= 0:
+            raise InputError(f"damping={damping!r}; expected a finite number above 0.")
+        super().__init__(
+            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+        )
+        self.damping = damping
+        self._start: dict[str, Tensor] = {}
+
+    def observe(self, data: Any, *, max_samples: int | None = None, progress: bool = True) -> Self:
+        """Never returns: SI learns from training, not from data.
+
+        Raises:
+            StateError: always; says what to do.
+        """
+        raise StateError(
+            "SI does not observe data. Call attach(optimizer) before training and consolidate() "
+            "at the end of the task."
+        )
+
+    @property
+    def observed(self) -> Importance:
+        """Ω of the steps followed since the last `consolidate()`; its `samples` are the steps."""
+        running = self._state.running
+        if running is None or not running.samples:
+            return Importance({}, 0)
+        parameters = self.selection.matching(self.model)
+        running.refuse_changed(parameters)
+        omega = importance(running.sums, self._start, parameters, self.damping)
+        return Importance(omega, running.samples, dict.fromkeys(omega, "path"))
+
+    def penalty(self) -> Tensor:
+        """λ Σ Ω (θ − θ*)², a scalar with gradient; for the loss with `attach(…, form="loss")`."""
+        for attachment, path in self._live():
+            groups = attachment.optimizer.param_groups
+            if all(p.grad is None for group in groups for p in group["params"]):
+                path.carried = 0.0  # gradients were thrown away without a step
+        return super().penalty()
+
+    def _live(self) -> list[tuple[Attachment, _Path]]:
+        followed = [(a, a.follower) for a in self._attachments if a.attached]
+        return [(a, path) for a, path in followed if isinstance(path, _Path)]
+
+    def _follower(self) -> Follower:
+        return _Path(self)
+
+    def _entered_a_loss(self, weight: float) -> None:
+        super()._entered_a_loss(weight)
+        for _attachment, path in self._live():
+            path.carried += weight
+
+    def _refuse_unconsolidated(self) -> None:
+        """Steps that were never consolidated are the ordinary case: the task is being learned."""
+
+    def _held_in_step(self) -> Held:
+        return holds(self.model, self.selection, self._state.terms)
+
+    def _nothing_to_consolidate(self) -> str:
+        return (
+            "SI followed no step since the last consolidate(). Call attach(optimizer) before "
+            "training; steps that a GradScaler skipped do not count."
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {"damping": self.damping}
+
+    def _more_tensors(self) -> dict[str, Tensor]:
+        return {f"start/{name}": start for name, start in self._start.items()}
+
+    def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        parameters = self.selection.matching(self.model)
+        self._start = {
+            name: start.to(parameters[name].device)
+            for name, start in tensors.get("start", {}).items()
+            if name in parameters
+        }
+
+    def _walks(self, stretch: Stretch, steps: int) -> None:
+        """Add a stretch, at whose end the weights are now, to ω."""
+        running = self._state.running
+        if running is None:
+            running, self._start = Running(), {}
+        for name, before in stretch.before.items():
+            if name not in self._start:
+                self._start[name] = self._anchor_if_equal(name, before)
+        running.add(stretch.done(), steps)
+        self._state = replace(self._state, running=running)
+
+    def _anchor_if_equal(self, name: str, before: Tensor) -> Tensor:
+        """`before`, or θ* if that is the same: neither is ever written to, so one copy is enough."""
+        anchor = self._state.terms[0].anchor.get(name) if self._state.terms else None
+        if anchor is None or anchor.dtype != before.dtype or anchor.device != before.device:
+            return before
+        return anchor if torch.equal(anchor, before) else before
+
+
+class _Path:
+    """Follows the steps of one optimizer for the SI that it belongs to.
+
+    Attributes:
+        carried: the weight with which `penalty()` entered the gradients since the last step.
+    """
+
+    def __init__(self, memory: SI) -> None:
+        self.memory = memory
+        self.carried = 0.0
+        self._stretch: Stretch | None = None
+
+    def opens(self, optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None]) -> None:
+        """A stretch begins here, downhill along the gradient of the task's loss alone."""
+        self._finish(steps=0)
+        carried, self.carried = self.carried, 0.0
+        if skipped(optimizer):
+            return
+        scale = grad_scale(optimizer)
+        if carried / scale >= SCALED:
+            raise StateError(
+                f"penalty() entered the loss with weight {carried:g}: it seems to be scaled by a "
+                "GradScaler, and SI cannot tell the task's gradient from the penalty's. Leave "
+                'penalty() out of the loss and use attach(optimizer, form="gradient").'
+            )
+        held = self.memory._held_in_step() if carried else {}
+        names = {
+            id(p): name for name, p in self.memory.selection.matching(self.memory.model).items()
+        }
+        parameters, gradients = {}, {}
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                g, name = own(p), names.get(id(p))
+                if g is None or name is None or not p.requires_grad:
+                    continue
+                if name in held:  # g_task = g − carried · 2λΩ(θ − θ*)
+                    weight = -carried * self.memory._weight()
+                    g = add_gradient(g, p.detach(), held[name][1], weight)
+                parameters[name] = p
+                gradients[name] = g * ((-1 if group.get("maximize") else 1) / scale)
+        if parameters:
+            self._stretch = Stretch(parameters, gradients)
+
+    def closes(self) -> None:
+        """The step is done, and the stretch ends where the weights are now."""
+        self._finish(steps=1)
+
+    def _finish(self, steps: int) -> None:
+        if self._stretch is not None:
+            self.memory._walks(self._stretch, steps)
+            self._stretch = None
