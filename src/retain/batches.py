@@ -1,4 +1,4 @@
-"""One batch of a user's data: how the model is called with it, and how one sample is cut out of it."""
+"""One batch of a user's data: how a model is called with it, and how samples are cut out of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from retain.errors import InputError
 
 # Not inputs: a model that is given these only computes a loss with them, and no label is ever used.
 LABEL_KEYS = frozenset({"labels", "label", "label_ids"})
-ACCEPTED = "a tensor, a tuple or list whose first element is the input, or a dict of keyword arguments"
+ACCEPTED = (
+    "a tensor, a tuple or list whose first element is the input, or a dict of keyword arguments"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,16 @@ class Batch:
                 + (f" that begins with a {type(given).__name__}" if given is not raw else "")
                 + f"; expected {ACCEPTED}."
             )
-        counts = [t.shape[batch_dim] for t in _tensors((args, kwargs)) if t.ndim > batch_dim]
+        return replace(cls.of_call(args, kwargs, batch_dim=batch_dim), labels=labels)
+
+    @classmethod
+    def of_call(cls, args: tuple[Any, ...], kwargs: dict[str, Any], *, batch_dim: int = 0) -> Batch:
+        """The batch that a model is called with by `model(*args, **kwargs)`.
+
+        Raises:
+            InputError: there is no tensor with a batch dimension, or no sample.
+        """
+        counts = [t.shape[batch_dim] for t in tensors_in((args, kwargs)) if t.ndim > batch_dim]
         if not counts:
             raise InputError(
                 f"A batch holds no tensor with a dimension {batch_dim} to count samples by; "
@@ -72,7 +83,7 @@ class Batch:
             )
         if counts[0] == 0:
             raise InputError("A batch holds 0 samples. Leave empty batches out of the data.")
-        return cls(args, kwargs, counts[0], labels, batch_dim)
+        return cls(args, kwargs, counts[0], None, batch_dim)
 
     def call(self, model: nn.Module) -> Any:
         """What the model returns for this batch."""
@@ -101,9 +112,15 @@ class Batch:
         return replace(self, args=args, kwargs=kwargs, labels=labels)
 
 
-def _tensors(value: object) -> list[Tensor]:
+def tensors_in(value: object) -> list[Tensor]:
+    """Every tensor in nested tuples, lists and mappings, in their order."""
     found: list[Tensor] = []
-    _map(value, lambda tensor: found.append(tensor) or tensor)
+
+    def see(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _map(value, see)
     return found
 
 

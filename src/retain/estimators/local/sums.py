@@ -1,0 +1,165 @@
+"""Σₖ|gₖ| of the layers of one batch, in small buffers.
+
+n samples, r rows (samples and positions together), i inputs, o outputs. δ = 2 σ(z) σ′(z), times
+batch-norm's factor, is half a formula away from the gradient: gₖ = Σ_positions δ ⊗ y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retain.estimators.local.ownership import Ownership, row_dims
+from retain.estimators.local.watch import Layer
+from retain.per_sample.layout import Blocks
+from retain.per_sample.sums import Sum
+from retain.per_sample.terms import Factors, OneByOne, Term, sum_terms
+
+
+class LocalSums:
+    """Σₖ|gₖ| by name, batch after batch; the memory of the sums is kept."""
+
+    def __init__(self) -> None:
+        self.repeated: set[str] = set()  # used more than once in a forward pass
+        self._kept: dict[str, Sum] = {}
+        self.clear(0)
+
+    def clear(self, samples: int) -> None:
+        """Begin a batch."""
+        self.samples = samples
+        self.newly_repeated: set[str] = set()
+        self._sums: dict[str, Sum] = {}
+        self._uses: dict[str, list[Term]] = {}
+        self._biases: dict[str, Tensor] = {}
+        self._met: set[str] = set()
+
+    def add(self, layer: Layer, owner: Ownership) -> None:
+        """Add one use of a layer."""
+        self.newly_repeated |= (self._met & set(layer.names)) - self.repeated
+        self._met |= set(layer.names)
+        if self.newly_repeated:
+            return  # the pass has to be repeated anyhow
+        alone = not self.repeated & set(layer.names)
+        inputs, deltas, blocks = _rows(layer, owner, self.samples, alone)
+        if layer.bias is not None:
+            self._add_bias(layer.bias, deltas, blocks)
+        if layer.weight is None:
+            return
+        if alone:
+            _add_weight(layer, inputs, deltas, blocks, self._sum(layer.weight, layer.call.weight))
+        else:
+            self._sum(layer.weight, layer.call.weight)
+            term = _term(layer, inputs, deltas, blocks)
+            self._uses.setdefault(layer.weight, []).append(term)
+
+    def result(self) -> dict[str, Tensor]:
+        """The sums of the batch; they are overwritten by the next one's."""
+        for name, terms in self._uses.items():
+            # several uses of one weight are summed within a sample before the absolute value
+            sum_terms(terms, self.samples, self._sums[name])
+        sums = {name: total.result() for name, total in self._sums.items()}
+        sums |= {name: each.abs().sum(0) for name, each in self._biases.items()}
+        return sums
+
+    def drop(self, names: set[str]) -> None:
+        """Forget what was added to these parameters."""
+        for name in names:
+            for held in (self._sums, self._uses, self._biases):
+                held.pop(name, None)
+
+    def _sum(self, name: str, weight: Tensor) -> Sum:
+        if name not in self._kept:
+            self._kept[name] = Sum(weight.shape, weight.dtype, weight.device, power=1)
+        if name not in self._sums:
+            self._kept[name].clear()
+            self._sums[name] = self._kept[name]
+        return self._sums[name]
+
+    def _add_bias(self, name: str, deltas: Tensor, blocks: Blocks) -> None:
+        # ∂‖y_l‖²/∂b = δ summed over the positions of a sample: [n, o]
+        pixels = deltas.flatten(2).sum(2) if deltas.ndim > 2 else deltas
+        each = blocks.split(pixels).sum((0, 2))
+        self._biases[name] = self._biases[name] + each if name in self._biases else each
+
+
+def _rows(
+    layer: Layer, owner: Ownership, samples: int, alone: bool
+) -> tuple[Tensor, Tensor, Blocks]:
+    """Inputs [r, i, …] and δ [r, o, …] with all rows in dimension 0, and where the samples are."""
+    inputs, output = layer.inputs, layer.output
+    wide = torch.float64 if layer.call.weight.dtype == torch.float64 else torch.float32
+    inputs, deltas = inputs.to(wide), _deltas(layer, output.to(wide), alone)
+    if owner.order == "shared":
+        inputs, deltas = (
+            inputs.expand(samples, *inputs.shape),
+            deltas.expand(samples, *deltas.shape),
+        )
+        owner = Ownership(0, "first")
+        if layer.call.convolving is not None:
+            inputs, deltas = inputs.flatten(0, 1), deltas.flatten(0, 1)
+    dims = row_dims(inputs, layer.call.convolving is not None)
+    blocks = owner.blocks(tuple(inputs.shape[:dims]), samples)
+    return inputs.flatten(0, dims - 1), deltas.flatten(0, dims - 1), blocks
+
+
+def _deltas(layer: Layer, output: Tensor, alone: bool) -> Tensor:
+    """δ = ∂‖y_l‖²/∂z of y_l = σ(s z + …), shaped like z."""
+    sigma = layer.activation
+    # δ = 2 σ(z) σ′(z)
+    deltas = output * 2 if sigma is None else sigma.half_slope(output).mul_(2)
+    if layer.scale is None:
+        return deltas
+    # A channel's sign is the same in every sample, so that |s| gives the same |gₖ|; it keeps δ
+    # from being negative. Uses that are summed before |·| need the sign itself.
+    scale = layer.scale.to(deltas.dtype)
+    return deltas.mul_((scale.abs() if alone else scale).view(-1, *[1] * (deltas.ndim - 2)))
+
+
+def _add_weight(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks, total: Sum) -> None:
+    one_position = len(inputs) == blocks.samples and deltas[0].numel() == deltas.shape[1]
+    if one_position:
+        # gₖ = δₖ ⊗ yₖ, so Σₖ|gₖ| is the batch's gradient with |δ| and |y|
+        _add_batch(layer, inputs.abs(), deltas.abs_(), total)
+    elif _no_negative(deltas) and _no_negative(inputs):
+        # nothing is negative: Σₖ|gₖ| = Σₖ gₖ, the batch's gradient
+        _add_batch(layer, inputs, deltas, total)
+    else:
+        sum_terms([_term(layer, inputs, deltas, blocks)], blocks.samples, total)
+
+
+def _add_batch(layer: Layer, inputs: Tensor, deltas: Tensor, total: Sum) -> None:
+    if layer.call.convolving is not None:
+        total.add(_convolved(layer, inputs, deltas))
+    elif layer.call.inputs_first:
+        total.add_product(inputs, deltas)
+    else:
+        total.add_product(deltas, inputs)
+
+
+def _term(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks) -> Term:
+    if layer.call.convolving is None:
+        left, right = (inputs, deltas) if layer.call.inputs_first else (deltas, inputs)
+        return Factors(left, right, blocks)
+
+    def gradient(sample: int) -> Tensor:
+        y, d = (blocks.split(t)[:, sample].flatten(0, 1) for t in (inputs, deltas))
+        return _convolved(layer, y, d)
+
+    return OneByOne(gradient, "convolution")
+
+
+def _convolved(layer: Layer, inputs: Tensor, deltas: Tensor) -> Tensor:
+    """Σ δ ⊗ y over samples and positions, shaped like the convolution's weight."""
+    assert layer.call.convolving is not None
+    weight, settings = layer.call.weight.detach(), astuple(layer.call.convolving)
+    weight = weight.to(inputs.dtype)
+    kernel: Callable[..., tuple[Any, Tensor, Any]] = torch.ops.aten.convolution_backward
+    return kernel(deltas, inputs, weight, None, *settings, [False, True, False])[1]
+
+
+def _no_negative(tensor: Tensor) -> bool:
+    return not bool((tensor[:1] < 0).any()) and bool(tensor.amin() >= 0)

@@ -1,0 +1,207 @@
+"""Watching a forward pass: each layer as it runs, and the non-linearity that follows it.
+
+Nothing is put on modules. A `TorchFunctionMode` sees every function of torch that the model calls,
+with its tensors, whatever way the model is written: modules, functions or methods, in place or not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from retain.estimators.local.activations import Activation, activation
+from retain.estimators.local.functions import (
+    FINISHING,
+    Function,
+    Step,
+    eval_batch_norm,
+    makes_numbers,
+    rearranges,
+    share_memory,
+    tensors_given,
+    written,
+)
+from retain.estimators.local.layers import Call, layer_call
+
+
+class After(Enum):
+    """What has read a layer's output so far."""
+
+    NOTHING = "nothing"
+    ACTIVATION = "one elementwise non-linearity"
+    FINISH = "what may end a model, such as softmax"
+    OTHER = "anything else"
+
+
+READ = (After.ACTIVATION, After.OTHER)
+
+
+@dataclass(eq=False)
+class Layer:
+    """One use of a layer in a forward pass: y_l = σ(output).
+
+    Attributes:
+        call: what was computed.
+        weight: the name of the weight, if it is wanted.
+        bias: the name of the bias, if it is wanted.
+        use: how often this layer's parameters were used before in the pass.
+        inputs: y, as it was when the layer read it.
+        output: z = W y + b, or what eval-mode batch-norm made of it.
+        scale: batch-norm's factor for each output channel, if there was one.
+        activation: σ; None is the identity.
+        head: whether the model returns the output.
+    """
+
+    call: Call
+    weight: str | None
+    bias: str | None
+    use: int
+    inputs: Tensor
+    output: Tensor
+    scale: Tensor | None = None
+    activation: Activation | None = None
+    head: bool = False
+    after: After = After.NOTHING
+
+    @property
+    def names(self) -> list[str]:
+        """Its wanted parameters: the weight, the bias, or both."""
+        return [name for name in (self.weight, self.bias) if name is not None]
+
+    @property
+    def description(self) -> str:
+        """The layer and what counts as part of it, such as "convolution, batch-norm, relu"."""
+        parts = ["linear" if self.call.convolving is None else "convolution"]
+        parts += ["batch-norm"] * (self.scale is not None)
+        parts += [self.activation.name] if self.activation else []
+        return ", ".join(parts)
+
+
+class Watch(TorchFunctionMode):
+    """Hands over every layer of a forward pass, once it is known what follows it.
+
+    A layer is handed over when another layer runs after its output was read, before its output is
+    overwritten, or at the end (`finish`). Until then its inputs and output are kept.
+    """
+
+    def __init__(self, names: Mapping[int, str], done: Callable[[Layer], None]) -> None:
+        """`names`: of the wanted parameters, by `id`; `done`: takes each layer."""
+        super().__init__()
+        self.names = names
+        self.done = done
+        self.uses: Counter[int] = Counter()
+        self.open: list[Layer] = []
+        self.known_as: dict[int, tuple[Tensor, Layer]] = {}  # id of a tensor: its layer's output
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """What `func` returns; on the way, notes what it means for the layers."""
+        kwargs = kwargs or {}
+        call = layer_call(func, args, kwargs)
+        if call is None and not self.open:
+            return func(*args, **kwargs)
+        step = Step(func, args, kwargs)
+        readers = self._outputs_among(step)
+        self._before_writing(step)
+        result = func(*args, **kwargs)
+        for tensor, layer in readers:
+            if layer in self.open and result is not tensor and makes_numbers(result):
+                self._read(layer, tensor, step, result)
+        if call is not None:
+            self._settle([layer for layer in self.open if layer.after in READ])
+            self._begin(call, result)
+        return result
+
+    def finish(self, returned: Iterable[Tensor]) -> None:
+        """Hand over what is still open, knowing the tensors that the model returned."""
+        for tensor in returned:
+            if id(tensor) in self.known_as:
+                layer = self.known_as[id(tensor)][1]
+                layer.head = layer.call.convolving is None
+        self._settle(list(self.open))
+
+    def _begin(self, call: Call, output: Tensor) -> None:
+        weight = self.names.get(id(call.weight))
+        bias = None if call.bias is None else self.names.get(id(call.bias))
+        if weight is None and bias is None:
+            return
+        key = id(call.bias if weight is None else call.weight)
+        layer = Layer(call, weight, bias, self.uses[key], call.inputs, output)
+        self.uses[key] += 1
+        self.open.append(layer)
+        self.known_as[id(output)] = (output, layer)
+
+    def _outputs_among(self, step: Step) -> list[tuple[Tensor, Layer]]:
+        if not self.known_as:
+            return []
+        given = {id(tensor) for tensor in tensors_given(step)}
+        return [self.known_as[key] for key in given & self.known_as.keys()]
+
+    def _read(self, layer: Layer, tensor: Tensor, step: Step, result: Any) -> None:
+        """Note that a function made `result` out of a layer's output, known as `tensor`."""
+        first, unread = step.first is tensor, layer.after is After.NOTHING
+        if first and rearranges(step):
+            self.known_as[id(result)] = (result, layer)
+        elif first and unread and step.func in FINISHING:
+            self.known_as[id(result)] = (result, layer)
+            layer.after = After.FINISH
+        elif first and unread and (scale := self._batch_norm(layer, step)) is not None:
+            self._forget([layer])
+            self.known_as[id(result)] = (result, layer)
+            layer.output, layer.scale = result, scale
+        else:
+            self._follow(layer, step)
+
+    def _batch_norm(self, layer: Layer, step: Step) -> Tensor | None:
+        if layer.scale is not None or not self._along_channels(layer, step):
+            return None
+        return eval_batch_norm(step)
+
+    def _along_channels(self, layer: Layer, step: Step) -> bool:
+        """Whether dimension 1 of what is read counts the layer's output channels."""
+        output = layer.output
+        return step.first is output and (layer.call.convolving is not None or output.ndim == 2)
+
+    def _follow(self, layer: Layer, step: Step) -> None:
+        """Note σ, if this is the only function so far that reads the output and it is one."""
+        known = self.known_as.get(id(step.first), (None, None))[1]
+        sigma = activation(*step) if known is layer else None
+        if sigma and sigma.along_channels and not self._along_channels(layer, step):
+            sigma = None
+        alone = layer.after is not After.NOTHING or sigma is None
+        layer.after = After.OTHER if alone else After.ACTIVATION
+        layer.activation = None if alone else sigma
+
+    def _before_writing(self, step: Step) -> None:
+        """What is about to be overwritten is used first, or copied."""
+        target = written(step) if self.open else None
+        if target is None:
+            return
+        for layer in list(self.open):
+            if share_memory(layer.inputs, target):
+                layer.inputs = layer.inputs.clone()
+            if share_memory(layer.output, target):
+                self._follow(layer, step)
+                self._settle([layer])
+
+    def _settle(self, layers: list[Layer]) -> None:
+        self._forget(layers)
+        for layer in layers:
+            self.open.remove(layer)
+            self.done(layer)
+
+    def _forget(self, layers: list[Layer]) -> None:
+        """Reading the tensors by which these layers' outputs are known means nothing any more."""
+        kept = {k: (t, layer) for k, (t, layer) in self.known_as.items() if layer not in layers}
+        self.known_as = kept

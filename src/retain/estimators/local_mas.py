@@ -1,0 +1,125 @@
+"""Memory Aware Synapses, locally: Hebb's rule for any model, by forward passes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.errors import InputError, ModelError, NonFiniteError
+from retain.estimators.local.passes import Passes, not_finite
+from retain.estimators.local.serving import Commit, Listener
+
+
+class LocalRule:
+    """Σₖ|gₖ| with gₖ = ∂‖y_l‖²/∂θ, y_l a layer's own output and its input held constant (l-MAS).
+
+    **The layer's function.** y_l = σ(s·(W y + b) + t) for every `linear`, `addmm`, `conv1d…3d` and
+    `conv_transpose1d…3d` that the model calls with a wanted parameter as its weight or bias.
+
+    - s, t: batch-norm, when it is the first to read W y + b and uses its running statistics.
+    - σ: the elementwise non-linearity (activations.py) that reads this output, as one function of
+      torch, in place or not. Views, reshapes, transposes, copies and dropout in eval mode may
+      stand between. It counts when nothing else reads the output before the next layer runs;
+      otherwise, as where a residual sum, a normalisation or a softmax follows, σ is the identity.
+
+    Then gₖ = Σ_positions 2 y_l σ′(z) s ⊗ y, which after ReLU is 2 y_l ⊗ y: Hebb's rule (MAS, §4.3
+    and its local version). The sum is over positions, and over several uses of a weight, inside a
+    sample; |·| follows, then the sum over samples. A bias gets Σ_positions 2 y_l σ′(z) s.
+
+    **Left out**, absent from the sums: parameters of anything else (norms, embeddings, recurrent
+    cells, the packed projections of `nn.MultiheadAttention`, reparametrised weights), and heads:
+    linear layers whose output the model returns, as it is or through views and softmax.
+
+    `routes` says for every parameter what was found: "convolution, batch-norm, relu", "linear", or
+    "none: …" with the reason.
+
+    Source: Aljundi et al., Memory Aware Synapses, ECCV 2018, the section on the local version.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        batch_dim: int = 0,
+        heads: bool = False,
+    ) -> None:
+        """`batch_dim`: counts samples in what a served model is given; `heads`: include heads."""
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ModelError(
+                "A scripted model does not show its layers as they run. Use the module that it was "
+                "scripted from."
+            )
+        self.model = model
+        self.batch_dim = batch_dim
+        self._passes = Passes(parameters, heads=heads)
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """Parameter → the layer and its non-linearity, or "none: …" with the reason."""
+        return self._passes.routes
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums over the samples of `batch`, name → tensor shaped like the parameter.
+
+        They belong to the rule until its next call. Call it inside `borrowed(model)`. The first
+        batch of more than one sample is run a second time, with three of its samples alone, to
+        see which rows of every layer belong to which sample.
+
+        Raises:
+            ModelError: no layer has a local rule.
+            NonFiniteError: NaN or infinity in a layer's inputs or outputs.
+        """
+        with torch.no_grad():
+            sums = self._sums_of(batch)
+        if not sums:
+            found = "\n".join(f"  {name}: {route}" for name, route in self.routes.items())
+            raise ModelError(
+                f"No layer that ran has a local rule:\n{found}\n"
+                "Expected a linear or convolutional layer before the head. Use retain.MAS, which "
+                "takes any model."
+            )
+        if broken := not_finite(sums):
+            raise NonFiniteError(
+                f"NaN or infinity in the inputs or outputs of the layers of {broken}. Nothing of "
+                "this batch was counted."
+            )
+        return sums
+
+    def _sums_of(self, batch: Batch) -> dict[str, Tensor]:
+        passes = self._passes
+        looked = batch.samples > 1 and not passes.looked
+        if looked:
+            passes.look(self.model, batch)
+        while True:
+            passes.run(batch.samples, batch.call, self.model)
+            if passes.unknown and looked:
+                passes.give_up()
+            elif passes.unknown:
+                passes.look(self.model, batch)
+                looked = True
+            sums = passes.result()
+            if sums is not None:
+                return sums
+
+    def listening(self, commit: Commit, *, every: int = 1) -> AbstractContextManager[None]:
+        """While serving: the sums of the user's own calls of the model, one call in `every`.
+
+        The model runs once, in its own mode, and returns what it always does; then, for each
+        sampled batch, `commit(sums, samples)` is called once and must copy or add the sums. Calls
+        in between cost nothing. A layer whose rows cannot be told apart by their shape (a
+        flattened [n·T, …]) is looked up at the next call by running three samples alone, once, in
+        eval mode. Not counted, but replaced by the next call: the batch in which such a layer, or
+        a weight that is used twice, is first met. Not counted, with a warning: NaN or infinity.
+
+        Raises:
+            InputError: `every` is not a positive whole number.
+        """
+        if not isinstance(every, int) or every < 1:
+            raise InputError(f"every={every!r}: expected 1 for every batch, 2 for every other, …")
+        listener = Listener(self.model, self._passes, commit, every=every, batch_dim=self.batch_dim)
+        return listener.in_place()
