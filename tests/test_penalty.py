@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from retain import penalty
 from retain.penalty import Hold, Penalty, add_gradient, proximal_, value

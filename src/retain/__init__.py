@@ -14,7 +14,7 @@ from typing import Any
 
 from retain.errors import RetainError
 from retain.importance import Importance
-from retain.memory import EWC, MAS, SI, load
+from retain.memory import EWC, MAS, SI, LocalMAS, load
 from retain.strength import StrengthChoice, choose_strength
 
 __version__ = version("retain")
@@ -24,6 +24,7 @@ __all__ = [
     "MAS",
     "SI",
     "Importance",
+    "LocalMAS",
     "RetainError",
     "StrengthChoice",
     "__version__",

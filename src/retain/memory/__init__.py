@@ -2,7 +2,8 @@
 
 from retain.memory.ewc import EWC
 from retain.memory.loading import load
+from retain.memory.local_mas import LocalMAS
 from retain.memory.mas import MAS
 from retain.memory.si import SI
 
-__all__ = ["EWC", "MAS", "SI", "load"]
+__all__ = ["EWC", "MAS", "SI", "LocalMAS", "load"]

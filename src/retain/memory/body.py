@@ -30,9 +30,12 @@ from retain.penalty import Penalty
 
 
 class Estimator(Protocol):
-    """Sums over the samples of a batch, by parameter, and how each of them was obtained."""
+    """Sums over the samples of a batch, by parameter."""
 
-    routes: dict[str, str]
+    @property
+    def routes(self) -> Mapping[str, str]:
+        """How each of them was obtained in the last batch."""
+        ...
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The sums; they may be overwritten by the next call."""
@@ -175,7 +178,7 @@ class Memory:
     def observed(self) -> Importance:
         """What was observed since the last `consolidate()`; empty if nothing was."""
         running = self._state.running
-        return running.mean() if running else Importance({}, 0)
+        return running.mean(self.selection.matching(self.model)) if running else Importance({}, 0)
 
     def consolidate(self, merge: Merge = "sum") -> Self:
         """This memory, with what was observed added to Ω and θ* set to the weights as they are now.

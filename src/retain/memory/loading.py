@@ -14,13 +14,14 @@ from retain import files
 from retain.errors import FileError, InputError
 from retain.memory.body import Memory
 from retain.memory.ewc import EWC
+from retain.memory.local_mas import LocalMAS
 from retain.memory.mas import MAS
 from retain.memory.si import SI
 from retain.memory.state import State
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns, Selection, fingerprint
 
-KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, EWC, SI)}
+KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, LocalMAS, EWC, SI)}
 
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name of the parameter -> tensor
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,16 @@ class Running:
 
     def add(self, sums: Mapping[str, Tensor], samples: int) -> None:
         """Add the sums over `samples` more samples."""
-        for name, given in sums.items():
-            if name not in self.sums:
-                dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
-                self.sums[name] = torch.zeros_like(given, dtype=dtype, requires_grad=False)
-        totals = [self.sums[name] for name in sums]
-        # One call, which an interrupt cannot cut in two: the count never tells another story.
-        torch._foreach_add_(
-            [*totals, self._count], [*sums.values(), torch.tensor(samples, dtype=torch.int64)]
-        )
+        # Serving may run in inference mode, whose tensors could not be added to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            for name, given in sums.items():
+                if name not in self.sums:
+                    dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
+                    self.sums[name] = torch.zeros_like(given, dtype=dtype)
+            totals = [*(self.sums[name] for name in sums), self._count]
+            more = [*sums.values(), torch.tensor(samples, dtype=self._count.dtype)]
+            # One call, which an interrupt cannot cut in two: sums and count never disagree.
+            torch._foreach_add_(totals, more)
 
     def refuse_changed(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Nothing, if the sums still fit the parameters.
@@ -54,12 +55,13 @@ class Running:
         if wrong:
             raise ModelError(f"The model changed since it was observed: {'; '.join(wrong)}.")
 
-    def mean(self) -> Importance:
-        """Ω = 1/N Σₖ, so far."""
+    def mean(self, order: Iterable[str] = ()) -> Importance:
+        """Ω = 1/N Σₖ, so far; names in this order, and then the others."""
         n = self.samples
         if n == 0:
             return Importance({}, 0)
-        return Importance({name: total / n for name, total in self.sums.items()}, n, self.routes)
+        names = dict.fromkeys([*(name for name in order if name in self.sums), *self.sums])
+        return Importance({name: self.sums[name] / n for name in names}, n, self.routes)
 
     @classmethod
     def restored(

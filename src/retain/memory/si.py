@@ -148,7 +148,7 @@ class SI(Memory):
         self._state = replace(self._state, running=running)
 
     def _anchor_if_equal(self, name: str, before: Tensor) -> Tensor:
-        """`before`, or θ* if that is the same: neither is ever written to, so one copy is enough."""
+        """`before`, or θ* if that is the same: one copy is enough, for neither is written to."""
         anchor = self._state.terms[0].anchor.get(name) if self._state.terms else None
         if anchor is None or anchor.dtype != before.dtype or anchor.device != before.device:
             return before
