@@ -1,6 +1,18 @@
 """Small models of every kind, to compare the engine with one sample at a time."""
 
-from . import convolutional, mlp, norms, recurrent, vision  # noqa: F401
+from . import (  # noqa: F401
+    attention,
+    convolutional,
+    embeddings,
+    huggingface,
+    mlp,
+    norms,
+    oddities,
+    rearranged,
+    recurrent,
+    reparametrised,
+    vision,
+)
 from .measure import TOLERANCE, LogLikelihood, Watched
 from .specimen import REGISTRY, Specimen
 

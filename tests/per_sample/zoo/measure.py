@@ -100,6 +100,17 @@ class Watched:
                 target=self.score.target(out, batch),
             )  # fmt: skip
 
+    def power_of_the_sum(self, batch: Batch) -> dict[str, Tensor | None]:
+        """|Σₖ gₖ|, what one ordinary backward pass gives; None for what is not used."""
+        with borrowed(self.model):
+            score = self.score(self.output(batch.call(self.model)), None).sum()
+            leaves = list(self.parameters.values())
+            gradients = torch.autograd.grad(score, leaves, allow_unused=True)
+        return {
+            name: None if g is None else g.to_dense().abs()
+            for name, g in zip(self.parameters, gradients, strict=True)
+        }
+
     def errors(self, batch: Batch) -> dict[str, float]:
         """Relative ℓ2 error of every parameter on this batch."""
         return relative_errors(self.engine(batch), self.truth(batch), self.specimen)

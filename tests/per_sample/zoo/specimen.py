@@ -110,8 +110,9 @@ def _enliven(model: nn.Module) -> None:
             p.add_(torch.randn_like(p), alpha=0.2)
         elif p.ndim > 1:
             usual = 0.7 * (p.numel() / len(p)) ** -0.5
-            if p.std() < usual / 2:
-                p.mul_(usual / p.std())
+            size = p.square().mean().sqrt()
+            if size < usual / 2:
+                p.mul_(usual / size)
 
 
 def _settle(model: nn.Module, batch: Batch) -> None:
