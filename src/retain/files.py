@@ -105,8 +105,9 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ready = {}
     for name, tensor in tensors.items():
         whole = tensor.detach().contiguous()
-        ready[name] = whole.clone() if whole.data_ptr() in seen else whole
-        seen.add(whole.data_ptr())
+        memory = whole.untyped_storage().data_ptr()
+        ready[name] = whole.clone() if memory in seen else whole
+        seen.add(memory)
     return ready
 
 

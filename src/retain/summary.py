@@ -93,27 +93,20 @@ class Summary:
         """Draw Ω per weight and share of the total, layer by layer; returns the path."""
         if not self.rows:
             raise InputError("There is no importance to draw. Observe data first.")
-        plt = needs("matplotlib.pyplot")
         layers = _layers(self)
-        figure, (left, right) = plt.subplots(
-            1,
-            2,
-            sharey=True,
-            figsize=(9, 1.4 + 0.27 * len(layers)),
-            layout="constrained",
-            width_ratios=[2, 1],
+        figure = needs("matplotlib.figure").Figure(
+            figsize=(9, 1.4 + 0.27 * len(layers)), layout="constrained"
         )
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
+        _draw_means(left, layers)
+        _draw_shares(right, layers)
+        hidden = len(_by_layer(self)) - len(layers)
+        most = f", the {len(layers)} with the largest share" if hidden else ""
+        figure.suptitle(f"Importance by layer{most} ({self.samples:,} samples)", fontsize=11)
         try:
-            _draw_means(left, layers)
-            _draw_shares(right, layers)
-            hidden = len(_by_layer(self)) - len(layers)
-            most = f", the {len(layers)} with the largest share" if hidden else ""
-            figure.suptitle(f"Importance by layer{most} ({self.samples:,} samples)", fontsize=11)
             figure.savefig(path, dpi=150)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise InputError(f"Cannot draw to {path}: {error}") from error
-        finally:
-            plt.close(figure)
         return Path(path)
 
 
@@ -157,14 +150,31 @@ def _draw_means(axes: Any, layers: list[_Layer]) -> None:
     for row, layer in zip(rows, layers):
         axes.plot([max(layer.low, floor), max(layer.high, floor)], [row, row], color=GREY, lw=1.5)
     axes.plot([max(layer.mean, floor) for layer in layers], rows, "o", color=BLUE, ms=5)
-    axes.set_xscale("log")
+    _log_scale(axes)
     axes.set_yticks(rows, [layer.name for layer in layers], fontsize=8)
     axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_xlabel("Ω per weight: mean, and the range of the middle 80 %", fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("Ω per weight: mean and middle 80 % (zero at the left edge)", fontsize=9)
+    _tidy(axes)
 
 
 def _draw_shares(axes: Any, layers: list[_Layer]) -> None:
     axes.barh(range(len(layers)), [100 * layer.share for layer in layers], color=ORANGE, height=0.6)
     axes.set_xlabel("share of ΣΩ (%)", fontsize=9)
+    _tidy(axes)
+
+
+def _log_scale(axes: Any) -> None:
+    """Decades, and 2 and 5 between them where there are few: labels that never overlap."""
+    ticker = needs("matplotlib.ticker")
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if high / low > 100 else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _position: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _tidy(axes: Any) -> None:
+    axes.tick_params(labelsize=8)
+    axes.set_axisbelow(True)
     axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,119 @@
+"""Files: whole or not at all, and refused when they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from retain import files
+from retain.errors import FileError
+
+TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones((), dtype=torch.bfloat16)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "m.safetensors"
+
+
+def write(path, **header):
+    files.write(path, "memory", TENSORS, {"method": "MAS", **header})
+
+
+def test_what_is_written_is_read(path):
+    write(path, samples=3)
+    tensors, header = files.read(path, "memory")
+    assert tensors.keys() == TENSORS.keys()
+    assert all(
+        torch.equal(tensors[n], t) and tensors[n].dtype == t.dtype for n, t in TENSORS.items()
+    )
+    assert header["samples"] == 3
+    assert header["format"] == files.VERSION
+    assert header["torch"] == torch.__version__
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "something was left beside it"
+
+
+def test_views_transposes_and_shared_tensors_are_written_whole(path):
+    base = torch.arange(12.0).reshape(3, 4)
+    given = {"t": base.t(), "row": base[1], "same": base, "again": base}
+    files.write(path, "memory", given, {})
+    tensors, _ = files.read(path, "memory")
+    assert all(torch.equal(tensors[name], t) for name, t in given.items())
+
+
+@pytest.mark.parametrize("stage", ["write", "flush", "rename", "interrupt"])
+def test_the_existing_file_survives_a_failed_write(path, monkeypatch, stage):
+    write(path, samples=1)
+    before = path.read_bytes()
+
+    def fails(*_args, **_kwargs):
+        raise KeyboardInterrupt if stage == "interrupt" else OSError(28, "No space left on device")
+
+    if stage == "write":
+        monkeypatch.setattr(files, "save_file", fails)
+    else:
+        monkeypatch.setattr(os, "replace" if stage == "rename" else "fsync", fails)
+    with pytest.raises(KeyboardInterrupt if stage == "interrupt" else FileError) as caught:
+        write(path, samples=2)
+    if stage != "interrupt":
+        assert "No space left" in str(caught.value)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "something was left beside it"
+
+
+def test_a_link_is_written_through(tmp_path):
+    real, link = tmp_path / "real.safetensors", tmp_path / "link.safetensors"
+    write(real)
+    link.symlink_to(real)
+    write(link, samples=7)
+    assert link.is_symlink()
+    assert files.read(real, "memory")[1]["samples"] == 7
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(FileError, match="Cannot write"):
+        write(tmp_path / "nowhere" / "m.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, 0.5, -1])
+def test_a_truncated_file(path, keep):
+    write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    with pytest.raises(FileError, match="truncated, or not a safetensors file"):
+        files.read(path, "memory")
+
+
+def test_files_of_others(path):
+    with pytest.raises(FileError, match="does not exist"):
+        files.read(path, "memory")
+    with pytest.raises(FileError, match="is a folder"):
+        files.read(path.parent, "memory")
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(FileError, match="not one that retain wrote"):
+        files.read(path, "memory")
+    for damaged in ("{", "[]", "{}", json.dumps({"kind": "memory", "format": "new"})):
+        save_file({"a": torch.ones(2)}, path, metadata={files.MARK: damaged})
+        with pytest.raises(FileError, match="not one that retain wrote"):
+            files.read(path, "memory")
+    torch.save({"a": torch.ones(2)}, path)  # a pickle is never opened
+    with pytest.raises(FileError, match="not a safetensors file"):
+        files.read(path, "memory")
+
+
+def test_a_newer_version(path, monkeypatch):
+    monkeypatch.setattr(files, "VERSION", files.VERSION + 1)
+    write(path)
+    monkeypatch.undo()
+    with pytest.raises(FileError, match=r"has format 2; .* up to 1\. Upgrade retain"):
+        files.read(path, "memory")
+
+
+def test_another_kind_says_how_to_read_it(path):
+    write(path)
+    with pytest.raises(FileError, match=r"holds a memory, not an importance.*retain\.load"):
+        files.read(path, "importance")

@@ -1,0 +1,143 @@
+"""Importance: a mapping that can be added, pooled, kept, and looked at."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import retain
+from retain import Importance
+from retain.errors import FileError, InputError
+
+
+def some(samples, seed=0, names=("a.weight", "a.bias")):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"weight": (3, 2), "bias": (3,)}
+    means = {n: torch.rand(shapes[n.split(".")[-1]], generator=generator) for n in names}
+    return Importance(means, samples, dict.fromkeys(names, "linear"))
+
+
+def test_it_is_a_mapping():
+    importance = some(5)
+    assert list(importance) == ["a.weight", "a.bias"]
+    assert importance["a.weight"].shape == (3, 2)
+    assert len(importance) == 2
+    assert "a.bias" in importance
+    assert repr(importance) == "Importance(2 parameters, 9 weights, 5 samples)"
+
+
+def test_pooling_is_weighted_by_samples():
+    a, b, c = some(10, 1), some(30, 2), some(60, 3)
+    pooled = Importance.pool([a, b, c])
+    assert pooled.samples == 100
+    for name in pooled:
+        expected = 0.1 * a[name] + 0.3 * b[name] + 0.6 * c[name]
+        torch.testing.assert_close(pooled[name], expected)
+    assert pooled.routes == a.routes
+
+
+def test_pooling_shards_is_observing_the_whole():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+    data = torch.randn(40, 4)
+    whole = retain.MAS(model).observe(data).observed
+    shards = [retain.MAS(model).observe(part).observed for part in data.split([3, 30, 7])]
+    pooled = Importance.pool(shards)
+    assert pooled.samples == 40
+    for name in whole:
+        torch.testing.assert_close(pooled[name], whole[name])
+
+
+def test_what_cannot_be_pooled():
+    with pytest.raises(InputError, match="got nothing"):
+        Importance.pool([])
+    with pytest.raises(InputError, match="got dict"):
+        Importance.pool([some(1), {}])
+    with pytest.raises(InputError, match=r"some lack: b\.weight"):
+        Importance.pool([some(1), some(1, names=("a.weight", "a.bias", "b.weight"))])
+    with pytest.raises(InputError, match=r"shapes differ: a\.weight \(\(2,\) and \(3, 2\)\)"):
+        Importance.pool([some(1), Importance({**some(1), "a.weight": torch.ones(2)}, 1)])
+    with pytest.raises(InputError, match="no samples"):
+        Importance.pool([some(0), some(0)])
+
+
+def test_adding_is_over_tasks_and_a_later_head_keeps_its_own():
+    a, b = some(10, 1), some(30, 2, names=("a.weight", "a.bias", "b.weight"))
+    total = a + b
+    assert total.samples == 40
+    torch.testing.assert_close(total["a.weight"], a["a.weight"] + b["a.weight"])
+    torch.testing.assert_close(total["b.weight"], b["b.weight"])
+    assert list(a) == ["a.weight", "a.bias"]
+    with pytest.raises(InputError, match="shapes differ"):
+        a + Importance({"a.weight": torch.ones(2)}, 1)
+    with pytest.raises(TypeError):
+        a + 1
+
+
+def test_it_can_be_kept(tmp_path):
+    path = tmp_path / "omega.safetensors"
+    importance = some(7)
+    importance.save(path)
+    again = Importance.load(path)
+    assert again.samples == 7
+    assert again.routes == importance.routes
+    assert list(again) == sorted(importance)
+    assert all(torch.equal(again[name], importance[name]) for name in importance)
+
+
+def test_a_memory_is_not_an_importance(tmp_path):
+    path = tmp_path / "m.safetensors"
+    retain.MAS(nn.Linear(2, 2)).save(path)
+    with pytest.raises(FileError, match=r"holds a memory.*retain\.load"):
+        Importance.load(path)
+
+
+def test_the_summary_has_a_row_per_parameter():
+    importance = Importance(
+        {"a.weight": torch.tensor([[1.0, 3.0]]), "a.bias": torch.tensor(4.0)},
+        1234,
+        {"a.bias": "loop"},
+    )
+    weight, bias = importance.summary().rows
+    assert (weight.name, weight.shape, weight.mean, weight.share, weight.largest, weight.route) == (
+        "a.weight", (1, 2), 2.0, 0.5, 3.0, "",
+    )  # fmt: skip
+    assert (bias.shape, bias.mean, bias.share, bias.route) == ((), 4.0, 0.5, "loop")
+    for text in (str(importance.summary()), repr(importance.summary())):
+        assert "1,234 samples" in text
+        assert "1×2" in text
+        assert "50.0 %" in text
+    console = Console(file=io.StringIO(), width=100)
+    console.print(importance.summary())
+    assert "a.weight" in console.file.getvalue()
+
+
+def test_an_empty_summary_is_no_error():
+    assert "0 samples" in str(Importance({}, 0).summary())
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_picture(tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"omega.{suffix}"
+    assert some(3).plot(path) == path
+    assert path.stat().st_size > 2000
+
+
+def test_a_picture_of_many_layers_says_which(tmp_path):
+    pytest.importorskip("matplotlib")
+    names = [f"layer{i}.{kind}" for i in range(70) for kind in ("weight", "bias")]
+    path = tmp_path / "omega.svg"
+    some(3, names=names).plot(path)
+    assert path.stat().st_size > 2000
+
+
+def test_what_cannot_be_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(InputError, match="no importance to draw"):
+        Importance({}, 0).plot(tmp_path / "x.png")
+    with pytest.raises(InputError, match="Cannot draw"):
+        some(3).plot(tmp_path / "x.docx")
