@@ -5,20 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-METHODS = tuple(
-    [
-        "finetune",
-        "joint",
-        "lwf",
-        "ebll",
-        "imm-mean",
-        "imm-mode",
-        "ewc",
-        "online-ewc",
-        "si",
-        "mas",
-        "local-mas",
-    ]
+METHODS = (
+    *("finetune", "joint", "lwf", "ebll", "imm-mean", "imm-mode"),
+    *("ewc", "online-ewc", "si", "mas", "local-mas"),
 )
 TEN_DIGITS = ("0-1", "2-3", "4-5", "6-7", "8-9")
 EIGHT = ("flowers", "scenes", "birds", "cars", "aircraft", "actions", "letters", "svhn")

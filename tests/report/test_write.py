@@ -30,7 +30,7 @@ def test_a_dict_needs_a_place_to_write_to(tmp_path: Path) -> None:
 
 def test_an_out_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(FileError, match="cannot be written into .*taken"):
+    with pytest.raises(FileError, match=r"cannot be written into .*taken"):
         retain.report.write(made_up.results(("mas",)), tmp_path / "taken")
 
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell says; `value` is what it sorts by, `mark` is best, quiet, bad or nothing."""
+    """What a cell says; `value` is what it sorts by, `mark` says how it is shown.
+
+    Marks: best, quiet, bad, repeat (the same as above, so seen by machines only), or none.
+    """
 
     text: str
     value: float | None = None
@@ -78,4 +81,6 @@ def _tex(text: str) -> str:
 
 
 def _tex_cell(cell: Cell) -> str:
+    if cell.mark == "repeat":
+        return ""
     return f"\\textbf{{{_tex(cell.text)}}}" if cell.mark == "best" else _tex(cell.text)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from retain.report.grid import Cell, Grid
-from retain.report.naming import BOUNDS
+from retain.report.naming import BOUNDS, number
 from retain.report.results import Results, Sequence, Variant
 from retain.report.words import many, percent, seconds, size
 
@@ -104,6 +104,34 @@ def cost(sequence: Sequence) -> Grid | None:
         "disk for the next task, the network itself included.",
         sortable=True,
     )
+
+
+def searches(sequence: Sequence) -> Grid | None:
+    """One row a run whose λ was searched for, with what was tried; None when there is none."""
+    rows = []
+    for variant in sequence.variants:
+        for run in variant.runs:
+            if run.search:
+                tried = " → ".join(_tried(step) for step in run.search)
+                chosen = "–" if run.strength is None else number(run.strength)
+                rows.append((Cell(variant.label), Cell(str(run.seed)), Cell(chosen), Cell(tried)))
+    if not rows:
+        return None
+    return Grid(
+        title=f"How λ was chosen: {sequence.name}",
+        columns=("Method", "Seed", "Chosen λ", "Tried"),
+        rows=tuple(rows),
+        caption="Without old data: from a high λ downwards, until accuracy on the new task's "
+        "validation data is near enough to that of fine-tuning. In brackets that accuracy, ✓ where "
+        "it was enough.",
+    )
+
+
+def _tried(step: Mapping[str, Any]) -> str:
+    strength, accuracy = step["strength"], step["accuracy"]
+    said = "–" if strength is None else number(strength)
+    said += "" if accuracy is None else f" ({100 * accuracy:.1f})"
+    return said + (" ✓" if step.get("accepted") else "")
 
 
 def in_terminal(results: Results) -> Table:

@@ -11,9 +11,9 @@ from typing import Any
 from retain.errors import FileError, InputError
 from retain.extras import needs
 from retain.report import facts
-from retain.report.figures.picture import NARROW, Picture
-from retain.report.figures.style import COLOURS, styled
-from retain.report.figures.svg import inline, save
+from retain.report.figures.picture import NARROW
+from retain.report.figures.style import COLOURS
+from retain.report.figures.svg import drawn
 from retain.report.reading import read
 from retain.report.results import Results
 from retain.report.sections import sections
@@ -21,13 +21,13 @@ from retain.report.words import summed_up
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Shown:
     """A picture as the template wants it: an `<svg>` for each width."""
 
     id: str
     caption: str
     small: bool
-    drawn: tuple[str, ...]
+    drawn: list[str]
 
 
 def written(results: Mapping[str, Any] | Path | str, out: Path | str | None) -> list[Path]:
@@ -62,11 +62,13 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
     for section in sections(results):
         parts = []
         for part in section.parts:
-            drawn = []
+            pictures = []
             for picture in part.pictures:
-                files += _saved(picture, figures, facts.corner(results))
-                drawn.append(_drawn(picture))
-            parts.append({**_fields(part), "pictures": drawn})
+                widths, paths = drawn(picture, figures, facts.corner(results))
+                small = picture.widths == (NARROW,)
+                pictures.append(Shown(picture.name, picture.caption, small, widths))
+                files += paths
+            parts.append({**_fields(part), "pictures": pictures})
         shown.append({**_fields(section), "parts": parts})
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("retain.report"), autoescape=True, trim_blocks=True
@@ -85,17 +87,3 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
 
 def _fields(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-
-
-def _saved(picture: Picture, folder: Path, note: str) -> list[Path]:
-    with styled():
-        return save(picture.draw(picture.widths[0]), folder / picture.name, note)
-
-
-def _drawn(picture: Picture) -> Drawn:
-    with styled():
-        drawn = tuple(
-            inline(picture.draw(width), f"{picture.name}-{width}", picture.description)
-            for width in picture.widths
-        )
-    return Drawn(picture.name, picture.caption, picture.widths == (NARROW,), drawn)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from retain.report import facts
-from retain.report.figures.matrices import matrices
+from retain.report.figures.importance import importance
+from retain.report.figures.matrices import colour_floor, matrices
+from retain.report.figures.memory import memory
 from retain.report.figures.picture import Picture
+from retain.report.figures.plasticity import plasticity
+from retain.report.figures.sequence import over_the_sequence
+from retain.report.figures.tradeoff import tradeoffs
 from retain.report.grid import Grid
-from retain.report.headline import cost, headline
+from retain.report.headline import cost, headline, searches
+from retain.report.paper import beside_the_paper
 from retain.report.results import Results, Sequence
 
 
@@ -46,29 +53,58 @@ class Section:
 
 def sections(results: Results) -> list[Section]:
     """Everything that these results have something to say about."""
+    floor = min(map(colour_floor, results.sequences), default=0.0)
     found = [
-        _per_sequence(results, "results", "How it ended", "", grids=lambda s: [headline(s)]),
+        _per_sequence(results, "results", "How it ended", grids=lambda s: [headline(s)]),
+        _beside_the_paper(results),
+        _per_sequence(results, "plasticity", "Forgetting against plasticity", pictures=plasticity),
+        _per_sequence(results, "tradeoff", "Trade-off over λ", pictures=tradeoffs),
+        _per_sequence(
+            results, "sequence", "Accuracy over the sequence", pictures=over_the_sequence
+        ),
         _per_sequence(
             results,
             "matrices",
             "Accuracy matrices",
             "Down: after learning this task. Across: tested on this task. Read a column downwards "
             "to see a task being forgotten; the diagonal is how well each was learned. In percent, "
-            "the mean over seeds; the deeper the colour, the better.",
-            pictures=matrices,
+            f"the mean over seeds; the colour deepens from {100 * floor:.0f} % to 100 %.",
+            pictures=partial(matrices, floor=floor),
         ),
-        _per_sequence(results, "cost", "Time and memory", "", grids=lambda s: [cost(s)]),
+        _per_sequence(
+            results,
+            "cost",
+            "Time and memory",
+            grids=lambda s: [cost(s), searches(s)],
+            pictures=memory,
+        ),
+        _per_sequence(
+            results,
+            "importance",
+            "Where the importance lies",
+            "For each parameter its share of all importance Ω, and on a logarithmic axis how Ω is "
+            "spread over its weights. Box: the middle half; tick: the median; line: up to 99 %; "
+            "dot: the largest.",
+            pictures=importance,
+        ),
         _failures(results),
         Section("config", "How it was run", listing=facts.listing(results)),
     ]
     return [section for section in found if section]
 
 
+def _beside_the_paper(results: Results) -> Section | None:
+    lead, grids = beside_the_paper(results)
+    if not lead:
+        return None
+    return Section("paper", "Beside the paper", lead, (Part("paper", grids=tuple(grids)),))
+
+
 def _per_sequence(
     results: Results,
     id: str,
     title: str,
-    lead: str,
+    lead: str = "",
     *,
     grids: Callable[[Sequence], list[Grid | None]] = lambda _: [],
     pictures: Callable[[Sequence, str], list[Picture]] = lambda _s, _p: [],

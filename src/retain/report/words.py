@@ -18,6 +18,13 @@ def percent(value: Spread | None, digits: int = 2) -> str:
     return shown if value.sd is None else f"{shown} ± {100 * value.sd:.{digits}f}"
 
 
+def points(value: float, digits: int = 1) -> str:
+    """A change of a fraction in points, with its sign: `−0.4`, `+1.2`, `0.0`."""
+    change = round(100 * value, digits) + 0.0
+    sign = "+" if change > 0 else "−" if change < 0 else ""
+    return f"{sign}{abs(change):.{digits}f}"
+
+
 def seconds(value: float) -> str:
     """A duration: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 05 min`."""
     if value < 10:
@@ -71,13 +78,13 @@ def _least(forgotten: dict[str, float]) -> str:
     return min(candidates, key=lambda method: forgotten[method])
 
 
-def _points(value: float) -> str:
+def _size_of(value: float) -> str:
     return f"{abs(round(100 * value, 1)):.1f}"
 
 
 def _compared(hero: str, forgotten: dict[str, float], results: Results) -> str:
     verb = "gained" if round(100 * forgotten[hero], 1) < 0 else "forgot"
-    points = _points(forgotten[hero])
+    points = _size_of(forgotten[hero])
     sentence = f"{method_name(hero)} {verb} {points} {'point' if points == '1.0' else 'points'}"
     over = len(results.sequences)
     sentence += f" on average over {over} sequences" if over > 1 else " on average"
@@ -87,7 +94,7 @@ def _compared(hero: str, forgotten: dict[str, float], results: Results) -> str:
     if rival is None:
         return sentence + "."
     gained = " gained" if round(100 * forgotten[rival], 1) < 0 < forgotten[hero] else ""
-    return f"{sentence}; {method_name(rival)}{gained} {_points(forgotten[rival])}."
+    return f"{sentence}; {method_name(rival)}{gained} {_size_of(forgotten[rival])}."
 
 
 def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:

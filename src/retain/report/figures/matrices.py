@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
-from retain.extras import needs
+from retain.report.figures.canvas import LETTER, Canvas, short
 from retain.report.figures.picture import NARROW, Picture
-from retain.report.figures.style import COLOURS, INK, MUTED, POINTS_PER_PIXEL, SURFACE
+from retain.report.figures.style import COLOURS, MUTED
 from retain.report.results import Sequence, Variant
 from retain.report.words import percent
 
-LONGEST = 13  # characters of a task's name
-CELL = 54  # CSS pixels at most
-TOP = 46  # for the method's name and its numbers
+LONGEST = 12  # characters of a task's name
+WIDEST, HIGH = 54, 0.72  # a cell's width in CSS pixels at most, and its height in widths
+TOP = 44  # for the method's name and its numbers
 
 
-def matrices(sequence: Sequence, prefix: str) -> list[Picture]:
-    """A picture for each method: accuracy on task j (across) after learning task i (down)."""
-    return [
-        Picture(
-            name=f"{prefix}matrix-{variant.method}" + (f"-{k}" if k else ""),
-            title=variant.label,
-            caption="",
-            description=_description(sequence, variant),
-            draw=partial(_draw, sequence=sequence, variant=variant),
-            widths=(NARROW,),
+def matrices(sequence: Sequence, prefix: str, floor: float) -> list[Picture]:
+    """A picture for each method: accuracy on task j (across) after learning task i (down).
+
+    The colour is palest at the accuracy `floor`, which pictures that are compared have in common.
+    """
+    shown = sequence.one_per_method()
+    pictures = []
+    for place, variant in enumerate(shown):
+        earlier = [other.method for other in shown[:place]].count(variant.method)
+        pictures.append(
+            Picture(
+                name=f"{prefix}matrix-{variant.method}" + (f"-{earlier + 1}" if earlier else ""),
+                title=variant.label,
+                caption="",
+                description=_description(sequence, variant),
+                draw=partial(_draw, sequence=sequence, variant=variant, floor=floor),
+                widths=(NARROW,),
+            )
         )
-        for variants in [sequence.one_per_method()]
-        for place, variant in enumerate(variants)
-        for k in [[v.method for v in variants[:place]].count(variant.method)]
-    ]
+    return pictures
+
+
+def colour_floor(sequence: Sequence) -> float:
+    """The accuracy at which the colour begins: the lowest of any method, rounded down to 10 %."""
+    tasks = range(len(sequence.tasks))
+    found = [v.at(i, j) for v in sequence.one_per_method() for i in tasks for j in range(i + 1)]
+    lowest = min((value.mean for value in found if value), default=0.0)
+    return min(int(lowest * 10) / 10, 0.9)
 
 
 def _description(sequence: Sequence, variant: Variant) -> str:
@@ -39,83 +53,47 @@ def _description(sequence: Sequence, variant: Variant) -> str:
     return f"Accuracy matrix of {variant.label}. In percent, at the end: {', '.join(final)}."
 
 
-def short(name: str, longest: int = LONGEST) -> str:
-    """A name that fits."""
-    return name if len(name) <= longest else name[: longest - 1] + "…"
-
-
-def _draw(width: int, sequence: Sequence, variant: Variant) -> Any:
-    names = [short(task) for task in sequence.tasks]
-    longest = max(len(name) for name in names)
-    left = 8 + 6.5 * longest
-    cell = min(CELL, (width - left - 2) / len(names))
-    tilted = longest * 6.5 > cell - 4
-    top = TOP + (4 + 4.8 * longest if tilted else 18)
-    height = top + 0.72 * cell * len(names) + 4
-    axes = _pixels(width, height)
-    figure = axes.figure
-    _text(axes, 0, 12, variant.label, size=13, weight="bold")
-    numbers = (variant.measure("average_accuracy"), variant.measure("average_forgetting"))
-    said = f"{percent(numbers[0], 1)} % at the end"
-    said += f", forgot {percent(numbers[1], 1)}" if numbers[1] else ""
-    _text(axes, 0, 31, said, size=11, color=MUTED)
+def _draw(width: int, sequence: Sequence, variant: Variant, floor: float) -> Any:
+    names = [short(task, LONGEST) for task in sequence.tasks]
+    longest = LETTER * max(len(name) for name in names)
+    left = longest + 10
+    cell = min(WIDEST, (width - left - 1) / len(names))
+    tilted = longest > cell - 4
+    top = TOP + (6 + 0.66 * longest if tilted else 20)
+    canvas = Canvas(width, top + HIGH * cell * len(names) + 2)
+    canvas.text(0, 11, variant.label, size=13, weight="bold")
+    canvas.text(0, 30, _ending(variant), color=MUTED)
+    tilt = {"rotation": 40, "va": "bottom", "rotation_mode": "anchor"}
     for j, name in enumerate(names):
-        x = left + (j + 0.5) * cell
-        if tilted:
-            _text(
-                axes,
-                x,
-                top - 6,
-                name,
-                size=10.5,
-                color=MUTED,
-                rotation=40,
-                va="bottom",
-                rotation_mode="anchor",
-            )
-        else:
-            _text(axes, x, top - 10, name, size=10.5, color=MUTED, ha="center")
-        _text(
-            axes, left - 7, top + (j + 0.5) * 0.72 * cell, name, size=10.5, color=MUTED, ha="right"
-        )
+        x, y = left + (j + 0.5) * cell, top + (j + 0.5) * HIGH * cell
+        canvas.text(x, top - 8, name, color=MUTED, **(tilt if tilted else {"ha": "center"}))
+        canvas.text(left - 8, y, name, color=MUTED, ha="right")
         for i in range(len(names)):
-            _cell(axes, left + j * cell, top + i * 0.72 * cell, cell, variant.at(i, j))
-    return figure
+            value = variant.at(i, j)
+            if value:
+                strength = _strength(value.mean, floor)
+                _cell(canvas, (x, top + (i + 0.5) * HIGH * cell), cell, value.mean, strength)
+    return canvas.figure
 
 
-def _pixels(width: float, height: float) -> Any:
-    """Axes without a frame that count CSS pixels from the upper left."""
-    size = (width / 96, height / 96)
-    figure = needs("matplotlib.figure").Figure(figsize=size, dpi=96)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
-    return axes
+def _strength(accuracy: float, floor: float) -> float:
+    """How much of the colour; never so much that the page's own text could not be read on it."""
+    rise = max(0.0, (accuracy - floor) / (1 - floor))
+    return 0.04 + 0.46 * math.pow(rise, 1.5)
 
 
-def _text(axes: Any, x: float, y: float, text: str, *, size: float, **how: Any) -> None:
-    axes.text(x, y, text, **{"va": "center", "color": INK, "size": size * POINTS_PER_PIXEL} | how)
+def _ending(variant: Variant) -> str:
+    accuracy = variant.measure("average_accuracy")
+    forgetting = variant.measure("average_forgetting")
+    said = f"{percent(accuracy, 1)} % at the end"
+    return said + (f", forgot {percent(forgetting, 1)}" if forgetting else "")
 
 
-def _cell(axes: Any, x: float, y: float, side: float, accuracy: Any) -> None:
-    high = 0.72 * side
-    patches = needs("matplotlib.patches")
-    if accuracy is None:
-        axes.plot(x + side / 2, y + high / 2, ".", color=MUTED, markersize=2)
-        return
-    # Squared: half of the colour is left for the upper 30 %, where methods differ.
-    strength = 0.04 + 0.9 * accuracy.mean**2
-    axes.add_patch(
-        patches.Rectangle(
-            (x + 1, y + 1), side - 2, high - 2, color=COLOURS["blue"][0], alpha=strength, lw=0
-        )
-    )
-    _text(
-        axes,
-        x + side / 2,
-        y + high / 2,
-        f"{100 * accuracy.mean:.1f}" if side > 33 else f"{100 * accuracy.mean:.0f}",
-        size=11 if side > 36 else 10,
-        ha="center",
-        color=SURFACE if strength > 0.5 else INK,
-    )
+def _cell(
+    canvas: Canvas, middle: tuple[float, float], wide: float, accuracy: float, strength: float
+) -> None:
+    x, y = middle
+    size = (wide - 2, HIGH * wide - 2)
+    canvas.box(x - size[0] / 2, y - size[1] / 2, size, COLOURS["blue"][0], strength)
+    said = f"{100 * accuracy:.{1 if wide > 31 else 0}f}"
+    canvas.text(x, y, said, size=11 if wide > 36 else 10, ha="center")

@@ -68,6 +68,7 @@ KINDS = {
     "encoder": COLOURS["orange"][0],
     "path": COLOURS["purple"][0],
 }
+OTHER_KINDS = (COLOURS["vermillion"][0], COLOURS["muted"][0])
 
 
 def look(method: str) -> Look:
@@ -80,14 +81,6 @@ def styled() -> Iterator[None]:
     """Inside, matplotlib draws in the report's style; afterwards its settings are as before."""
     with needs("matplotlib").rc_context(_SETTINGS):
         yield
-
-
-def blank(width: float, height: float, *shape: int, **layout: Any) -> tuple[Any, Any]:
-    """A figure of a size in CSS pixels and its axes, apart from matplotlib's global state."""
-    figure = needs("matplotlib.figure").Figure(
-        figsize=(width / 96, height / 96), dpi=96, layout="constrained"
-    )
-    return figure, figure.subplots(*shape, **layout)
 
 
 _SETTINGS = {

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from retain.report.figures.picture import Picture
 from retain.report.figures.style import COLOURS, POINTS_PER_PIXEL, SURFACE, styled
 
 SHARP = 2  # PNG pixels per CSS pixel
@@ -17,32 +18,47 @@ _DROPPED = re.compile(
 )
 
 
-def save(figure: Any, stem: Path, note: str = "") -> list[Path]:
-    """The figure as `stem`.svg and `stem`.png, in light colours; `note` stands in its corner."""
-    if note:
-        figure.text(0.995, 0.005, note, ha="right", va="bottom", size=6.5, style="italic")
-    vector, pixels = stem.with_suffix(".svg"), stem.with_suffix(".png")
+def drawn(picture: Picture, folder: Path, note: str = "") -> tuple[list[str], list[Path]]:
+    """The picture as an `<svg>` for each of its widths, and as files in `folder`.
+
+    The files are of the first width, in light colours, with `note` in their corner: what the page
+    says about all of its pictures a file that leaves it has to say itself.
+    """
     with styled():
-        figure.savefig(vector, facecolor=SURFACE, metadata={"Date": None})
-        figure.savefig(pixels, facecolor=SURFACE, dpi=96 * SHARP)
-    return [vector, pixels]
+        figures = [picture.draw(width) for width in picture.widths]
+        vectors = [_vector(figure) for figure in figures]
+        inlined = [
+            _inline(vector, f"{picture.name}-{width}", picture.description)
+            for vector, width in zip(vectors, picture.widths)
+        ]
+        if note:
+            size = 9 * POINTS_PER_PIXEL
+            figures[0].text(0.998, 0.998, note, ha="right", va="top", size=size, style="italic")
+            vectors[0] = _vector(figures[0])
+        svg, png = (folder / f"{picture.name}.{suffix}" for suffix in ("svg", "png"))
+        svg.write_text(vectors[0], encoding="utf-8")
+        figures[0].savefig(png, facecolor=SURFACE, dpi=96 * SHARP)
+    return inlined, [svg, png]
 
 
-def inline(figure: Any, name: str, description: str) -> str:
-    """The figure as an `<svg>` element: the page's font and colours, ids that start with `name`."""
+def _vector(figure: Any) -> str:
     text = io.StringIO()
-    with styled():
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()
+    figure.savefig(text, format="svg", facecolor=SURFACE, metadata={"Date": None})
+    return text.getvalue()
+
+
+def _inline(svg: str, name: str, description: str) -> str:
+    """The `<svg>` element: the page's font and colours, ids that start with `name`."""
     svg = _DROPPED.sub("", svg[svg.index("<svg") :])
     # Many figures share one page: without a prefix the ids of one would point into another.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     for variable, (light, _) in COLOURS.items():
         svg = svg.replace(light, f"var(--{variable})")
-    points_w, points_h = figure.get_size_inches() * 72
+    head, body = svg.split(">", 1)
+    box = head[head.index('viewBox="') :].split('"')[1]
+    width = float(box.split()[2]) / POINTS_PER_PIXEL
     return (
-        f'<svg viewBox="0 0 {points_w:g} {points_h:g}" role="img" '
-        f'style="max-width: {points_w / POINTS_PER_PIXEL:.0f}px" '
-        f'aria-label="{escape(description)}">{svg[svg.index(">") + 1 :].strip()}'
+        f'<svg viewBox="{box}" role="img" style="max-width: {width:.0f}px" '
+        f'aria-label="{escape(description)}">{body.strip()}'
     )

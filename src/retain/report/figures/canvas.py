@@ -1,0 +1,56 @@
+"""Drawing in CSS pixels: figures whose text has a size, not a share of the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from retain.extras import needs
+from retain.report.figures.style import INK, POINTS_PER_PIXEL
+
+LETTER = 6.3  # width of a letter of size 11, in the mean, in CSS pixels
+
+
+class Canvas:
+    """A figure on which places are counted in CSS pixels from the upper left."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = needs("matplotlib.figure").Figure(figsize=(width / 96, height / 96), dpi=96)
+        to_shares = needs("matplotlib.transforms").Affine2D().scale(1 / width, -1 / height)
+        self._place = {"transform": to_shares.translate(0, 1) + self.figure.transFigure}
+
+    def text(self, x: float, y: float, said: str, *, size: float = 11, **how: Any) -> None:
+        """Write `said`, `size` pixels high, the middle of the line at `y`."""
+        how = {"va": "center", "color": INK, "size": size * POINTS_PER_PIXEL} | self._place | how
+        self.figure.text(x, y, said, **how)
+
+    def box(
+        self, x: float, y: float, size: tuple[float, float], colour: str, alpha: float = 1.0
+    ) -> None:
+        """Fill a box of (width, height) whose upper left corner is at `x`, `y`."""
+        rectangle = needs("matplotlib.patches").Rectangle
+        self.figure.add_artist(
+            rectangle((x, y), *size, color=colour, alpha=alpha, linewidth=0, **self._place)
+        )
+
+    def line(self, xs: Sequence[float], ys: Sequence[float], colour: str, **how: Any) -> None:
+        """Draw a line through places; a marker and its size may be given."""
+        line = needs("matplotlib.lines").Line2D
+        self.figure.add_artist(line(xs, ys, color=colour, **self._place, **how))
+
+    def plot(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes of matplotlib in a box of the canvas."""
+        box = (left, self.height - top - height, width, height)
+        whole = (self.width, self.height, self.width, self.height)
+        return self.figure.add_axes([pixels / all_ for pixels, all_ in zip(box, whole)])
+
+
+def short(name: str, longest: int) -> str:
+    """A name that fits: its beginning."""
+    return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"
+
+
+def short_end(name: str, longest: int) -> str:
+    """A parameter's name that fits: its end, which tells it from its neighbours."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]

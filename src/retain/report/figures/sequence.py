@@ -1,0 +1,106 @@
+"""Accuracy over the sequence: all tasks seen so far, and what is left of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from retain.report.figures.canvas import LETTER, Canvas, short
+from retain.report.figures.labels import LINE, at_the_right
+from retain.report.figures.picture import Picture
+from retain.report.figures.style import SURFACE, look
+from retain.report.results import Run, Sequence, Spread, Variant, mean_or_none, spread
+
+Follow = Callable[[Run, int], float | None]
+
+
+def over_the_sequence(sequence: Sequence, prefix: str) -> list[Picture]:
+    """Two curves a method in one picture; none where there is only one task."""
+    shown = sequence.one_per_method()
+    if len(sequence.tasks) < 2 or not shown:
+        return []
+    last = len(sequence.tasks) - 1
+    ends = [(v.label, _followed(v, last, _seen), _followed(v, last, _first)) for v in shown]
+    said = [
+        f"{label} ends at {100 * seen.mean:.1f} % over all tasks and {100 * first.mean:.1f} % on "
+        "the first"
+        for label, seen, first in ends
+        if seen and first
+    ]
+    return [
+        Picture(
+            name=f"{prefix}sequence",
+            title="Accuracy over the sequence",
+            caption="Above: the mean over all tasks seen so far. Below: the first task alone, as "
+            "the others are learned. A line that stays level has kept what it knew."
+            + (" Bands: one standard deviation over seeds." if len(shown) <= 4 else ""),
+            description="; ".join(said) + ".",
+            draw=partial(_draw, sequence=sequence, shown=shown),
+        )
+    ]
+
+
+def _seen(run: Run, after: int) -> float | None:
+    return mean_or_none([run.at(after, j) for j in range(after + 1)])
+
+
+def _first(run: Run, after: int) -> float | None:
+    return run.at(after, 0)
+
+
+def _followed(variant: Variant, after: int, follow: Follow) -> Spread | None:
+    values = [follow(run, after) for run in variant.done]
+    return spread([value for value in values if value is not None])
+
+
+def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:
+    names = [short(task, 12) for task in sequence.tasks]
+    right = 24 + 7.2 * max(len(variant.label) for variant in shown)
+    inner = width - 44 - right
+    tilted = LETTER * max(len(name) for name in names) > inner / max(len(names) - 1, 1) - 6
+    below = 34 + (0.62 * LETTER * max(len(name) for name in names) if tilted else 0)
+    high = max(210, LINE * len(shown) + 20)
+    panels = (("All tasks seen so far, %", _seen), (f"Only {short(names[0], 20)}, %", _first))
+    canvas = Canvas(width, len(panels) * (26 + high + below))
+    for place, (title, follow) in enumerate(panels):
+        axes = canvas.plot(44, 26 + place * (26 + high + below), inner, high)
+        axes.set_title(title)
+        _lines(axes, shown, len(names), follow)
+        axes.set_xticks(range(len(names)), names)
+        if tilted:
+            axes.tick_params(axis="x", rotation=40)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+    return canvas.figure
+
+
+def _lines(axes: Any, shown: tuple[Variant, ...], tasks: int, follow: Follow) -> None:
+    ends = []
+    for variant in shown:
+        own = look(variant.method)
+        followed = [(i, _followed(variant, i, follow)) for i in range(tasks)]
+        known = [(i, value) for i, value in followed if value]
+        if not known:
+            continue
+        at = [i for i, _ in known]
+        means = [100 * value.mean for _, value in known]
+        axes.plot(
+            at,
+            means,
+            color=own.colour,
+            linestyle=own.line,
+            marker=own.marker,
+            markersize=5,
+            markerfacecolor=own.colour if own.filled else SURFACE,
+        )
+        if len(shown) <= 4:
+            spreads = [100 * (value.sd or 0) for _, value in known]
+            low, high = zip(*((m - s, m + s) for m, s in zip(means, spreads)))
+            axes.fill_between(at, low, high, color=own.colour, alpha=0.15, linewidth=0)
+        ends.append(((at[-1], means[-1]), variant.label, own.colour))
+    axes.set_xlim(-0.15, tasks - 0.85)
+    axes.autoscale(enable=False)
+    if ends:
+        points, names, colours = zip(*ends)
+        at_the_right(axes, points, names, colours)

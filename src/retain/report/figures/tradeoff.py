@@ -1,0 +1,104 @@
+"""Trade-off over λ: what is kept of the old tasks against what is learned of the new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from retain.report.figures.canvas import Canvas
+from retain.report.figures.labels import around, at_the_right
+from retain.report.figures.picture import WIDE, Picture
+from retain.report.figures.style import MUTED, SURFACE, look
+from retain.report.naming import BOUNDS, method_name, number
+from retain.report.results import Run, Sequence, Variant, spread
+
+Curve = tuple[str, str, list[tuple[float, float, float]]]  # method, name, [(λ, new, old)]
+
+
+def tradeoffs(sequence: Sequence, prefix: str) -> list[Picture]:
+    """One picture of all methods that ran with several strengths; none when there are none."""
+    curves = _curves(sequence)
+    if not curves:
+        return []
+    said = []
+    for _, name, points in curves:
+        strength, new, old = max(points, key=lambda point: point[1] + point[2])
+        said.append(
+            f"{name} does best at λ = {number(strength)}: {100 * old:.1f} % on old tasks, "
+            f"{100 * new:.1f} % on new ones"
+        )
+    return [
+        Picture(
+            name=f"{prefix}tradeoff",
+            title="Trade-off over λ",
+            caption="Each point is one strength λ. A larger λ moves up, to what was known, and "
+            "left, away from what is new; a curve nearer the upper right corner gives a better "
+            "choice. Numbers: λ. Means over seeds.",
+            description="; ".join(said) + ".",
+            draw=partial(_draw, curves=curves, bounds=_bounds(sequence)),
+        )
+    ]
+
+
+def _curves(sequence: Sequence) -> list[Curve]:
+    groups: dict[tuple[str, str | None, str | None], list[Variant]] = {}
+    for variant in sequence.variants:
+        first = variant.runs[0]
+        if variant.done and first.strength is not None and not first.search:
+            key = (variant.method, first.form, first.importance_on)
+            groups.setdefault(key, []).append(variant)
+    curves = []
+    for (method, form, data), variants in groups.items():
+        same = [other for other in groups if other[0] == method]
+        extra = [form] if form and len({other[1] for other in same}) > 1 else []
+        extra += [f"Ω on {data}"] if data and len({other[2] for other in same}) > 1 else []
+        placed = [(v.runs[0].strength or 0.0, *_place(v.done)) for v in variants]
+        points = sorted((s, x, y) for s, x, y in placed if x is not None and y is not None)
+        if len(points) > 1:
+            curves.append((method, ", ".join([method_name(method), *extra]), points))
+    return curves
+
+
+def _place(runs: Iterable[Run]) -> tuple[float | None, float | None]:
+    """Accuracy on new tasks when learned, and on old tasks at the end, over the seeds."""
+    pairs = [(run.new_tasks(), run.old_tasks()) for run in runs]
+    new = spread([x for x, _ in pairs if x is not None])
+    old = spread([y for _, y in pairs if y is not None])
+    return (new.mean if new else None, old.mean if old else None)
+
+
+def _bounds(sequence: Sequence) -> list[tuple[str, float, float]]:
+    placed = [(v.method, *_place(v.done)) for v in sequence.variants if v.method in BOUNDS]
+    return [(m, x, y) for m, x, y in placed if x is not None and y is not None]
+
+
+def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]]) -> Any:
+    height = 440 if width >= WIDE else 360
+    names = [name for _, name, _ in curves] + [method_name(method) for method, _, _ in bounds]
+    right = 20 + 7.2 * max(len(name) for name in names)
+    axes = Canvas(width, height).plot(48, 16, width - 48 - right, height - 16 - 46)
+    for method, _, points in curves:
+        own = look(method)
+        axes.plot(
+            [100 * x for _, x, _ in points],
+            [100 * y for _, _, y in points],
+            color=own.colour,
+            linestyle=own.line,
+            marker=own.marker,
+            markerfacecolor=own.colour if own.filled else SURFACE,
+        )
+    for method, x, y in bounds:
+        own = look(method)
+        axes.plot(100 * x, 100 * y, marker=own.marker, color=own.colour, markersize=8)
+    axes.margins(0.06)
+    axes.set_xlabel("New tasks, when learned, %")
+    axes.set_ylabel("Old tasks, at the end, %")
+    axes.autoscale(enable=False)
+    best = [max(points, key=lambda point: point[1] + point[2]) for _, _, points in curves]
+    ends = [(100 * x, 100 * y) for _, x, y in [*best, *bounds]]
+    colours = [look(method).colour for method, *_ in [*curves, *bounds]]
+    at_the_right(axes, ends, names, colours)
+    every = [(100 * x, 100 * y, number(s)) for _, _, points in curves for s, x, y in points]
+    around(axes, every, color=MUTED)
+    return axes.figure
