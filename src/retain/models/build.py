@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-from retain.closest import did_you_mean
-from retain.errors import ConfigError
+from torch import nn
+
+from retain.errors import ConfigError, ModelError
+from retain.models.adapter import adapter_for, example
+from retain.models.from_file import model_from_file
+from retain.models.head import find_head, without_head
+from retain.models.named import named_model
 from retain.models.network import TaskNetwork
 from retain.models.seeded import seeded
 from retain.models.small import MLP, SmallConv
+from retain.models.weights import load_weights
 
 SMALL: dict[str, type[MLP] | type[SmallConv]] = {"mlp": MLP, "cnn": SmallConv}
+DEFAULT_WEIGHTS = "default"
+# Networks made for photographs see nothing in less; smaller images are enlarged.
+SMALLEST_SIDE = 32
 
 
 def build_model(
@@ -21,7 +31,7 @@ def build_model(
     weights: str | Path | None = None,
     shared_head: bool = False,
 ) -> TaskNetwork:
-    """The network that `spec` names, without a head yet.
+    """The network that `spec` names, without a head yet; a warning tells of each of its `notes`.
 
     Args:
         spec: `mlp`, `cnn`, a torchvision or timm name, or `path/to/file.py:function`.
@@ -31,10 +41,75 @@ def build_model(
         shared_head: one head for all tasks (domain-incremental).
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, a model file that does not work, or weights it cannot have.
+        ModelError: no head can be found, or the inputs cannot be made to suit it.
+        FileError: weights that are missing, or do not fit (everything that does not is listed).
     """
-    if spec not in SMALL:
-        raise ConfigError(f"No model is called {spec!r}.{did_you_mean(spec, SMALL)}")
     with seeded(seed):
-        backbone = SMALL[spec](input_shape)
-    return TaskNetwork(backbone, backbone.feature_size, shared_head=shared_head, seed=seed)
+        if spec in SMALL:
+            network = _small(spec, input_shape, seed, weights, shared_head)
+        else:
+            network = _with_head_taken_off(spec, input_shape, seed, weights, shared_head)
+    for note in network.notes:
+        warnings.warn(note, stacklevel=2)
+    return network
+
+
+def _small(
+    spec: str,
+    input_shape: tuple[int, ...],
+    seed: int,
+    weights: str | Path | None,
+    shared_head: bool,
+) -> TaskNetwork:
+    if weights == DEFAULT_WEIGHTS:
+        raise ConfigError(f"There are no default weights of {spec}; give a file, or leave it out.")
+    backbone = SMALL[spec](input_shape)
+    notes = load_weights(backbone, Path(weights)) if weights is not None else ()
+    return TaskNetwork(
+        backbone, backbone.feature_size, shared_head=shared_head, seed=seed, notes=notes
+    )
+
+
+def _with_head_taken_off(
+    spec: str,
+    input_shape: tuple[int, ...],
+    seed: int,
+    weights: str | Path | None,
+    shared_head: bool,
+) -> TaskNetwork:
+    model, at_least, notes = _made(spec, weights == DEFAULT_WEIGHTS)
+    adapter, adapted = adapter_for(model, spec, input_shape, at_least=at_least)
+    inputs = adapter(example(input_shape))
+    head = find_head(model, spec, inputs)
+    if weights is not None and weights != DEFAULT_WEIGHTS:
+        notes += load_weights(model, Path(weights).expanduser(), head=head)
+    backbone, feature_size = without_head(model, head)
+    network = TaskNetwork(
+        backbone,
+        feature_size,
+        shared_head=shared_head,
+        seed=seed,
+        adapter=adapter,
+        notes=notes + adapted,
+    )
+    features = network.eval().features(example(input_shape))
+    if features.shape != (len(inputs), feature_size):
+        raise ModelError(
+            f"Without its head {head!r}, {spec} puts out shape {tuple(features.shape)}; expected "
+            f"[samples, {feature_size}]. Its code must use the head as a module and nothing after."
+        )
+    return network.train()
+
+
+def _made(spec: str, default_weights: bool) -> tuple[nn.Module, int, tuple[str, ...]]:
+    """(the model with its head, the smallest side worth trying, what is worth knowing)."""
+    if ".py:" not in spec and not spec.endswith(".py"):
+        model, notes = named_model(spec, default_weights=default_weights)
+        return model, SMALLEST_SIDE, notes
+    if default_weights:
+        raise ConfigError(
+            f"There are no default weights of {spec}: load them in the function itself, or give a "
+            "file of weights."
+        )
+    return model_from_file(spec), 1, ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,35 +15,96 @@ from retain.borrowed import borrowed
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def find_convolutional(backbone: nn.Module, inputs: Tensor) -> str | None:
-    """The name of the module whose output is the last convolutional feature map, or None.
+@dataclass(frozen=True)
+class Place:
+    """The output of a module of a network at one of its uses (counted from 0) in a pass."""
 
-    That is the last module whose output is a map [n, channels, positions …] with more than one
-    position, after a convolution has run: activation and pooling included, as EBLL's features
-    are. A network whose only convolution cuts the image into patches counts as having none.
+    module: str
+    use: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """What came out at a place while a network ran."""
+
+    place: Place
+    of: nn.Module
+    shape: tuple[int, ...]
+
+
+def last_convolutional(backbone: nn.Module, inputs: Tensor) -> Place | None:
+    """The place where the last convolutional feature map comes out, or None.
+
+    That is the last output [n, channels, positions …] from the last convolution on that has more
+    than one position, if there is such: activation and pooling included, as in EBLL. A network
+    whose only convolutions cut the image into patches counts as having none.
     """
-    seen: list[tuple[str, nn.Module, tuple[int, ...]]] = []
+    outputs = _outputs(backbone, inputs)
+    convolved = [number for number, output in enumerate(outputs) if _convolves(output.of)]
+    if not convolved:
+        return None
+    dims = len(outputs[convolved[-1]].shape)
+    maps = [output for output in outputs[convolved[-1] :] if len(output.shape) == dims]
+    wide = [output for output in maps if torch.Size(output.shape[2:]).numel() > 1]
+    return (wide or maps)[-1].place
+
+
+@contextmanager
+def tap(backbone: nn.Module, place: Place) -> Iterator[list[Tensor]]:
+    """A list that holds the output at `place`, flattened to [n, d], once the backbone has run."""
+    tapped: list[Tensor] = []
+
+    def note(output: Tensor) -> Tensor:
+        tapped.append(output.flatten(1))
+        return output
+
+    with _at(backbone, place, note):
+        yield tapped
+
+
+@contextmanager
+def changed(
+    backbone: nn.Module, place: Place, change: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Within the context the output at `place`, flattened to [n, d], goes through `change`."""
+    with _at(backbone, place, lambda output: change(output.flatten(1)).view(output.shape)):
+        yield
+
+
+@contextmanager
+def _at(backbone: nn.Module, place: Place, do: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the context, for one pass, the output at `place` is what `do` makes of it."""
+    uses = 0
+
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        nonlocal uses
+        uses += 1
+        return do(output) if uses == place.use + 1 else output
+
+    handle = backbone.get_submodule(place.module).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _outputs(backbone: nn.Module, inputs: Tensor) -> list[Output]:
+    """The tensors that come out of the modules in one pass, in order."""
+    outputs: list[Output] = []
     names = {module: name for name, module in backbone.named_modules()}
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            uses = sum(earlier.of is module for earlier in outputs)
+            outputs.append(Output(Place(names[module], uses), module, tuple(output.shape)))
+
     with ExitStack() as stack:
         for module in backbone.modules():
-
-            def note(module: nn.Module, _inputs: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    seen.append((names[module], module, tuple(output.shape)))
-
             stack.callback(module.register_forward_hook(note).remove)
         stack.enter_context(borrowed(backbone))
         stack.enter_context(torch.no_grad())
         backbone(inputs)
-    convolved = [place for place, (_, module, _) in enumerate(seen) if _convolves(module)]
-    if not convolved:
-        return None
-    dims = len(seen[convolved[0]][2])
-    after = seen[convolved[0] :]
-    maps = [(name, shape) for name, _, shape in after if len(shape) == dims]
-    wide = [name for name, shape in maps if torch.Size(shape[2:]).numel() > 1]
-    # A container that ends in the map has the same output: the name that was seen last is it.
-    return (wide or [name for name, _ in maps])[-1]
+    return outputs
 
 
 def _convolves(module: nn.Module) -> bool:
@@ -50,28 +112,3 @@ def _convolves(module: nn.Module) -> bool:
     if not isinstance(module, CONVOLUTIONS):
         return False
     return module.stride != module.kernel_size or set(module.kernel_size) == {1}
-
-
-@contextmanager
-def tap(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of `module` while the context lasts, in a list that fills as it runs."""
-    outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def change_convolutional(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the context the output of `module`, flattened to [n, d], goes through `change`."""
-
-    def changed(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return change(output.flatten(1)).view_as(output)
-
-    handle = module.register_forward_hook(changed)
-    try:
-        yield
-    finally:
-        handle.remove()

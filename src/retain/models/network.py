@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import ModelError
-from retain.models.convolutional import change_convolutional, find_convolutional, tap
+from retain.models.convolutional import Place, changed, last_convolutional, tap
 from retain.models.seeded import seeded
 from retain.outputs import first_tensor
 
@@ -48,7 +48,7 @@ class TaskNetwork(nn.Module):
         self.notes = notes
         self.task = 0
         self._freeze_statistics = False
-        self._convolutional: str | None = None
+        self._convolutional: Place | None = None
         self._looked_for_convolutional = False
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -126,30 +126,28 @@ class TaskNetwork(nn.Module):
 
     def features_and_conv(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """What the heads see [n, f] and the convolutional features [n, d], in one pass."""
-        module = self._convolutional_module(inputs)
-        if module is None:
+        place = self._place_of_convolutional(inputs)
+        if place is None:
             features = self.features(inputs)
             return features, features
-        with tap(module) as tapped:
+        with tap(self.backbone, place) as tapped:
             features = self.features(inputs)
-        return features, tapped[-1].flatten(1)
+        return features, tapped[0]
 
     def forward_through(self, inputs: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         """The output, if `change` is applied to the convolutional features [n, d] on their way."""
-        module = self._convolutional_module(inputs)
-        if module is None:
+        place = self._place_of_convolutional(inputs)
+        if place is None:
             output: Tensor = self.head(change(self.features(inputs)))
             return output
-        with change_convolutional(module, change):
+        with changed(self.backbone, place, change):
             return self.forward(inputs)
 
-    def _convolutional_module(self, inputs: Tensor) -> nn.Module | None:
-        """The module of the backbone that puts out the last convolutional features, if any."""
+    def _place_of_convolutional(self, inputs: Tensor) -> Place | None:
+        """Where the last convolutional features come out; looked for once."""
         if not self._looked_for_convolutional:
             with torch.no_grad():
                 adapted = self.adapter(inputs[:2])
-            self._convolutional = find_convolutional(self.backbone, adapted)
+            self._convolutional = last_convolutional(self.backbone, adapted)
             self._looked_for_convolutional = True
-        if self._convolutional is None:
-            return None
-        return self.backbone.get_submodule(self._convolutional)
+        return self._convolutional

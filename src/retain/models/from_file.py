@@ -1,0 +1,70 @@
+"""A user's own network: what a function in a Python file returns."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from retain.closest import did_you_mean
+from retain.errors import ConfigError, ModelError
+
+USAGE = "path/to/file.py:function"
+
+
+def model_from_file(spec: str) -> nn.Module:
+    """What the function in `path/to/file.py:function` returns, called without arguments.
+
+    Raises:
+        ConfigError: the file or the function is not there, or fails.
+        ModelError: it returns something other than an `nn.Module`.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path or not name:
+        raise ConfigError(f"{spec!r} names no function; expected {USAGE}.")
+    module = _module(Path(path).expanduser())
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = _functions(module)
+        raise ConfigError(
+            f"{path} has no function {name!r}.{did_you_mean(name, functions)} "
+            f"It has: {', '.join(functions) or 'none'}."
+        )
+    try:
+        model = function()
+    except Exception as error:
+        raise ConfigError(
+            f"{name}() in {path}, which is called without arguments, failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{spec} returns a {type(model).__name__}; expected an nn.Module.")
+    return model
+
+
+def _module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"The model file {path} does not exist; expected {USAGE}.")
+    name = f"retain_model_file_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise ConfigError(f"{path} is not a Python file; expected {USAGE}.")
+    module = importlib.util.module_from_spec(found)
+    # Where classes of the file look for their own module, for example when they are copied.
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"The model file {path} could not be run: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _functions(module: ModuleType) -> list[str]:
+    own = (item for item in vars(module).values() if inspect.isfunction(item))
+    return [function.__name__ for function in own if function.__module__ == module.__name__]
