@@ -1,0 +1,88 @@
+"""`retain importance`: Ω of one's own model from a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from retain import MAS, LocalMAS
+from retain.cli.speaking import out, plainly
+from retain.errors import ConfigError
+from retain.experiment.device import chosen_device
+from retain.models.from_file import model_from_file
+from retain.models.named import named_model
+from retain.models.weights import load_weights
+from retain.tasks import ImageExamples
+from retain.tasks.crops import PAPER_SIZE, Crops
+from retain.tasks.images import ImageFile, PixelsOfFiles
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+EXAMPLES = """
+
+[bold]Examples[/]
+
+retain importance mymodel.py:trained --data photos --out omega.safetensors
+
+retain importance resnet18 --weights default --data photos --out omega.safetensors
+"""
+
+
+@plainly
+def importance(
+    *,
+    model: Annotated[
+        str, typer.Argument(help="path/to/file.py:function, or a torchvision or timm name.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of images, searched through; no labels.")],
+    file: Annotated[Path, typer.Option("--out", help="The file to write, .safetensors.")],
+    weights: Annotated[
+        str | None, typer.Option(help="File of trained weights, or default for the library's own.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the square in the middle.")] = PAPER_SIZE,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 32,
+    max_samples: Annotated[int | None, typer.Option(help="Stop after so many images.")] = None,
+    local: Annotated[bool, typer.Option("--local", help="l-MAS: by forward passes only.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+) -> None:
+    """Compute how much each weight of a model matters on a folder of images, without labels."""
+    place = chosen_device(device)
+    examples = _images(data, image_size)
+    network = _model(model, weights).to(place)
+    memory = (LocalMAS if local else MAS)(network)
+    memory.observe(examples.batches(batch_size, device=place), max_samples=max_samples)
+    memory.observed.save(file)
+    out.print(memory.observed.summary())
+    out.print(f"Written to {file}", markup=False, soft_wrap=True)
+
+
+importance.__doc__ = (importance.__doc__ or "") + EXAMPLES
+
+
+def _model(spec: str, weights: str | None) -> nn.Module:
+    default = weights == "default"
+    if ".py:" in spec:
+        if default:
+            raise ConfigError(f"There are no default weights of {spec}; give a file.")
+        network = model_from_file(spec)
+    else:
+        network, _notes = named_model(spec, default_weights=default)
+    if weights is not None and not default:
+        load_weights(network, Path(weights))
+    return network
+
+
+def _images(folder: Path, size: int) -> ImageExamples:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder. Give a folder of images with --data.")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ConfigError(
+            f"{folder} holds no image; looked for {', '.join(sorted(SUFFIXES))} in it and below."
+        )
+    crops = Crops(size)
+    pixels = PixelsOfFiles([ImageFile(path) for path in found], crops.side, [None] * len(found))
+    return ImageExamples(pixels, torch.zeros(len(found), dtype=torch.int64), crops)

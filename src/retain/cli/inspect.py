@@ -1,0 +1,31 @@
+"""`retain inspect`: what a file of importance holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retain.cli.speaking import out, plainly
+from retain.importance import Importance
+
+
+@plainly
+def inspect(
+    file: Annotated[Path, typer.Argument(help="What `retain importance` or `.save(…)` wrote.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw Ω by layer into this picture (.png, .svg, .pdf).")
+    ] = None,
+) -> None:
+    """Look at Ω in a file: for each layer its mean, its share, its largest, how it was obtained.
+
+    [bold]Example[/]
+
+    retain inspect omega.safetensors --plot omega.png
+    """
+    omega = Importance.load(file)
+    out.print(str(omega), markup=False, soft_wrap=True)
+    out.print(str(omega.summary()), markup=False, soft_wrap=True)
+    if plot is not None:
+        out.print(str(omega.plot(plot)), markup=False, soft_wrap=True)

@@ -1,0 +1,39 @@
+"""How commands talk: results on standard output, errors as one line without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from retain.errors import RetainError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # what a shell expects after Ctrl-C
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """The command, with errors raised on purpose told in words and an exit code of 2."""
+
+    @wraps(command)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except RetainError as error:
+            err.print("[bold red]Error:[/] ", end="")
+            err.print(str(error), markup=False, soft_wrap=True)
+            raise typer.Exit(BAD_INPUT) from None
+        except KeyboardInterrupt as stop:
+            err.print(str(stop) or "Interrupted.", markup=False, soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return told

@@ -1,0 +1,110 @@
+"""Showing how far a run is: a live bar on a terminal, plain lines elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+LOSS_EVERY = 0.5  # seconds between looks at the loss, each of which waits for the device
+
+
+class Watcher:
+    """Is told what a run does, and shows nothing; `loss` is a tensor that should rarely be read."""
+
+    def start(self, steps: int) -> None:
+        """The run begins; it is expected to take so many steps of training."""
+
+    def more(self, steps: int) -> None:
+        """So many more steps are expected (a strength is being chosen), or fewer."""
+
+    def at(self, job: str, task: str) -> None:
+        """A job has come to a task (`task` says which of how many)."""
+
+    def phase(self, what: str) -> None:
+        """What the job does now: an epoch, importance, evaluation."""
+
+    def step(self, loss: Tensor) -> None:
+        """One step of training was taken."""
+
+    def say(self, line: str) -> None:
+        """Something that is worth a line."""
+
+    def stop(self) -> None:
+        """The run is over, or interrupted."""
+
+
+class Lines(Watcher):
+    """A plain line per finished task, for logs and pipes."""
+
+    def say(self, line: str) -> None:
+        """Print the line to standard error, at once."""
+        print(line, file=sys.stderr, flush=True)
+
+
+class Live(Watcher):
+    """A bar with the job, the task, the phase, the loss and the time that is left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.fields[job]}"),
+            TextColumn("{task.fields[at]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[phase]:<28}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.bar = TaskID(0)
+        self.done = 0
+        self.shown = 0.0
+        self.what = ""
+
+    def start(self, steps: int) -> None:
+        """Show the bar."""
+        self.bar = self.progress.add_task("", total=steps, job="", at="", phase="")
+        self.progress.start()
+
+    def more(self, steps: int) -> None:
+        """Lengthen the bar."""
+        total = self.progress.tasks[self.bar].total or 0
+        self.progress.update(self.bar, total=total + steps)
+
+    def at(self, job: str, task: str) -> None:
+        """Name the job and the task."""
+        self.progress.update(self.bar, job=job, at=task)
+
+    def phase(self, what: str) -> None:
+        """Name the phase."""
+        self.what = what
+        self.progress.update(self.bar, phase=what)
+
+    def step(self, loss: Tensor) -> None:
+        """Move the bar; show the loss from time to time."""
+        self.done += 1
+        now = time.monotonic()
+        if now - self.shown >= LOSS_EVERY:
+            self.shown = now
+            self.progress.update(
+                self.bar, completed=self.done, phase=f"{self.what}, loss {loss.item():.3f}"
+            )
+
+    def say(self, line: str) -> None:
+        """Print the line above the bar."""
+        self.progress.console.print(line, highlight=False)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self.progress.stop()
+
+
+def watcher(progress: bool) -> Watcher:
+    """What suits the place: a bar on a terminal, lines elsewhere, nothing if not asked for."""
+    if not progress:
+        return Watcher()
+    console = Console(stderr=True)
+    return Live(console) if console.is_terminal else Lines()

@@ -1,0 +1,182 @@
+"""All jobs of a config, one after another: written after every task, resumable, interruptible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from retain.errors import ConfigError
+from retain.experiment.checkpoint import Checkpoint
+from retain.experiment.config import Config
+from retain.experiment.device import chosen_device, reproducible
+from retain.experiment.failure import described
+from retain.experiment.folder import opened
+from retain.experiment.plan import Job, jobs
+from retain.experiment.progress import watcher
+from retain.experiment.results import Results, Run
+from retain.experiment.stage import Stage
+from retain.experiment.work import Work
+from retain.experiment.writing import uninterrupted
+from retain.methods import METHODS
+from retain.methods.method import allocated
+from retain.tasks import TaskOptions, TaskSequence, load_tasks
+
+VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with a message that says how to go on."""
+
+
+def run(
+    config: Config, *, out: Path | str | None = None, resume: bool = False, progress: bool = True
+) -> Results:
+    """The results of every job of `config`: each method, strength and seed on the tasks.
+
+    Args:
+        config: what to run.
+        out: a folder for results.json (written after every task) and checkpoints; None keeps
+            the results in memory only.
+        resume: go on with the run in `out`; it ends with the accuracies of one that was never
+            stopped.
+        progress: show how far it is: a bar on a terminal, lines elsewhere.
+
+    Raises:
+        ConfigError: something that cannot be carried out, found before anything is trained.
+        FileError: data or results that cannot be read or written.
+        Interrupted: Ctrl-C; what was finished is written.
+
+    A method that fails is a failed run in the results, with its error; the others go on.
+    """
+    folder = None if out is None else Path(out)
+    if resume and folder is None:
+        raise ConfigError("resume=True needs out=, the folder of the run to go on with.")
+    device = chosen_device(config.device)
+    with reproducible(device):
+        sequence = load_tasks(config.tasks, _task_options(config))
+        config = replace(config, scenario=sequence.scenario)
+        _refuse_small_tasks(sequence, config.batch_size)
+        stage = Stage(config, sequence, device, watcher(progress))
+        needed = _bytes_needed(stage)
+        results = Results(config) if folder is None else opened(folder, config, resume, needed)
+        _carry_out_all(stage, _Books(results, folder, resume))
+    return results
+
+
+@dataclass(frozen=True)
+class _Books:
+    """Where the records of a run go."""
+
+    results: Results
+    folder: Path | None
+    resume: bool
+
+    def checkpoint(self, job: Job) -> Checkpoint | None:
+        return None if self.folder is None else Checkpoint(self.folder, job)
+
+    def record(self, place: int, run: Run) -> None:
+        self.results.runs[place : place + 1] = [run]
+        if self.folder is not None:
+            with uninterrupted():
+                self.results.write(self.folder)
+
+
+def _carry_out_all(stage: Stage, books: _Books) -> None:
+    finished = {place for place, run in enumerate(books.results.runs) if run.status == "done"}
+    todo = [(place, job) for place, job in enumerate(jobs(stage.config)) if place not in finished]
+    stage.watch.start(sum(_steps(job, stage) for _, job in todo))
+    try:
+        for place, job in todo:
+            _carry_out(place, job, stage, books)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_go_on(books.folder)) from None
+    finally:
+        stage.watch.stop()
+
+
+def _carry_out(place: int, job: Job, stage: Stage, books: _Books) -> None:
+    """Bring one job to its end, with its record in the books after every task."""
+    checkpoint = books.checkpoint(job)
+    steps = _task_by_task(job, stage, checkpoint if books.resume else None)
+    run = Run.of(job, [task.name for task in stage.sequence.tasks])
+    books.record(place, run)
+    while run.status == "running":
+        try:
+            work = next(steps)
+        except Exception as error:  # a method that fails shall not take the others with it
+            run.status, run.error = "failed", described(error)
+            stage.watch.say(f"{job.label}: failed. {run.error}")
+        else:
+            run = work.run
+            if checkpoint is not None:
+                with uninterrupted():
+                    checkpoint.save(work.standing())
+            stage.watch.say(_line(job, run))
+        books.record(place, run)
+    if checkpoint is not None and run.status == "done":
+        checkpoint.remove()
+
+
+def _task_by_task(job: Job, stage: Stage, checkpoint: Checkpoint | None) -> Iterator[Work]:
+    """The work on a job, once for what is on disk and once after each task that is learned."""
+    work = Work(job, stage)
+    standing = checkpoint.load() if checkpoint is not None else None
+    if standing is not None:
+        work.resume(standing)
+        stage.watch.more(-_steps(job, stage, until=len(work.run.accuracy)))
+        yield work
+    while not work.run.complete:
+        work.learn_next()
+        yield work
+
+
+def _task_options(config: Config) -> TaskOptions:
+    return TaskOptions(
+        scenario=config.scenario,
+        classes_per_task=config.classes_per_task,
+        class_order_seed=config.class_order_seed,
+        samples_per_class=config.samples_per_class,
+        image_size=config.image_size,
+        val_fraction=VALIDATION if config.chooses_strength else 0.0,
+    )
+
+
+def _refuse_small_tasks(sequence: TaskSequence, batch_size: int) -> None:
+    small = [f"{t.name!r} has {len(t.train)}" for t in sequence.tasks if len(t.train) < batch_size]
+    if small:
+        raise ConfigError(
+            f"Fewer training samples than a batch of {batch_size}: {', '.join(small)}. "
+            "Give a smaller batch size or more samples."
+        )
+
+
+def _bytes_needed(stage: Stage) -> int:
+    """At most so many bytes are written at a time: the checkpoint of one job, twice."""
+    state = stage.network(stage.config.seeds[0]).state_dict()
+    # Per task two copies (IMM, EWC), beside the network, Ω, θ* and SI's path.
+    copies = 4 + 2 * len(stage.sequence.tasks)
+    return 2 * copies * allocated(state.values())
+
+
+def _steps(job: Job, stage: Stage, until: int | None = None) -> int:
+    """Steps of training that the first `until` tasks take, by default all."""
+    kind, batch_size = METHODS[job.method], stage.config.batch_size
+    tasks = range(len(stage.sequence.tasks) if until is None else until)
+    return stage.config.epochs * sum(kind.steps(i, stage.sequence, batch_size) for i in tasks)
+
+
+def _line(job: Job, run: Run) -> str:
+    learned = len(run.accuracy)
+    row = ", ".join(f"{value:.3f}" for value in run.accuracy[-1] if value is not None)
+    name = run.tasks[learned - 1]
+    return f"{job.label}: task {learned}/{len(run.tasks)} {name} learned. Accuracy: {row}"
+
+
+def _how_to_go_on(folder: Path | None) -> str:
+    if folder is None:
+        return "Interrupted. Nothing was kept: the run had no out folder."
+    return (
+        f"Interrupted. What was finished is in {folder}. "
+        f"Go on with: retain run --resume --out {folder}"
+    )

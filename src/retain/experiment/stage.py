@@ -1,0 +1,66 @@
+"""What all jobs of a run share: the tasks, the model, the place, and what was asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from retain.experiment.config import Config
+from retain.experiment.evaluation import accuracy, pass_size
+from retain.experiment.plan import Job
+from retain.experiment.progress import Watcher
+from retain.experiment.training import optimizer_maker
+from retain.methods import Setting
+from retain.models import TaskNetwork, build_model
+from retain.tasks import Examples, TaskSequence
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks, device, what was asked, and who is told how far it is."""
+
+    config: Config
+    sequence: TaskSequence
+    device: torch.device
+    watch: Watcher
+    _at_random: dict[int, list[float]] = field(default_factory=dict)
+
+    def network(self, seed: int) -> TaskNetwork:
+        """The network with its first weights, without heads."""
+        return build_model(
+            self.config.model,
+            input_shape=self.sequence.input_shape,
+            seed=seed,
+            weights=self.config.weights,
+            shared_head=self.sequence.scenario == "domain-incremental",
+        ).to(self.device)
+
+    def setting(self, job: Job) -> Setting:
+        """What the job's method is told."""
+        return Setting(
+            make_optimizer=optimizer_maker(self.config, self.device),
+            batch_size=self.config.batch_size,
+            device=self.device,
+            scenario=self.sequence.scenario,
+            importance_on=job.importance_on or "train",
+            pass_size=pass_size(self.sequence.input_shape),
+            seed=job.seed,
+        )
+
+    def accuracy(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> float:
+        """The part of `examples`, by default the task's test split, that the network gets right."""
+        examples = examples or self.sequence.tasks[task].test
+        size = pass_size(self.sequence.input_shape)
+        return accuracy(network, task, examples, size=size, device=self.device)
+
+    def at_random(self, seed: int) -> list[float]:
+        """The accuracy on each task of a network with its first weights and a new head."""
+        if seed not in self._at_random:
+            network = self.network(seed)
+            found = []
+            for index, task in enumerate(self.sequence.tasks):
+                network.add_head(len(task.classes))
+                found.append(self.accuracy(network, index))
+            self._at_random[seed] = found
+        return self._at_random[seed]

@@ -1,0 +1,80 @@
+"""One task learned with one method: the loop itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from retain.errors import NonFiniteError
+from retain.experiment.config import Config
+from retain.experiment.progress import Watcher
+from retain.methods import Method
+from retain.tasks import TaskSequence
+
+MOMENTUM = 0.9
+FUSED = ("cpu", "cuda")
+
+
+def optimizer_maker(
+    config: Config, device: torch.device
+) -> Callable[[Iterable[nn.Parameter]], Optimizer]:
+    """The optimizer that the config names, as a function of the parameters."""
+    fused = device.type in FUSED  # one kernel for all parameters: less time for the same update
+
+    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        if config.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=config.lr, fused=fused)
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=MOMENTUM, fused=fused)
+
+    return make
+
+
+def learn(
+    method: Method[Any],
+    index: int,
+    sequence: TaskSequence,
+    config: Config,
+    *,
+    order: torch.Generator,
+    watch: Watcher,
+) -> None:
+    """Train the method's network on task `index` for the config's epochs.
+
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    network = method.network
+    network.freeze_statistics = method.holds_weights and config.batch_norm == "frozen" and index > 0
+    method.begin(index, sequence)
+    network.train()
+    optimizer = method.setting.make_optimizer(p for p in network.parameters() if p.requires_grad)
+    alone = _normalises_batches(network)
+    with method.protecting(index, optimizer):
+        for epoch in range(config.epochs):
+            watch.phase(f"epoch {epoch + 1}/{config.epochs}")
+            total = torch.zeros((), device=method.setting.device)
+            for batch in method.batches(index, sequence, order):
+                if alone and len(batch.labels) == 1:
+                    continue
+                loss = method.loss(batch)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += loss.detach()
+                watch.step(loss)
+            if not torch.isfinite(total):
+                raise NonFiniteError(
+                    f"The loss of {method.name} became {total.item()} in epoch {epoch + 1} of task "
+                    f"{sequence.tasks[index].name!r}. Lower the learning rate or the strength, or "
+                    "use the proximal form."
+                )
+
+
+def _normalises_batches(network: nn.Module) -> bool:
+    """Whether batch-norm uses the batch's statistics, which one sample alone does not have."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in network.modules())

@@ -1,0 +1,77 @@
+"""Every method by its name, and its options with what is asked for filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from retain.closest import did_you_mean
+from retain.errors import ConfigError
+from retain.methods.ebll import EBLL
+from retain.methods.ewc import EWC, OnlineEWC
+from retain.methods.finetune import FineTune
+from retain.methods.imm import IMMMean, IMMMode
+from retain.methods.joint import Joint
+from retain.methods.lwf import LwF
+from retain.methods.mas import MAS, LocalMAS
+from retain.methods.method import Method
+from retain.methods.si import SI
+
+METHODS: dict[str, type[Method[Any]]] = {
+    method.name: method
+    for method in (
+        FineTune, Joint, LwF, EBLL, IMMMean, IMMMode, EWC, OnlineEWC, SI, MAS, LocalMAS,
+    )
+}  # fmt: skip
+
+
+def method_named(name: str) -> type[Method[Any]]:
+    """The method that is called `name`.
+
+    Raises:
+        ConfigError: none is.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"Unknown method {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}."
+        )
+    return METHODS[name]
+
+
+def options_of(name: str, given: Mapping[str, Any]) -> Any:
+    """The options of method `name`: its defaults, replaced by what is `given`.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value of another type.
+    """
+    kind = method_named(name).Options
+    types = get_type_hints(kind)
+    values, problems = {}, []
+    for option, value in given.items():
+        if option not in types:
+            known = f"Its options: {', '.join(types)}." if types else "It has none."
+            near = did_you_mean(option, types)
+            problems.append(f"{name} has no option {option!r}.{near} {known}")
+        elif not _fits(value, types[option]):
+            expected = getattr(types[option], "__name__", None) or types[option]
+            problems.append(f"{name}.{option} is {value!r}; expected {expected}.")
+        else:
+            values[option] = value
+    if problems:
+        raise ConfigError(" ".join(problems))
+    return kind(**values)
+
+
+def _fits(value: object, expected: Any) -> bool:
+    """Whether an option's value is of the type that its dataclass says."""
+    arguments = get_args(expected)
+    if get_origin(expected) is Literal:
+        return value in arguments
+    if get_origin(expected) in (Union, UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if get_origin(expected) is tuple:  # tuple[T, ...]
+        return isinstance(value, (tuple, list)) and all(_fits(v, arguments[0]) for v in value)
+    if isinstance(value, bool) or expected is bool:
+        return isinstance(value, bool) and expected is bool
+    return isinstance(value, (int, float) if expected is float else expected)
