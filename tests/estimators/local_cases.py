@@ -157,6 +157,19 @@ class OverwritesInput(nn.Module):
         return self.head(self.act(z) + x[:, :4])
 
 
+class InputsFirst(nn.Module):
+    """A linear layer with a transposed weight on flattened tokens, as in GPT-2."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        flat = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], -1)
+
+
 class Reshaped(nn.Module):
     """Views and a dropout (in eval mode) stand between a layer and its non-linearity."""
 
@@ -177,11 +190,33 @@ class Reshaped(nn.Module):
 LINEAR = {"0": "1", "2": "3"}
 CONVOLUTION = {"0": "2"}
 SIGMAS: dict[str, Callable[[], nn.Module]] = {
-    **{name: getattr(nn, name) for name in (
-        "ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "GELU", "SiLU",
-        "Mish", "Hardswish", "Hardsigmoid", "Hardtanh", "Sigmoid", "Tanh", "Softplus",
-        "LogSigmoid", "Softsign", "Tanhshrink", "Softshrink", "Hardshrink",
-    )},
+    **{
+        name: getattr(nn, name)
+        for name in (
+            "ReLU",
+            "ReLU6",
+            "LeakyReLU",
+            "PReLU",
+            "RReLU",
+            "ELU",
+            "CELU",
+            "SELU",
+            "GELU",
+            "SiLU",
+            "Mish",
+            "Hardswish",
+            "Hardsigmoid",
+            "Hardtanh",
+            "Sigmoid",
+            "Tanh",
+            "Softplus",
+            "LogSigmoid",
+            "Softsign",
+            "Tanhshrink",
+            "Softshrink",
+            "Hardshrink",
+        )
+    },
     "tanh-GELU": lambda: nn.GELU("tanh"),
     "threshold": lambda: nn.Threshold(0.1, 0.7),
     "in-place ReLU": lambda: nn.ReLU(inplace=True),
@@ -193,24 +228,36 @@ SIGMAS: dict[str, Callable[[], nn.Module]] = {
     "Tensor.clamp": lambda: Wrapped(lambda x: x.clamp(min=0, max=0.5)),
     "clamp_min": lambda: Wrapped(lambda x: torch.clamp_min(x, -0.1)),
     "F.leaky_relu": lambda: Wrapped(lambda x: F.leaky_relu(x, 0.3)),
-}  # fmt: skip
+}
 
 CASES: dict[str, Case] = {
-    **{f"linear {name}": Case(lambda sigma=sigma: two_layers(sigma()), (6, 5), LINEAR)
-       for name, sigma in SIGMAS.items()},
+    **{
+        f"linear {name}": Case(lambda sigma=sigma: two_layers(sigma()), (6, 5), LINEAR)
+        for name, sigma in SIGMAS.items()
+    },
     "tokens": Case(
-        lambda: nn.Sequential(nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 4), nn.Flatten(), nn.Linear(12, 2)),
-        (4, 3, 5), {"0": "1", "2": "2"},
+        lambda: nn.Sequential(
+            nn.Linear(5, 7), nn.GELU(), nn.Linear(7, 4), nn.Flatten(), nn.Linear(12, 2)
+        ),
+        (4, 3, 5),
+        {"0": "1", "2": "2"},
     ),
     "four dimensions": Case(
-        lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4), nn.Flatten(), nn.Linear(24, 2)),
-        (4, 2, 3, 5), {"0": "1", "2": "2"},
+        lambda: nn.Sequential(
+            nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4), nn.Flatten(), nn.Linear(24, 2)
+        ),
+        (4, 2, 3, 5),
+        {"0": "1", "2": "2"},
     ),
     "as many tokens as samples": Case(
-        lambda: nn.Sequential(nn.Linear(5, 7), nn.SiLU(), nn.Flatten(), nn.Linear(21, 2)), (3, 3, 5), {"0": "1"}
+        lambda: nn.Sequential(nn.Linear(5, 7), nn.SiLU(), nn.Flatten(), nn.Linear(21, 2)),
+        (3, 3, 5),
+        {"0": "1"},
     ),
     "linear without bias": Case(
-        lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)), (6, 5), {"0": "1"}
+        lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
+        (6, 5),
+        {"0": "1"},
     ),
     "linear, batch-norm": Case(
         lambda: convolved(nn.Linear(5, 6), nn.ReLU(), 6, 6), (7, 5), {"0": "2"}
@@ -224,6 +271,17 @@ CASES: dict[str, Case] = {
     "flattened tokens, sequence first": Case(
         lambda: Tokens("last"), (4, 3, 3), {"embed": "act", "flat": "flat"}
     ),
+    "inputs first": Case(
+        lambda: nn.Sequential(
+            InputsFirst(3, 6),
+            nn.GELU(),
+            InputsFirst(6, 4),
+            nn.Flatten(),
+            nn.Linear(12, 2),
+        ),
+        (4, 3, 3),
+        {"0": "1", "2": "2"},
+    ),
     "sequence first": Case(SequenceFirst, (5, 4, 3), {"fc": "act"}, batch_dim=1),
     "sequence first, T = n": Case(SequenceFirst, (4, 4, 3), {"fc": "act"}, batch_dim=1),
     "a table": Case(Table, (3, 4, 5), {"bias": "act"}),
@@ -234,31 +292,45 @@ CASES: dict[str, Case] = {
         lambda: convolved(nn.Conv1d(2, 4, 3, stride=2), nn.GELU(), 4, 12), (5, 2, 8), CONVOLUTION
     ),
     "conv2d": Case(
-        lambda: convolved(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), 4, 144), (5, 2, 6, 6), CONVOLUTION
+        lambda: convolved(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), 4, 144),
+        (5, 2, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, groups, dilation, stride": Case(
         lambda: convolved(
             nn.Conv2d(4, 6, (3, 2), stride=(2, 1), dilation=(1, 2), groups=2), nn.SiLU(), 6, 48
         ),
-        (5, 4, 6, 6), CONVOLUTION,
+        (5, 4, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, depthwise": Case(
-        lambda: convolved(nn.Conv2d(4, 8, 3, groups=4), nn.ReLU6(), 8, 128), (5, 4, 6, 6), CONVOLUTION
+        lambda: convolved(nn.Conv2d(4, 8, 3, groups=4), nn.ReLU6(), 8, 128),
+        (5, 4, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, same": Case(
-        lambda: convolved(nn.Conv2d(2, 4, (4, 3), padding="same", dilation=(1, 2)), nn.Tanh(), 4, 144),
-        (5, 2, 6, 6), CONVOLUTION,
+        lambda: convolved(
+            nn.Conv2d(2, 4, (4, 3), padding="same", dilation=(1, 2)), nn.Tanh(), 4, 144
+        ),
+        (5, 2, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, valid": Case(
-        lambda: convolved(nn.Conv2d(2, 4, 3, padding="valid"), nn.Tanh(), 4, 64), (5, 2, 6, 6), CONVOLUTION
+        lambda: convolved(nn.Conv2d(2, 4, 3, padding="valid"), nn.Tanh(), 4, 64),
+        (5, 2, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, reflect": Case(
         lambda: convolved(nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.ELU(), 4, 144),
-        (5, 2, 6, 6), CONVOLUTION,
+        (5, 2, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, circular and same": Case(
-        lambda: convolved(nn.Conv2d(2, 4, 4, padding="same", padding_mode="circular"), nn.ELU(), 4, 144),
-        (5, 2, 6, 6), CONVOLUTION,
+        lambda: convolved(
+            nn.Conv2d(2, 4, 4, padding="same", padding_mode="circular"), nn.ELU(), 4, 144
+        ),
+        (5, 2, 6, 6),
+        CONVOLUTION,
     ),
     "conv2d, one position": Case(
         lambda: convolved(nn.Conv2d(2, 4, 6), nn.Tanh(), 4, 4), (5, 2, 6, 6), CONVOLUTION
@@ -270,19 +342,29 @@ CASES: dict[str, Case] = {
         lambda: convolved(nn.Conv3d(2, 3, 2), nn.PReLU(3), 3, 81), (4, 2, 4, 4, 4), CONVOLUTION
     ),
     "conv_transpose1d": Case(
-        lambda: convolved(nn.ConvTranspose1d(2, 4, 3, stride=2), nn.Tanh(), 4, 36), (5, 2, 4), CONVOLUTION
+        lambda: convolved(nn.ConvTranspose1d(2, 4, 3, stride=2), nn.Tanh(), 4, 36),
+        (5, 2, 4),
+        CONVOLUTION,
     ),
     "conv_transpose2d": Case(
         lambda: convolved(
-            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), nn.ReLU(), 6, 384
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+            nn.ReLU(),
+            6,
+            384,
         ),
-        (5, 4, 4, 4), CONVOLUTION,
+        (5, 4, 4, 4),
+        CONVOLUTION,
     ),
     "frames": Case(
         lambda: nn.Sequential(
-            Wrapped(lambda x: x.flatten(0, 1)), nn.Conv2d(2, 3, 3), nn.Tanh(),
-            Wrapped(lambda x: x.unflatten(0, (-1, 3)).mean((1, 3, 4))), nn.Linear(3, 2),
+            Wrapped(lambda x: x.flatten(0, 1)),
+            nn.Conv2d(2, 3, 3),
+            nn.Tanh(),
+            Wrapped(lambda x: x.unflatten(0, (-1, 3)).mean((1, 3, 4))),
+            nn.Linear(3, 2),
         ),
-        (4, 3, 2, 5, 5), {"1": "2"},
+        (4, 3, 2, 5, 5),
+        {"1": "2"},
     ),
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""The local rule by its definition: autograd, one sample at a time, nothing shared with the code."""
+"""The local rule by its definition: autograd, one sample at a time, no code in common."""
 
 from collections.abc import Mapping
 

@@ -47,14 +47,24 @@ class LocalRule:
         *,
         batch_dim: int = 0,
         heads: bool = False,
+        served: nn.Module | None = None,
     ) -> None:
-        """`batch_dim`: counts samples in what a served model is given; `heads`: include heads."""
+        """What is needed while serving is given here as well.
+
+        Args:
+            model: the network.
+            parameters: name → the wanted ones.
+            batch_dim: the dimension that counts samples in what a served model is given.
+            heads: do not leave heads out.
+            served: the module that is called while serving, if not `model` but a compiled one.
+        """
         if isinstance(model, torch.jit.ScriptModule):
             raise ModelError(
                 "A scripted model does not show its layers as they run. Use the module that it was "
                 "scripted from."
             )
         self.model = model
+        self.served = model if served is None else served
         self.batch_dim = batch_dim
         self._passes = Passes(parameters, heads=heads)
 
@@ -121,5 +131,6 @@ class LocalRule:
         """
         if not isinstance(every, int) or every < 1:
             raise InputError(f"every={every!r}: expected 1 for every batch, 2 for every other, …")
-        listener = Listener(self.model, self._passes, commit, every=every, batch_dim=self.batch_dim)
-        return listener.in_place()
+        return Listener(
+            self.served, self._passes, commit, every=every, batch_dim=self.batch_dim
+        ).in_place()

@@ -50,6 +50,7 @@ class LocalMAS(Memory):
             model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
         )
         self._batch_dim = batch_dim
+        self._served = model
 
     @contextmanager
     def observing(self, *, every: int = 1) -> Iterator[Self]:
@@ -77,7 +78,7 @@ class LocalMAS(Memory):
             yield self
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> LocalRule:
-        return LocalRule(self.model, parameters, batch_dim=self._batch_dim)
+        return LocalRule(self.model, parameters, batch_dim=self._batch_dim, served=self._served)
 
     def _settings(self) -> dict[str, Any]:
         return {"batch_dim": self._batch_dim}

@@ -108,12 +108,17 @@ class Passes:
         self.unknown = {}
 
     def _only_watch(self, model: nn.Module, batch: Batch, done: Callable[[Layer], None]) -> None:
-        with Watch(self._names, done) as watch:
-            batch.call(model)
-        watch.finish(())
+        with Watch(
+            self._names, lambda layer: None if self._spared(layer) else done(layer)
+        ) as watch:
+            returned = batch.call(model)
+        watch.finish(tensors_in(returned))
+
+    def _spared(self, layer: Layer) -> bool:
+        return layer.head and not self.heads
 
     def _take(self, layer: Layer) -> None:
-        if layer.head and not self.heads:
+        if self._spared(layer):
             self._leave_out(layer, HEAD)
             return
         owner = self._owner(layer)

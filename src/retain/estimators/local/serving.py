@@ -36,53 +36,71 @@ class Listener:
         self.every = every
         self.batch_dim = batch_dim
         self._to_skip = 0
+        self._called = False
         self._busy = threading.Lock()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Listen to the model's calls; its own `forward` is back afterwards, whatever happens."""
-        served, own = self.model.forward, "forward" in vars(self.model)
+        """Listen to the model's calls; what it was called by is back afterwards, whatever happens.
 
-        @functools.wraps(served)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return self._call(served, args, kwargs)
-
-        self.model.forward = forward
+        That is its `forward`, or, after `model.compile()`, the compiled call.
+        """
+        compiled = getattr(self.model, "_compiled_call_impl", None) is not None
+        name = "_compiled_call_impl" if compiled else "forward"
+        served, own = getattr(self.model, name), name in vars(self.model)
+        setattr(self.model, name, self._around(served))
         try:
             yield
         finally:
             if own:
-                self.model.forward = served
+                setattr(self.model, name, served)
             else:
-                del self.model.forward
+                delattr(self.model, name)
+        if not self._called:
+            _warn("the model was not called. If it is called compiled, give the compiled model")
 
-    def _call(self, served: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _around(self, served: Forward) -> Forward:
+        @functools.wraps(served)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():  # from outside: it must not see what happens here
+                return served(*args, **kwargs)
+            self._called = True
+            return self._observe(served, args, kwargs) if self._due() else served(*args, **kwargs)
+
+        return forward
+
+    def _due(self) -> bool:
+        """Whether the call that begins now is to be observed; if so, no other is until it ends."""
         if self._to_skip:
             self._to_skip -= 1
-            return served(*args, **kwargs)
-        if not self._busy.acquire(blocking=False):  # another thread's turn, or the model's own call
-            return served(*args, **kwargs)
-        try:
-            return self._observe(served, args, kwargs)
-        finally:
-            self._busy.release()
+            return False
+        # False if another thread is being observed, or a call in which the model calls itself
+        return self._busy.acquire(blocking=False)
 
     def _observe(self, served: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the model returns; nothing that goes wrong in observing reaches who is served."""
         try:
-            batch = Batch.of_call(args, kwargs, batch_dim=self.batch_dim)
+            batch = self._batch(args, kwargs)
+            if batch is None:
+                return served(*args, **kwargs)
+            looked = bool(self.passes.unknown)
+            if looked:
+                self._look(batch)
+            with _eagerly():
+                returned = self.passes.run(batch.samples, served, *args, trusting=True, **kwargs)
+            if looked:
+                self.passes.give_up()
+            self._hand_over(self.passes.result(), batch.samples)
+            return returned
+        finally:
+            self._busy.release()
+
+    def _batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch | None:
+        try:
+            return Batch.of_call(args, kwargs, batch_dim=self.batch_dim)
         except InputError as error:
-            _warn(str(error))
-            return served(*args, **kwargs)
-        looked = bool(self.passes.unknown)
-        if looked:
-            self._look(batch)
-        with _eagerly():
-            returned = self.passes.run(batch.samples, served, *args, trusting=True, **kwargs)
-        if looked:
-            self.passes.give_up()
-        self._hand_over(self.passes.result(), batch.samples)
-        return returned
+            _warn(str(error).rstrip("."))
+            return None
 
     def _look(self, batch: Batch) -> None:
         if not _only_data((batch.args, batch.kwargs)):
@@ -107,11 +125,11 @@ class Listener:
 
 
 def _warn(why: str) -> None:
-    warnings.warn(f"A served batch was not observed: {why}.", stacklevel=5)
+    warnings.warn(f"Not observed while serving: {why}.", stacklevel=5)
 
 
 def _eagerly() -> AbstractContextManager[Any]:
-    """Compiled code shows no layers; where nothing can have been compiled, nothing is loaded."""
+    """Compiled code shows no layers. Where no compiler is loaded, none is: that takes seconds."""
     compiling = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
