@@ -26,10 +26,15 @@ class Sampled:
         self.generator = generator
 
     def target(self, output: Tensor, batch: Batch) -> Tensor:
-        """[n, …]: a label per sample and position, drawn from the model's own p(y|x)."""
-        probabilities = _log_probabilities(output).exp().flatten(0, -2).cpu()
-        drawn = torch.multinomial(probabilities, 1, generator=self.generator)
-        return drawn.reshape(output.shape[:-1]).to(output.device)
+        """[n, …]: a label per sample and position, drawn from the model's own p(y|x).
+
+        One random number per label, in order, so that cutting the data into other batches draws
+        the same labels.
+        """
+        cumulated = _log_probabilities(output).exp().double().cpu().cumsum(-1)
+        chance = torch.rand((*output.shape[:-1], 1), dtype=torch.float64, generator=self.generator)
+        below = cumulated < chance * cumulated[..., -1:]
+        return below.sum(-1).clamp(max=output.shape[-1] - 1).to(output.device)
 
     def __call__(self, output: Tensor, target: Tensor | None) -> Tensor:
         """[n]: log p(y|x), summed over positions."""
