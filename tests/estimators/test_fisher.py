@@ -172,9 +172,13 @@ def test_labels_that_cannot_be_used(model, data, labels, said):
 @pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 3, 4, 4)])
 def test_outputs_that_hold_no_logits(score, shape):
     batch = Batch.of((torch.randn(N, 2), torch.zeros(shape[:-1], dtype=torch.int64)))
+    output = torch.randn(shape)
+
+    def whole():
+        return score(output, score.target(output, batch))
+
     with pytest.raises(InputError, match=r"logits of shape \[n, classes\]"):
-        output = torch.randn(shape)
-        score(output, score.target(output, batch))
+        whole()
 
 
 def test_one_logit_as_two_classes_as_the_error_says():
