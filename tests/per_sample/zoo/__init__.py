@@ -13,7 +13,16 @@ from . import (  # noqa: F401
     reparametrised,
     vision,
 )
-from .measure import TOLERANCE, LogLikelihood, Watched
+from .measure import TOLERANCE, LogLikelihood, Watched, batch_of, one_off, relative_errors
 from .specimen import REGISTRY, Specimen
 
-__all__ = ["REGISTRY", "TOLERANCE", "LogLikelihood", "Specimen", "Watched"]
+__all__ = [
+    "REGISTRY",
+    "TOLERANCE",
+    "LogLikelihood",
+    "Specimen",
+    "Watched",
+    "batch_of",
+    "one_off",
+    "relative_errors",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from retain.borrowed import borrowed
 from retain.estimators.mas import SquaredNorm
 from retain.per_sample import PerSample, Score, sums_by_loop
 
-from .specimen import Specimen
+from .specimen import Inputs, Specimen
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}
 # A gradient that is zero by mathematics is rounding noise; it is measured against this share of
@@ -146,3 +146,15 @@ def _relative(found: Tensor | None, truth: Tensor, floor: float) -> float:
     if difference == 0:
         return 0.0
     return difference / size if size else math.inf
+
+
+def one_off(model: nn.Module, inputs: Inputs, **facts: Any) -> Watched:
+    """A model that is of no use outside of one test, watched."""
+    return Watched(Specimen("one_off", "", lambda: model, inputs, **facts))
+
+
+def batch_of(x: Tensor) -> Batch:
+    """A batch of given samples, in float64; its labels count samples."""
+    return replace(
+        Batch.of((x.double() if x.is_floating_point() else x,)), labels=torch.arange(len(x))
+    )

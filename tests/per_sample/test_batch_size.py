@@ -1,0 +1,48 @@
+"""How the data is cut into batches does not change the result."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from torch import Tensor
+
+from .zoo import REGISTRY, Watched, relative_errors
+
+DOZEN = [
+    "mlp_with_batch_norm",
+    "flattened_tokens_time_first",
+    "bilinear_of_two_inputs",
+    "conv2d_groups_dilation_stride",
+    "mobilenet_v3_tiny",
+    "group_norm",
+    "encoder_sequence_first_directly",
+    "vision_transformer_with_class_token",
+    "lstm_bidirectional_two_layers",
+    "lstm_of_packed_sequences",
+    "embedding_bag_with_offsets",
+    "tied_language_model",
+    "weight_norm_by_parametrization",
+    "written_into_a_buffer",
+    "hard_mixture_of_experts",
+]
+SAMPLES = 64
+
+
+@cache
+def _one_by_one(name: str) -> dict[str, Tensor]:
+    watched = Watched(REGISTRY[name])
+    return watched.truth(watched.specimen.batch(SAMPLES))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+@pytest.mark.parametrize("name", DOZEN)
+def test_sums_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
+    watched = Watched(REGISTRY[name])
+    whole = watched.specimen.batch(SAMPLES)
+    total: dict[str, Tensor] = {}
+    for start in range(0, SAMPLES, size):
+        for parameter, part in watched.engine(whole.take(start, start + size)).items():
+            total[parameter] = total.get(parameter, 0) + part
+    errors = relative_errors(total, _one_by_one(name), watched.specimen)
+    assert not {parameter: e for parameter, e in errors.items() if not e <= 1e-5}

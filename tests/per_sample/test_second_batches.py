@@ -1,0 +1,202 @@
+"""What the engine learned from one batch holds for the next, or is learned again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retain.batches import Batch
+
+from .zoo import REGISTRY, Specimen, Watched, batch_of, one_off
+from .zoo.blocks import Net, weight
+from .zoo.specimen import sequences, sequences_first, tokens, vectors
+
+ALL = [
+    pytest.param(s, id=f"{s.family}-{s.name}", marks=[pytest.mark.slow] if s.slow else [])
+    for s in REGISTRY.values()
+]
+
+
+def _rows_shuffled(x: Tensor, seed: int) -> Tensor:
+    """The same tokens, each in the hands of another sample."""
+    order = torch.randperm(x.shape[0] * x.shape[1], generator=torch.Generator().manual_seed(seed))
+    return x.flatten(0, 1)[order].view_as(x)
+
+
+@pytest.mark.parametrize("specimen", ALL)
+def test_other_sizes_and_other_data(specimen: Specimen) -> None:
+    """Larger first, then the short last batch, a single sample, and as before with new data."""
+    watched = Watched(specimen)
+    usual = specimen.samples
+    for seed, n in enumerate([usual, usual - 1, 1, usual], start=3):
+        assert not watched.complaint(specimen.batch(n, seed=seed))
+
+
+@pytest.mark.parametrize("specimen", ALL)
+def test_a_first_batch_of_one_sample(specimen: Specimen) -> None:
+    watched = Watched(specimen)
+    for seed, n in enumerate([1, specimen.samples], start=3):
+        assert not watched.complaint(specimen.batch(n, seed=seed))
+
+
+LONGER = {
+    "encoder_batch_first": lambda t: sequences(t, 8),
+    "encoder_sequence_first_inside": lambda t: sequences(t, 8),
+    "encoder_sequence_first_directly": lambda t: sequences_first(t, 8),
+    "flattened_tokens": lambda t: sequences(t, 6),
+    "flattened_tokens_time_first": lambda t: sequences(t, 6),
+    "set_prediction": lambda t: sequences(t, 4),
+    "causal_attention_by_hand": lambda t: sequences(t, 6),
+    "learned_queries": lambda t: sequences(t, 6),
+    "lstm_sequence_first": lambda t: sequences_first(t, 4),
+    "lstm_cell_loop": lambda t: sequences(t, 4),
+    "gru_bidirectional_two_layers": lambda t: sequences(t, 4),
+    "scan_over_time_with_a_shared_cell": lambda t: sequences(t, 4),
+    "tied_language_model": lambda t: tokens(t, 11),
+    "embedding_sequence_first": lambda t: tokens(t, 11),
+    "embedding_bag_with_offsets": lambda t: tokens(t, 11),
+    "ragged_tokens": lambda t: tokens(t, 9),
+    "rms_norm": lambda t: sequences(t, 6),
+}
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(4, 6), (6, 4), (3, 8), (8, 3)],  # n·T stays the same
+        [(5, 4), (4, 4), (4, 6), (6, 6)],  # T = N and not
+        [(2, 4), (4, 2), (1, 8), (8, 2)],
+        [(2, 3), (3, 2), (2, 5)],  # T ≡ 1 mod n
+    ],
+    ids=["same rows", "T equals N", "powers of two", "T is 1 mod n"],
+)
+@pytest.mark.parametrize("name", LONGER)
+def test_other_lengths(name: str, shapes: list[tuple[int, int]]) -> None:
+    watched = Watched(REGISTRY[name])
+    for seed, (n, t) in enumerate(shapes):
+        if "bag" in name and t % 2:
+            continue  # two bags per sample
+        resized = replace(REGISTRY[name], inputs=LONGER[name](t))
+        assert not watched.complaint(resized.batch(n, seed=seed)), (n, t)
+
+
+@pytest.mark.parametrize("name", ["hard_mixture_of_experts", "ragged_tokens"])
+def test_same_counts_other_owners(name: str) -> None:
+    """Each expert gets as many rows as before, from other samples: the shapes cannot tell."""
+    watched = Watched(REGISTRY[name])
+    (x,) = watched.specimen.batch(6).args
+    for seed in range(5):
+        assert not watched.complaint(batch_of(_rows_shuffled(x, seed)))
+
+
+@pytest.mark.parametrize(
+    "name", ["sample_chooses_its_branch", "message_passing", "batch_sorted_and_put_back"]
+)
+def test_same_samples_in_another_order(name: str) -> None:
+    watched = Watched(REGISTRY[name])
+    batch = watched.specimen.batch(7)
+    for seed in range(4):
+        order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
+        shuffled = replace(batch, args=tuple(arg[order] for arg in batch.args))
+        assert not watched.complaint(shuffled)
+
+
+def test_mixtral_with_its_samples_in_another_order() -> None:
+    watched = Watched(REGISTRY["mixtral_of_experts"])
+    batch = watched.specimen.batch(4)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [1, 0, 3, 2]):
+        shuffled = {key: value[order] for key, value in batch.kwargs.items()}
+        assert not watched.complaint(replace(batch, kwargs=shuffled))
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_experts_that_come_and_go(top: int) -> None:
+    """In one batch an expert is idle, in the next it has all of one sample."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        shares, chosen = net.router(rows).softmax(1).topk(top, 1)
+        h = torch.zeros_like(rows)
+        for e in range(4):
+            places, rank = (chosen == e).nonzero(as_tuple=True)
+            if len(places):
+                made = F.linear(F.silu(F.linear(rows[places], net.up[e])), net.down[e])
+                h = h.index_add(0, places, shares[places, rank, None] * made)
+        return net.head((rows + h).view_as(x).mean(1))
+
+    watched = one_off(
+        Net(
+            forward, router=nn.Linear(6, 4), up=weight(4, 5, 6), down=weight(4, 6, 5),
+            head=nn.Linear(6, 3),
+        ),
+        sequences(4, 6),
+    )  # fmt: skip
+    pull = watched.model.router.weight.detach().float()
+    x = torch.randn(5, 4, 6)
+    batches = [x, _rows_shuffled(x, 1), x + 9 * pull[0], x - 3 * pull[1], x[:2], x.flip(0)]
+    own = torch.cat([x[:1] + 9 * pull[2], x[1:] + 9 * pull[3]])  # one sample owns an expert
+    for each in [*batches, own, own.flip(0)]:
+        assert not watched.complaint(batch_of(each))
+
+
+def test_graph_that_changes_with_n() -> None:
+    """The same function, by other operations for an odd n than for an even one."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        if len(x) % 2:
+            h = torch.relu(F.linear(x, net.hidden.weight, net.hidden.bias))
+        else:
+            h = ((net.hidden.weight @ x.t()) + net.hidden.bias[:, None]).clamp(min=0).t()
+        return net.head(h)
+
+    watched = one_off(Net(forward, hidden=nn.Linear(6, 8), head=nn.Linear(8, 3)), vectors(6))
+    for n in (4, 5, 2, 1, 6, 3):
+        assert not watched.complaint(watched.specimen.batch(n, seed=n))
+
+
+def test_graph_that_changes_with_the_data() -> None:
+    """The same function by two ways, the way chosen by the largest input of the batch."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        if rows.max() > 2:
+            rows = x.transpose(0, 1).flatten(0, 1)
+            h = torch.tanh(net.hidden(rows)).view(x.shape[1], len(x), -1).transpose(0, 1)
+        else:
+            h = torch.tanh(net.hidden(rows)).view(*x.shape[:2], -1)
+        return net.head(h.sum(1))
+
+    watched = one_off(Net(forward, hidden=nn.Linear(6, 8), head=nn.Linear(8, 3)), sequences(4, 6))
+    x = torch.rand(4, 4, 6)
+    for each in (x, 4 * x, x - 1, x[:3] * 4, x[:3]):
+        assert not watched.complaint(batch_of(each))
+
+
+def test_optional_inputs_come_and_go() -> None:
+    def forward(net: Any, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        h = net.first(x) if extra is None else net.first(x) + net.side(extra)
+        return net.head(torch.relu(h))
+
+    net = Net(forward, first=nn.Linear(6, 8), side=nn.Linear(4, 8), head=nn.Linear(8, 3))
+    watched = one_off(net, vectors(6))
+    for n, given in ((4, False), (4, True), (3, True), (4, False)):
+        raw = {"x": torch.randn(n, 6).double()}
+        raw |= {"extra": torch.randn(n, 4).double()} if given else {}
+        assert not watched.complaint(replace(Batch.of(raw), labels=torch.arange(n)))
+
+
+def test_weights_that_moved_between_batches() -> None:
+    watched = Watched(REGISTRY["weight_norm_by_parametrization"])
+    batch = watched.specimen.batch()
+    for step in range(3):
+        assert not watched.complaint(batch)
+        with torch.no_grad():
+            for p in watched.model.parameters():
+                p.mul_(1.3)
+                if step:
+                    p.data = p.data.clone()
