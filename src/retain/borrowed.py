@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
-from torch import nn
+from torch import _VF, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint
 
@@ -18,10 +21,11 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """Run with `model` in eval mode, eagerly and without checkpointing; then put everything back.
 
     Put back, also when an exception passes through: the mode of every module, the buffers (the
-    same tensors, with the values they had), and the random state of the CPU and of the devices
-    that the model lives on. Gradients are never touched. Thawed for the pass: compiled code runs
-    eagerly, and saved-tensor hooks (activation checkpointing, off-loading) do nothing, since the
-    engine reads saved tensors itself.
+    same tensors, with the values they had), and the random state of Python, NumPy, the CPU and the
+    CUDA devices that the model lives on. Gradients are never touched. Thawed for the pass: compiled
+    code runs eagerly, recurrent layers run step by step, saved-tensor hooks (activation
+    checkpointing, off-loading) do nothing, since the engine reads saved tensors itself, and
+    `torch.inference_mode` is left.
     """
     modes = {module: module.training for module in model.modules()}
     buffers = [
@@ -33,23 +37,39 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     accelerators = [device for device in devices if device.type == "cuda"]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=accelerators))
-        stack.enter_context(_eagerly())
+        stack.enter_context(_same_random_state())
+        stack.enter_context(eagerly())
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_without_checkpointing())
+        stack.enter_context(_recurrence_in_steps())
         try:
             model.eval()
             yield
         finally:
             for module, training in modes.items():
                 module.training = training
-            with torch.no_grad():
-                for module, name, buffer, values in buffers:
-                    module._buffers[name] = buffer
-                    if buffer is not None and values is not None:
+            for module, name, buffer, values in buffers:
+                module._buffers[name] = buffer
+                if buffer is not None and values is not None:
+                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                         buffer.copy_(values)
 
 
-def _eagerly() -> Any:
-    return torch.compiler.set_stance("force_eager")
+def eagerly() -> AbstractContextManager[Any]:
+    """Run compiled code as it was written. Loads no compiler, which takes seconds, if none is."""
+    compiling = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Put back the random state of Python and NumPy, from which data may be drawn on the way."""
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
 
 
 @contextmanager
@@ -64,4 +84,28 @@ def _without_checkpointing() -> Iterator[None]:
         mock.patch.object(saved_tensors_hooks, "__exit__", lambda _self, *_exc: None),
         mock.patch.object(checkpoint.CheckpointFunction, "apply", plainly),
     ):
+        yield
+
+
+@contextmanager
+def _recurrence_in_steps() -> Iterator[None]:
+    """Recurrent layers by their steps: one fused operation hides them from the engine (oneDNN), or
+    has no backward in eval mode at all (cuDNN).
+    """
+
+    def in_steps(fused: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            cudnn = torch.backends.cudnn.enabled
+            with torch.backends.mkldnn.flags(enabled=False):
+                try:
+                    torch.backends.cudnn.enabled = False
+                    return fused(*args)
+                finally:
+                    torch.backends.cudnn.enabled = cudnn
+
+        return run
+
+    with ExitStack() as stack:
+        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            stack.enter_context(mock.patch.object(_VF, name, in_steps(getattr(_VF, name))))
         yield

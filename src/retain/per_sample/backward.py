@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
-from retain.per_sample.graph import Graph, Output, call, operation, shape_of
+from retain.per_sample.graph import Graph, OpaqueNodeError, Output, call, operation, shape_of
 from retain.per_sample.groups import (
     RESHAPING,
     Group,
@@ -36,6 +36,7 @@ class PerSampleBackward:
     def __init__(self, graph: Graph, plan: Plan, sums: Mapping[str, Sum], samples: int) -> None:
         self.graph, self.plan, self.sums, self.samples = graph, plan, sums, samples
         self.routes: dict[str, str] = {}
+        self.opaque: set[str] = set()  # parameters that have to be looped over
         self._by_node: dict[Node, list[tuple[Group, Use]]] = {}
         for group in plan.groups:
             for use in group.uses:
@@ -62,7 +63,10 @@ class PerSampleBackward:
             # what has to be pulled back waits until the pass is over.
             for group, found in terms.items():
                 if found and not self._at_once(group, found):
-                    self._pull_back(group, found)
+                    try:
+                        self._pull_back(group, found)
+                    except OpaqueNodeError:
+                        self.opaque.update(group.names)
 
     def look(self, weights: Tensor, see: Callable[[int, Grads], None]) -> None:
         """Show the gradients at the frontier, and compute nothing else."""
@@ -80,7 +84,8 @@ class PerSampleBackward:
         layout = self.plan.frontier.layouts.get((use.node, 0))
         grad = grads[0]
         once = [below for below in node.next_functions if below == node.next_functions[use.index]]
-        if grad is not None and layout is not None and len(once) == 1:
+        plain = grad is not None and not grad.is_complex()
+        if plain and layout is not None and len(once) == 1:
             name = operation(node)
             if name == "Bmm" and (shared := self._shared(edge)) is not None:
                 factors = shared_bmm(node, use.index, grad, layout)

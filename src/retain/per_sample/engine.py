@@ -58,7 +58,7 @@ class PerSample:
         self._plans: dict[tuple[int, int], Plan] = {}
         self._ragged: set[int] = set()  # graphs whose layouts change from batch to batch
         self._checked: set[frozenset[str]] = set()
-        self._mistrusted: set[str] = set()  # parameters that failed the check
+        self._mistrusted: set[str] = set()  # parameters that are looped over: opaque, or failed the check
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The sums over the samples of `batch`, name → tensor shaped like the parameter.
@@ -172,6 +172,7 @@ class PerSample:
         for at, row in enumerate(graph.rows()):
             backward.run(row, also=also.see if also is not None and at == 0 else None)
         self.routes.update(backward.routes)
+        self._mistrusted.update(backward.opaque)
 
     def _loop(self, batch: Batch, target: Tensor | None, names: frozenset[str] | set[str]) -> None:
         """What has no frontier, or failed the check, one sample at a time."""
@@ -198,9 +199,10 @@ class PerSample:
         backward = PerSampleBackward(graph, plan, self._sums, few.samples)
         for row in graph.rows()[: score.count]:
             backward.run(row)
+        self._mistrusted.update(backward.opaque)
         names = self.parameters.keys() - self._mistrusted - plan.lost
         truth = self._by_loop(few, target, names, score)
-        wrong = disagreeing({name: self._sums[name].result() for name in names}, truth)
+        wrong = disagreeing({name: self._sums[name].result() for name in names}, truth, self.power)
         if wrong:
             ways = sorted({backward.routes.get(name, "unused") for name in wrong})
             warnings.warn(

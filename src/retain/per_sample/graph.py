@@ -32,6 +32,10 @@ def shape_of(node: Node, output: int = 0) -> torch.Size:
     return torch.Size(node._input_metadata[output].shape)  # type: ignore[attr-defined]
 
 
+class OpaqueNodeError(Exception):
+    """A node whose own backward cannot be asked for the gradients of its inputs."""
+
+
 class Graph:
     """The graph behind `scores`: a node comes after everything that it was computed from."""
 
@@ -163,7 +167,7 @@ def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[attr-defined,operator]
     found = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(found) != len(node.next_functions):
-        raise NotImplementedError(f"{node.name()} has inputs that are not tensors")
+        raise OpaqueNodeError(node.name())  # it has inputs that are not tensors
     return [
         g if g is None or below is None else g.sum_to_size(shape_of(below, output))
         for g, (below, output) in zip(found, node.next_functions)

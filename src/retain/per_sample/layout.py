@@ -96,9 +96,9 @@ def owners(probes: list[Tensor], samples: int) -> Tensor | None:
     owner = torch.zeros(ones.shape, dtype=torch.long, device=ones.device)
     tolerance = 1e-2 if ones.dtype.itemsize < 4 else 1e-4
     for place, probe in enumerate(probes[1:]):
-        digit = torch.log2((probe / ones).nan_to_num(0.0).clamp_min(0.5).float()).round()
-        digit = digit.clamp(0, base - 1)
-        expected = ones * torch.exp2(digit.to(ones.dtype))
+        ratio = (probe.abs() / ones.abs()).nan_to_num(1.0, 1.0, 1.0)  # complex numbers have sizes too
+        digit = torch.log2(ratio.clamp_min(0.5).float()).round().clamp(0, base - 1)
+        expected = ones * torch.exp2(digit).to(ones.dtype)
         fits = (probe - expected).abs() <= tolerance * expected.abs()
         if not bool((fits | ~known).all()):
             return None
