@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from retain.errors import InputError
 
@@ -44,6 +45,11 @@ class Batch:
             InputError: `raw` is none of these, or holds no tensor with a batch dimension.
         """
         given, labels = raw, None
+        if isinstance(given, PackedSequence):
+            raise InputError(
+                "A batch is a PackedSequence, whose samples cannot be taken apart; expected padded "
+                "sequences: torch.nn.utils.rnn.pad_packed_sequence(batch)."
+            )
         if isinstance(given, (tuple, list)):
             if not given:
                 raise InputError(f"A batch is an empty {type(raw).__name__}; expected {ACCEPTED}.")
@@ -56,7 +62,7 @@ class Batch:
         elif isinstance(given, Mapping):
             args, kwargs = (), {k: v for k, v in given.items() if k not in LABEL_KEYS}
             if labels is None:
-                beside = (given[key] for key in LABEL_KEYS if key in given)
+                beside = (item for key, item in given.items() if key in LABEL_KEYS)
                 labels = next((item for item in beside if isinstance(item, Tensor)), None)
         elif isinstance(given, (tuple, list)) and any(isinstance(item, Tensor) for item in given):
             args, kwargs = tuple(given), {}
@@ -106,8 +112,13 @@ class Batch:
         return replace(self, args=args, kwargs=kwargs, labels=labels, samples=stop - start)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with every tensor on `device`."""
-        args, kwargs = _map((self.args, self.kwargs), lambda t: t.to(device, non_blocking=True))
+        """The same batch with every tensor on `device`, and none that autograd could not use."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            there = tensor.to(device, non_blocking=True)
+            return there.clone() if there.is_inference() else there
+
+        args, kwargs = _map((self.args, self.kwargs), moved)
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         return replace(self, args=args, kwargs=kwargs, labels=labels)
 

@@ -148,12 +148,12 @@ class Memory:
         parameters = self.selection.trainable(self.model)
         running = self._state.running or Running()
         running.refuse_changed(parameters)
-        estimator = self._estimator(parameters)
         wanted = math.inf if max_samples is None else running.samples + max_samples
         number = 0
         batches = batches_in(data, batch_dim=self._batch_dim)
         device = next(iter(parameters.values())).device
         with borrowed(self.model), progress_of(batches, wanted=progress) as advance:
+            estimator = self._estimator(parameters)
             for number, raw in enumerate(batches, 1):
                 with blaming(number, lambda: running.samples):
                     batch = Batch.of(raw, batch_dim=self._batch_dim).to(device)

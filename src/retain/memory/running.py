@@ -20,7 +20,8 @@ class Running:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.routes: dict[str, str] = {}
-        self._count = torch.zeros((), dtype=torch.int64)
+        with torch.inference_mode(False):
+            self._count = torch.zeros((), dtype=torch.int64)
 
     @property
     def samples(self) -> int:

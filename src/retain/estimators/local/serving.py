@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
-from retain.borrowed import borrowed
+from retain.borrowed import borrowed, eagerly
 from retain.errors import InputError
 from retain.estimators.local.passes import Passes, not_finite
 
@@ -86,7 +85,7 @@ class Listener:
             looked = bool(self.passes.unknown)
             if looked:
                 self._look(batch)
-            with _eagerly():
+            with eagerly():
                 returned = self.passes.run(batch.samples, served, *args, trusting=True, **kwargs)
             if looked:
                 self.passes.give_up()
@@ -126,12 +125,6 @@ class Listener:
 
 def _warn(why: str) -> None:
     warnings.warn(f"Not observed while serving: {why}.", stacklevel=5)
-
-
-def _eagerly() -> AbstractContextManager[Any]:
-    """Compiled code shows no layers. Where no compiler is loaded, none is: that takes seconds."""
-    compiling = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
 def _only_data(value: object) -> bool:
