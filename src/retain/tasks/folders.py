@@ -56,7 +56,8 @@ def folder_tasks(
             tasks.append(_task(folder, reading))
             notes += reading.notes()
     shape = (3, crops.size, crops.size)
-    return TaskSequence("folders", tuple(tasks), shape, notes=tuple(notes))
+    splits = "The folders' own splits."
+    return TaskSequence("folders", tuple(tasks), shape, notes=tuple(notes), splits=splits)
 
 
 def parsed(argument: str) -> list[tuple[str, Path]]:

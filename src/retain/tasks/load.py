@@ -10,11 +10,14 @@ from typing import Any
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
-from retain.tasks.digits import PERMUTATIONS, SIDE, digits, permuted_digits
-from retain.tasks.folders import USAGE, folder_tasks
+from retain.tasks.digits import PERMUTATIONS, SIDE, TEST_FRACTION, digits, permuted_digits
+from retain.tasks.folders import USAGE as FOLDERS_USAGE
+from retain.tasks.folders import folder_tasks
 from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
 from retain.tasks.images import Progress
 from retain.tasks.options import TaskOptions
+from retain.tasks.paper.load import USAGE as PAPER_USAGE
+from retain.tasks.paper.load import paper_tasks
 from retain.tasks.task import Scenario, TaskSequence
 from retain.tasks.whole import tasks_by_classes
 
@@ -107,7 +110,8 @@ def _digits(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequ
     if argument:
         raise ConfigError(f"digits={argument}: digits come with scikit-learn and need no path.")
     _no_images("digits", SIDE, options)
-    return TaskSequence("digits", digits(options), (1, SIDE, SIDE))
+    shape = (1, SIDE, SIDE)
+    return TaskSequence("digits", digits(options), shape, splits=_digit_splits(options))
 
 
 def _permuted_digits(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequence:
@@ -115,7 +119,12 @@ def _permuted_digits(argument: str, options: TaskOptions, _: Progress | None) ->
         raise ConfigError(f"permuted-digits={argument}: expected the number of tasks.")
     _no_images("permuted-digits", SIDE, options)
     tasks = permuted_digits(int(argument or PERMUTATIONS), options)
-    return TaskSequence("permuted-digits", tasks, (1, SIDE, SIDE), "domain-incremental")
+    shape, splits = (1, SIDE, SIDE), _digit_splits(options)
+    return TaskSequence("permuted-digits", tasks, shape, "domain-incremental", splits=splits)
+
+
+def _digit_splits(options: TaskOptions) -> str:
+    return f"{TEST_FRACTION:.0%} of each digit, drawn with seed {options.seed}, are the test set."
 
 
 def _idx(data: IdxSet) -> Loader:
@@ -125,7 +134,8 @@ def _idx(data: IdxSet) -> Loader:
         whole = read_set(data, Path(argument).expanduser())
         shape = tuple(whole.train[0].shape[1:])
         _no_images(data.name, shape[-1], options)
-        return TaskSequence(data.name, tasks_by_classes(whole, options), shape)
+        tasks = tasks_by_classes(whole, options)
+        return TaskSequence(data.name, tasks, shape, splits="The official splits.")
 
     return load
 
@@ -136,5 +146,6 @@ TASKS: dict[str, tuple[str, Loader]] = {
     "permuted-digits": ("permuted-digits or permuted-digits=NUMBER", _permuted_digits),
     "fashion-mnist": ("fashion-mnist=ROOT", _idx(FASHION_MNIST)),
     "mnist": ("mnist=ROOT", _idx(MNIST)),
-    "folders": (USAGE, folder_tasks),
+    "folders": (FOLDERS_USAGE, folder_tasks),
+    "paper": (PAPER_USAGE, paper_tasks),
 }

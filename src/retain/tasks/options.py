@@ -19,6 +19,8 @@ class TaskOptions:
         samples_per_class: at most so many examples of a class in each split; None is all of them.
         val_fraction: the part of train that becomes the validation split where the data has none
             of its own; 0 leaves such tasks without one.
+        halve_test: halve the official test sets of the paper's data into validation and test, as
+            the survey does, or measure on them whole.
         image_size: side of the square that image files are cropped to; None is 224.
         corrupt_fraction: how many of a folder's images may be unreadable; more is an error.
         cache_bytes: memory that decoded images may take in all; beyond it files are read again.
@@ -30,6 +32,7 @@ class TaskOptions:
     class_order_seed: int | None = None
     samples_per_class: int | None = None
     val_fraction: float = 0.0
+    halve_test: bool = True
     image_size: int | None = None
     corrupt_fraction: float = 0.05
     cache_bytes: int = 4 * 2**30

@@ -12,11 +12,21 @@ import torch
 from retain.errors import FileError
 from retain.tasks.crops import Crops
 from retain.tasks.image_examples import ImageExamples
-from retain.tasks.images import ImageFile, MemoryBudget, PixelsOfFiles, Progress, decode_all
+from retain.tasks.images import (
+    ImageFile,
+    MemoryBudget,
+    PixelsInMemory,
+    PixelsOfFiles,
+    Progress,
+    decode_all,
+)
 from retain.tasks.options import TaskOptions
 from retain.tasks.splits import few_per_class
 
 NAMED = 10
+
+# Files, or bytes [n, 3, h, w] that are in memory already.
+Images = Sequence[ImageFile] | torch.Tensor
 
 
 @dataclass
@@ -42,26 +52,23 @@ class Reading:
     progress: Progress | None = None
     found: int = 0
     modes: Counter[str] = field(default_factory=Counter)
+    lost: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
-    def split(self, name: str, files: Sequence[ImageFile], labels: Sequence[int]) -> ImageExamples:
+    def split(self, name: str, images: Images, labels: Sequence[int]) -> ImageExamples:
         """The examples of one split, at most `samples_per_class` of each class.
 
         Raises:
-            FileError: no image of some class could be read.
+            FileError: there is nothing in it that can be read, or, in train, nothing of a class.
         """
         every = torch.tensor(labels, dtype=torch.int64)
         few = few_per_class(every, self.options.samples_per_class, seed=self.options.seed)
-        chosen = [files[number] for number in few.tolist()]
+        if isinstance(images, torch.Tensor):
+            return ImageExamples(PixelsInMemory(images[few]), every[few], self.crops)
+        chosen = [images[number] for number in few.tolist()]
         readable, kept = self._read(f"{self.name} {name}", chosen)
         split_labels = every[few][torch.tensor(readable, dtype=torch.int64)]
-        present = set(split_labels.tolist())
-        lost = [label for number, label in enumerate(self.classes) if number not in present]
-        if lost:
-            raise FileError(
-                f"No image of {', '.join(lost)} in the {name} split of {self.name} could be read. "
-                + self._unreadable()
-            )
+        self._nothing_lost(name, set(split_labels.tolist()))
         pixels = PixelsOfFiles([chosen[n] for n in readable], self.crops.side, kept)
         return ImageExamples(pixels, split_labels, self.crops)
 
@@ -72,12 +79,12 @@ class Reading:
             FileError: more images than allowed could not be read.
         """
         notes = []
-        if len(self.unreadable) > self.options.corrupt_fraction * self.found:
+        if self.lost > self.options.corrupt_fraction * self.found:
             raise FileError(
                 f"{self._unreadable()} That is more than the {self.options.corrupt_fraction:.0%} "
                 "that may be left out (corrupt_fraction). Mend or remove them."
             )
-        if self.unreadable:
+        if self.lost:
             notes.append(f"{self._unreadable()} They are left out.")
         other = {mode: count for mode, count in self.modes.items() if mode != "RGB"}
         if other:
@@ -87,6 +94,14 @@ class Reading:
                 f"RGB ({counts}); they are converted."
             )
         return tuple(notes)
+
+    def _nothing_lost(self, split: str, present: set[int]) -> None:
+        lost = [name for label, name in enumerate(self.classes) if label not in present]
+        if lost and (split == "train" or not present):
+            raise FileError(
+                f"No image of {', '.join(lost[:NAMED])} in the {split} split of {self.name} could "
+                f"be read. {self._unreadable()}"
+            )
 
     def _read(
         self, what: str, files: Sequence[ImageFile]
@@ -102,6 +117,7 @@ class Reading:
         self.found += len(files)
         for number, decoded in enumerate(decode_all(files, self.crops.side, heard)):
             if decoded.failure:
+                self.lost += 1
                 self.unreadable[self._shown(files[number].path)] = decoded.failure
                 continue
             self.modes[decoded.mode] += 1
@@ -116,6 +132,6 @@ class Reading:
         named = [f"{name} ({why})" for name, why in list(self.unreadable.items())[:NAMED]]
         more = len(self.unreadable) - len(named)
         return (
-            f"{self.name}: {len(self.unreadable)} of {self.found} images in {self.root} could not "
+            f"{self.name}: {self.lost} of {self.found} images in {self.root} could not "
             f"be read: {', '.join(named)}{f' and {more} more' if more > 0 else ''}."
         )

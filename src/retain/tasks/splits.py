@@ -7,6 +7,19 @@ from torch import Tensor
 
 from retain.errors import ConfigError
 
+# The seed that the survey's public code halves the official test sets with.
+SURVEY_SEED = 123
+
+
+def halves(labels: Tensor, *, seed: int = SURVEY_SEED) -> tuple[Tensor, Tensor]:
+    """Sorted indices of two halves, each with every other example of each class.
+
+    The first half is the smaller one where the number is odd.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    return by_class[1::2].sort().values, by_class[::2].sort().values
+
 
 def held_out(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
     """Sorted indices (kept, held out): `fraction` of each class, rounded, is held out.

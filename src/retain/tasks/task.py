@@ -101,6 +101,7 @@ class TaskSequence:
         input_shape: the shape of one input, without the batch dimension.
         scenario: a head per task ("task-incremental"), or one for all ("domain-incremental").
         notes: what was noticed while the data was read, one sentence each.
+        splits: a sentence on how the splits were made.
     """
 
     name: str
@@ -108,3 +109,4 @@ class TaskSequence:
     input_shape: tuple[int, ...]
     scenario: Scenario = "task-incremental"
     notes: tuple[str, ...] = ()
+    splits: str = ""
