@@ -101,9 +101,8 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             FileError: it cannot be written; what was there is untouched.
         """
-        files.write(
-            path, "importance", self._means, {"samples": self.samples, "routes": self.routes}
-        )
+        header = {"samples": self.samples, "routes": self.routes, "names": list(self)}
+        files.write(path, "importance", self._means, header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -114,7 +113,8 @@ class Importance(Mapping[str, Tensor]):
         """
         tensors, header = files.read(path, "importance")
         try:
-            return cls(tensors, int(header["samples"]), dict(header["routes"]))
+            means = {name: tensors[name] for name in header["names"]}
+            return cls(means, int(header["samples"]), dict(header["routes"]))
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path} has a damaged header: {error!r}.") from error
 

@@ -74,12 +74,13 @@ def choose_strength(
         reference = _accuracy(train, 0.0)
     elif not math.isfinite(reference) or reference < 0:
         raise InputError(f"reference={reference!r}; expected an accuracy of at least 0.")
+    # accept when A(λ) ≥ (1 − p) · A_reference, up to rounding
+    enough = (1 - drop) * reference * (1 - 1e-12)
     tried: list[Tried] = []
     strength = float(start)
     while len(tried) < tries:
         accuracy = _accuracy(train, strength)
-        # accept when A(λ) ≥ (1 − p) A_reference
-        tried.append(Tried(strength, accuracy, accuracy >= (1 - drop) * reference))
+        tried.append(Tried(strength, accuracy, accuracy >= enough))
         if tried[-1].accepted:
             break
         strength *= decay

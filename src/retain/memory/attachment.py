@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from retain.errors import InputError
+from retain.errors import InputError, StateError
 from retain.penalty import Hold, add_gradients, proximal_, value
 
 Held = Mapping[str, tuple[nn.Parameter, Sequence[Hold]]]
@@ -207,11 +207,18 @@ def skipped(optimizer: Optimizer) -> bool:
     return found is not None and bool(found)
 
 
-def refuse_optimizer(optimizer: object, form: str, forms: tuple[str, ...]) -> None:
-    """Nothing, if `optimizer` is one and can be protected in this form.
+def refuse_optimizer(
+    optimizer: object,
+    form: str,
+    forms: Sequence[str],
+    protected: Iterable[nn.Parameter],
+    attached: Iterable[Attachment],
+) -> None:
+    """Nothing, if `optimizer` can be attached in this form, and is not in `attached` already.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot, or it holds none of the `protected` parameters.
+        StateError: it is.
     """
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"attach got a {type(optimizer).__name__}; expected a torch optimizer.")
@@ -221,4 +228,15 @@ def refuse_optimizer(optimizer: object, form: str, forms: tuple[str, ...]) -> No
         raise InputError(
             'form="proximal" needs the learning rate as group["lr"], which this optimizer lacks. '
             'Use form="gradient".'
+        )
+    if any(handle.optimizer is optimizer for handle in attached):
+        raise StateError(
+            "This optimizer is attached already, and the penalty would count twice. "
+            "Call remove() on the first handle before."
+        )
+    inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in inside for p in protected):
+        raise InputError(
+            "The optimizer holds none of the protected parameters. Make it from "
+            "model.parameters() of the same model, after moving or wrapping the model."
         )

@@ -259,23 +259,10 @@ class Memory:
                 another form.
             StateError: it is attached already.
         """
-        refuse_optimizer(optimizer, form, self.forms)
         self._attachments = [handle for handle in self._attachments if handle.attached]
-        if any(handle.optimizer is optimizer for handle in self._attachments):
-            raise StateError(
-                "This optimizer is attached already, and the penalty would count twice. "
-                "Call remove() on the first handle before."
-            )
-        inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        protected = holds(self.model, self.selection, self._state.terms)
-        watched = [p for p, _ in protected.values()]
-        if not any(
-            id(p) in inside for p in watched or self.selection.trainable(self.model).values()
-        ):
-            raise InputError(
-                "The optimizer holds none of the protected parameters. Make it from "
-                "model.parameters() of the same model, after moving or wrapping the model."
-            )
+        held = [p for p, _ in holds(self.model, self.selection, self._state.terms).values()]
+        protected = held or self.selection.trainable(self.model).values()
+        refuse_optimizer(optimizer, form, self.forms, protected, self._attachments)
         handle = Attachment(
             optimizer, form, held=self._held_in_step, weight=self._weight, follower=self._follower()
         )
@@ -367,11 +354,8 @@ class Memory:
         custom_output: bool,
     ) -> None:
         """Take over what a file held."""
-        parameters = self.selection.matching(self.model)
-        every = {name for t in state.terms for name in t.importance}
-        every |= (state.running or Running()).sums.keys()
-        devices = {name: p.device for name, p in parameters.items()}
-        self._state = state.without(every - parameters.keys()).placed(devices, self.storage.device)
+        devices = {name: p.device for name, p in self.selection.matching(self.model).items()}
+        self._state = state.placed(devices, self.storage.device)
         self._take_more(tensors)
         self.output = output
         self._output_is_lost = custom_output and output is None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retain import files
-from retain.errors import FileError, InputError
+from retain.errors import FileError, ModelError
 from retain.memory.body import Memory
 from retain.memory.ewc import EWC
 from retain.memory.local_mas import LocalMAS
@@ -19,7 +19,7 @@ from retain.memory.mas import MAS
 from retain.memory.si import SI
 from retain.memory.state import State
 from retain.outputs import OutputPicker
-from retain.parameters import Patterns, Selection, fingerprint
+from retain.parameters import Patterns, Selection, fingerprint, unwrapped
 
 KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, LocalMAS, EWC, SI)}
 
@@ -50,11 +50,12 @@ def load(
             model, with every missing, unexpected and misshapen name.
     """
     tensors, header = _grouped(path)
+    inner, more = unwrapped(model), Selection.of(None, exclude).exclude
     try:
-        memory, state, shapes = _from_header(header, tensors, model, exclude)
+        memory, state, shapes = _from_header(header, tensors, inner, more)
+    except ModelError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise FileError(f"{path} has a damaged header: {error!r}.") from error
     _refuse_mismatch(path, shapes, memory, strict)
     _refuse_damage(path, shapes, tensors, memory.selection)
@@ -72,13 +73,12 @@ def _grouped(path: str | os.PathLike[str]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def _from_header(
-    header: dict[str, Any], tensors: Tensors, model: nn.Module, exclude: Patterns
+    header: dict[str, Any], tensors: Tensors, model: nn.Module, exclude: tuple[str, ...]
 ) -> tuple[Memory, State, dict[str, tuple[int, ...]]]:
     kind = KINDS[header["method"]]
     settings = dict(header["settings"])
-    more = Selection.of(None, exclude).exclude
     include = settings.pop("include")
-    settings["exclude"] = [*settings["exclude"], *more]
+    settings["exclude"] = [*settings["exclude"], *exclude]
     if settings["dtype"] is not None:
         settings["dtype"] = getattr(torch, settings["dtype"])
     settings["device"] = _available(settings["device"])

@@ -58,27 +58,19 @@ class State:
         )
         return cls(terms, int(header["samples"]), int(header["tasks"]), running)
 
-    def without(self, names: set[str]) -> State:
-        """The same without some parameters."""
-
-        def rest(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor for name, tensor in given.items() if name not in names}
-
-        terms = tuple(Term(rest(t.importance), rest(t.anchor), t.samples) for t in self.terms)
-        running = self.running
-        if running is not None:
-            running = Running.restored(rest(running.sums), running.samples, running.routes)
-        return replace(self, terms=terms, running=running)
-
     def placed(self, devices: Mapping[str, torch.device], kept: torch.device | None) -> State:
-        """The same with sums beside their parameters, and Ω and θ* there too or on `kept`."""
+        """The same, for the parameters in `devices` and in their order.
 
-        def beside(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(kept or devices[name]) for name, tensor in given.items()}
+        Sums are put beside their parameters; Ω and θ* there too, or on `kept`.
+        """
 
-        terms = tuple(Term(beside(t.importance), beside(t.anchor), t.samples) for t in self.terms)
+        def at(given: Mapping[str, Tensor], kept: torch.device | None) -> dict[str, Tensor]:
+            return {n: given[n].to(kept or device) for n, device in devices.items() if n in given}
+
+        terms = tuple(
+            Term(at(t.importance, kept), at(t.anchor, kept), t.samples) for t in self.terms
+        )
         running = self.running
         if running is not None:
-            sums = {name: total.to(devices[name]) for name, total in running.sums.items()}
-            running = Running.restored(sums, running.samples, running.routes)
+            running = Running.restored(at(running.sums, None), running.samples, running.routes)
         return replace(self, terms=terms, running=running)

@@ -1,0 +1,151 @@
+"""Imports: one way through the house, and nothing optional at the door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import retain
+from retain.errors import MissingExtraError
+from retain.extras import needs
+
+SOURCE = Path(retain.__file__).parent
+
+# From the ground up: a room may import from those in earlier lines, and from its own.
+LEVELS = [
+    {"errors"},
+    {"closest", "extras"},
+    {"parameters", "files", "batches", "borrowed", "outputs"},
+    {"per_sample"},
+    {"summary"},
+    {"importance"},
+    {"estimators"},
+    {"penalty"},
+    {"memory"},
+    {"strength"},
+    {"tasks"},
+    {"models"},
+    {"methods"},
+    {"experiment"},
+    {"studies"},
+    {"report"},
+    {"integrations"},
+    {"cli"},
+]
+OPTIONAL = [
+    "torchvision",
+    "sklearn",
+    "rich",
+    "matplotlib",
+    "typer",
+    "timm",
+    "scipy",
+    "jinja2",
+    "transformers",
+]
+
+
+def room(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Every module that a file imports, at the top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
+
+
+def test_imports_run_one_way():
+    level = {name: depth for depth, names in enumerate(LEVELS) for name in names}
+    wrong, unknown = set(), set()
+    for path in SOURCE.rglob("*.py"):
+        here = room(path)
+        if here in {"__init__", "__main__"}:
+            continue
+        if here not in level:
+            unknown.add(here)
+            continue
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[0] != "retain" or len(parts) < 2 or parts[1] not in level:
+                continue
+            if parts[1] != here and level[parts[1]] >= level[here]:
+                wrong.add(f"{path.relative_to(SOURCE)} imports retain.{parts[1]}")
+    assert not wrong
+    assert not unknown, "say in LEVELS where these rooms stand"
+
+
+def test_a_user_of_mas_loads_nothing_optional():
+    code = (
+        "import sys, retain; print([m for m in sys.modules if m.split('.')[0] in "
+        f"{OPTIONAL} or m.startswith(('retain.tasks', 'retain.models', 'retain.methods', "
+        "'retain.experiment', 'retain.report', 'retain.cli'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_import_takes_little_more_than_torch():
+    def seconds(code):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds("import retain") < seconds("import torch, numpy") + 0.7
+
+
+def test_nothing_optional_is_imported_at_the_top():
+    """Only inside the function that needs it, where `needs` says how to get it."""
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            if room(path) != "cli":  # which is only entered when typer is there
+                packages = {name.split(".")[0] for name in names} & set(OPTIONAL) - {"rich"}
+                wrong += [f"{path.relative_to(SOURCE)} imports {one}" for one in packages]
+    assert not wrong
+
+
+def test_the_door():
+    assert set(retain.__all__) <= set(dir(retain))
+    assert len(retain.__all__) <= 14
+    assert retain.__version__.count(".") >= 1
+    assert retain.tasks.__name__ == "retain.tasks"
+    with pytest.raises(AttributeError, match="no attribute 'mas'"):
+        retain.mas  # noqa: B018
+
+
+def test_a_missing_extra_says_what_to_install():
+    assert needs("json.decoder").JSONDecoder
+    with pytest.raises(
+        MissingExtraError, match=r'needs nowhere_to_be.*pip install "retain\[study\]"'
+    ):
+        needs("nowhere_to_be.found")
+
+
+def test_an_extra_that_is_broken_is_not_called_missing(tmp_path, monkeypatch):
+    (tmp_path / "halfway.py").write_text("import nowhere_to_be_found")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found") as caught:
+        needs("halfway")
+    assert not isinstance(caught.value, MissingExtraError)
