@@ -30,7 +30,7 @@ def method_name(method: str) -> str:
 
 def number(value: float) -> str:
     """A strength as people write it: 0.01, 1, 400, 1e+06."""
-    return f"{value:.4g}"
+    return f"{value:g}"
 
 
 def in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:

@@ -77,6 +77,7 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
         title=facts.title(results),
         summary=summed_up(results),
         notices=facts.notices(results),
+        corner=facts.corner(results),
         facts=facts.facts(results),
         sections=shown,
         colours=COLOURS,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from retain.report import facts
 from retain.report.figures.importance import importance
@@ -54,9 +55,10 @@ class Section:
 def sections(results: Results) -> list[Section]:
     """Everything that these results have something to say about."""
     floor = min(map(colour_floor, results.sequences), default=0.0)
+    paper = _beside_the_paper(results)
     found = [
+        paper if paper and paper.parts else None,
         _per_sequence(results, "results", "How it ended", grids=lambda s: [headline(s)]),
-        _beside_the_paper(results),
         _per_sequence(results, "plasticity", "Forgetting against plasticity", pictures=plasticity),
         _per_sequence(results, "tradeoff", "Trade-off over λ", pictures=tradeoffs),
         _per_sequence(
@@ -68,7 +70,7 @@ def sections(results: Results) -> list[Section]:
             "Accuracy matrices",
             "Down: after learning this task. Across: tested on this task. Read a column downwards "
             "to see a task being forgotten; the diagonal is how well each was learned. In percent, "
-            f"the mean over seeds; the colour deepens from {100 * floor:.0f} % to 100 %.",
+            f"the mean over seeds; the colour grows stronger from {100 * floor:.0f} % to 100 %.",
             pictures=partial(matrices, floor=floor),
         ),
         _per_sequence(
@@ -87,6 +89,7 @@ def sections(results: Results) -> list[Section]:
             "dot: the largest.",
             pictures=importance,
         ),
+        paper if paper and not paper.parts else None,
         _failures(results),
         Section("config", "How it was run", listing=facts.listing(results)),
     ]
@@ -97,7 +100,8 @@ def _beside_the_paper(results: Results) -> Section | None:
     lead, grids = beside_the_paper(results)
     if not lead:
         return None
-    return Section("paper", "Beside the paper", lead, (Part("paper", grids=tuple(grids)),))
+    parts = (Part("paper", grids=tuple(grids)),) if grids else ()
+    return Section("paper", "Beside the paper", lead, parts)
 
 
 def _per_sequence(
@@ -111,7 +115,7 @@ def _per_sequence(
 ) -> Section | None:
     """A section with a part for each sequence of tasks; None when it would be empty."""
     several = len(results.sequences) > 1
-    parts = []
+    parts: list[Part] = []
     for sequence in results.sequences:
         prefix = f"{_slug(sequence.name)}-" if several else ""
         shown = tuple(grid for grid in grids(sequence) if grid)
@@ -119,7 +123,31 @@ def _per_sequence(
         if shown or drawn:
             heading = sequence.name if several else ""
             parts.append(Part(f"{prefix}{id}", heading, shown, drawn))
-    return Section(id, title, lead, tuple(parts)) if parts else None
+    return Section(id, title, lead, _said_once(parts)) if parts else None
+
+
+def _said_once(parts: list[Part]) -> tuple[Part, ...]:
+    """The parts, without captions that a part before has already."""
+    said: set[str] = set()
+    kept = []
+    for part in parts:
+        captions = {grid.caption for grid in part.grids} | {p.caption for p in part.pictures}
+        again, said = captions & said, captions | said
+        kept.append(
+            replace(
+                part,
+                grids=tuple(_without(grid, again) for grid in part.grids),
+                pictures=tuple(_without(picture, again) for picture in part.pictures),
+            )
+        )
+    return tuple(kept)
+
+
+Captioned = TypeVar("Captioned", Grid, Picture)
+
+
+def _without(item: Captioned, captions: set[str]) -> Captioned:
+    return replace(item, caption="") if item.caption in captions else item
 
 
 def _failures(results: Results) -> Section | None:

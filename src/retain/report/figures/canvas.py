@@ -8,7 +8,7 @@ from typing import Any
 from retain.extras import needs
 from retain.report.figures.style import INK, POINTS_PER_PIXEL
 
-LETTER = 6.3  # width of a letter of size 11, in the mean, in CSS pixels
+LETTER = 7.0  # width of a letter of size 11 in a wide font, in CSS pixels
 
 
 class Canvas:

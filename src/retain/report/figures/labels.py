@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+from retain.report.figures.canvas import short
 from retain.report.figures.style import INK, MUTED, POINTS_PER_PIXEL
 
+LETTER_12 = 7.2  # width of a letter of size 12, in CSS pixels
 LINE = 16  # CSS pixels from one name to the next
 
 
@@ -38,6 +42,12 @@ def _mean(block: tuple[float, int]) -> float:
     return block[0] / block[1]
 
 
+def room(names: Sequence[str], width: float) -> tuple[list[str], float]:
+    """The names, shortened where they would take half of `width`, and the pixels they need."""
+    kept = [short(name, int(0.47 * width / LETTER_12)) for name in names]
+    return kept, 20 + LETTER_12 * max(map(len, kept))
+
+
 def at_the_right(
     axes: Any,
     points: Sequence[tuple[float, float]],
@@ -51,6 +61,7 @@ def at_the_right(
 
     Points are in the axes' own units; limits and scales have to be set before.
     """
+    axes.autoscale_view()  # matplotlib sets limits late, and places depend on them
     figure = axes.figure
     pixels = [axes.transData.transform(point) for point in points]
     box = axes.get_window_extent()
@@ -79,47 +90,61 @@ def _leader(points: list[Any], colour: str) -> Any:
 
 
 def around(
-    axes: Any, points: Sequence[tuple[float, float, str]], *, color: str, size: float = 10
+    axes: Any,
+    curves: Sequence[Sequence[tuple[float, float, str]]],
+    colours: Sequence[str],
+    *,
+    size: float = 10,
 ) -> None:
-    """Write a few letters beside each point, on the first side where they cover nothing.
+    """Write a few letters beside each point of `curves`, where they cover neither line nor name.
 
     A point that has no free side stays without. Points are (x, y, letters) in the axes' units.
     """
-    pixels = [axes.transData.transform((x, y)) for x, y, _ in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in pixels]
     inside = axes.get_window_extent()
-    for (x, y), (_, _, letters) in zip(pixels, points):
-        wide, high = 0.62 * size * len(letters), size
-        for side_x, side_y in (
-            (0, 1),
-            (1, 0),
-            (-1, 0),
-            (0, -1),
-            (1, 1),
-            (-1, -1),
-            (-1, 1),
-            (1, -1),
-        ):
-            middle = (x + side_x * (wide / 2 + 7), y + side_y * (high / 2 + 6))
-            box = (
-                middle[0] - wide / 2,
-                middle[1] - high / 2,
-                middle[0] + wide / 2,
-                middle[1] + high / 2,
-            )
-            within = box[0] >= inside.x0 and box[2] <= inside.x1 + 6
-            if within and not any(_overlap(box, other) for other in taken):
+    pixels = [[axes.transData.transform((x, y)) for x, y, _ in curve] for curve in curves]
+    taken = [_around(x, y, 4, 4) for curve in pixels for x, y in _along(curve)]
+    for curve, places, colour in zip(curves, pixels, colours):
+        for (_, _, letters), (x, y) in zip(curve, places):
+            half = (0.31 * size * len(letters), 0.5 * size)
+            for right, up in SIDES:
+                middle = (x + right * (half[0] + 6), y + up * (half[1] + 6))
+                box = _around(*middle, *half)
+                if box[0] < inside.x0 or any(_overlap(box, other) for other in taken):
+                    continue
                 taken.append(box)
                 axes.annotate(
                     letters,
                     axes.transData.inverted().transform(middle),
                     ha="center",
                     va="center",
-                    color=color,
+                    color=colour,
                     size=size * POINTS_PER_PIXEL,
                 )
                 break
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+# Where letters may stand: how far right and up, in half widths and heights, nearest first.
+SIDES = (
+    *((0, 1), (1, 0), (0, -1), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)),
+    *((0, 2), (0, -2), (1.6, 1.2), (-1.6, 1.2), (1.6, -1.2), (-1.6, -1.2)),
+)
+Box = tuple[float, float, float, float]
+
+
+def _along(curve: Sequence[Any]) -> list[tuple[float, float]]:
+    """Places on the line through `curve`, about every five pixels."""
+    found = [(float(x), float(y)) for x, y in curve[:1]]
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        steps = max(1, round(math.hypot(x1 - x0, y1 - y0) / 5))
+        found += [
+            (x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps) for k in range(1, steps + 1)
+        ]
+    return found
+
+
+def _around(x: float, y: float, half_wide: float, half_high: float) -> Box:
+    return (x - half_wide, y - half_high, x + half_wide, y + half_high)
+
+
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import Canvas
+from retain.report.figures.canvas import Canvas, short
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, KINDS, MUTED, OTHER_KINDS
 from retain.report.results import Bytes, Sequence
@@ -41,7 +41,8 @@ def memory(sequence: Sequence, prefix: str) -> list[Picture]:
 
 
 def _draw(width: int, kept: list[Kept]) -> Any:
-    across = min(len(kept), 4 if width >= WIDE else 2)
+    longest = 20 + 8 * max(len(label) for label, _ in kept)
+    across = max(1, min(len(kept), 4 if width >= WIDE else 2, int((width - LEFT) / longest)))
     down = -(-len(kept) // across)
     kinds = _kinds(kept)
     legend, lines = _legend_places(kinds, width)
@@ -56,7 +57,7 @@ def _draw(width: int, kept: list[Kept]) -> Any:
     for place, (label, steps) in enumerate(kept):
         x = LEFT + place % across * wide
         y = TOP * lines + 24 + place // across * PANEL
-        canvas.text(x, y + 10, label, size=13, weight="bold")
+        canvas.text(x, y + 10, short(label, int((wide - 10) / 8)), size=13, weight="bold")
         for tick in ticks:
             height = y + 26 + HIGH * (1 - tick / ticks[-1])
             canvas.line([x, x + wide - 20], [height, height], GRID_LINE, linewidth=0.75, zorder=0)

@@ -7,9 +7,9 @@ from statistics import median
 from typing import Any
 
 from retain.report.figures.canvas import Canvas
-from retain.report.figures.labels import at_the_right
+from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import MUTED, SURFACE, look
+from retain.report.figures.style import MUTED, SURFACE, UPRIGHT, looks
 from retain.report.results import Sequence, Spread, Variant
 
 Point = tuple[Variant, Spread, Spread]
@@ -59,11 +59,11 @@ def _stretched(points: list[Point]) -> bool:
 
 def _draw(width: int, points: list[Point]) -> Any:
     height = 430 if width >= WIDE else 360
-    right = 20 + 7.2 * max(len(v.label) for v, _, _ in points)
+    names, right = room([variant.label for variant, _, _ in points], width)
     axes = Canvas(width, height).plot(44, 30, width - 44 - right, height - 30 - 46)
     _limits(axes, points)
-    for variant, x, y in points:
-        own = look(variant.method)
+    styles = looks(variant.method for variant, _, _ in points)
+    for own, (_, x, y) in zip(styles, points):
         axes.errorbar(
             100 * x.mean,
             100 * y.mean,
@@ -79,12 +79,12 @@ def _draw(width: int, points: list[Point]) -> Any:
         )
     _corner(axes)
     axes.set_xlabel("Accuracy when learned, %")
-    axes.set_ylabel("Forgetting, points")
+    axes.set_title("Forgetting, points", **UPRIGHT)
     at_the_right(
         axes,
         [(100 * x.mean, 100 * y.mean) for _, x, y in points],
-        [variant.label for variant, _, _ in points],
-        [look(variant.method).colour for variant, _, _ in points],
+        names,
+        [own.colour for own in styles],
     )
     return axes.figure
 

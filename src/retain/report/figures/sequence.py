@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from retain.report.figures.canvas import LETTER, Canvas, short
-from retain.report.figures.labels import LINE, at_the_right
+from retain.report.figures.labels import LINE, at_the_right, room
 from retain.report.figures.picture import Picture
-from retain.report.figures.style import SURFACE, look
+from retain.report.figures.style import SURFACE, looks
 from retain.report.results import Run, Sequence, Spread, Variant, mean_or_none, spread
 
 Follow = Callable[[Run, int], float | None]
@@ -55,9 +55,9 @@ def _followed(variant: Variant, after: int, follow: Follow) -> Spread | None:
 
 
 def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:
-    names = [short(task, 12) for task in sequence.tasks]
-    right = 24 + 7.2 * max(len(variant.label) for variant in shown)
-    inner = width - 44 - right
+    names = [short(task, 9) for task in sequence.tasks]
+    labels, right = room([variant.label for variant in shown], width)
+    inner = width - 48 - right
     tilted = LETTER * max(len(name) for name in names) > inner / max(len(names) - 1, 1) - 6
     below = 34 + (0.62 * LETTER * max(len(name) for name in names) if tilted else 0)
     high = max(210, LINE * len(shown) + 20)
@@ -66,7 +66,7 @@ def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:
     for place, (title, follow) in enumerate(panels):
         axes = canvas.plot(44, 26 + place * (26 + high + below), inner, high)
         axes.set_title(title)
-        _lines(axes, shown, len(names), follow)
+        _lines(axes, shown, labels, follow)
         axes.set_xticks(range(len(names)), names)
         if tilted:
             axes.tick_params(axis="x", rotation=40)
@@ -75,10 +75,10 @@ def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:
     return canvas.figure
 
 
-def _lines(axes: Any, shown: tuple[Variant, ...], tasks: int, follow: Follow) -> None:
+def _lines(axes: Any, shown: tuple[Variant, ...], labels: list[str], follow: Follow) -> None:
     ends = []
-    for variant in shown:
-        own = look(variant.method)
+    tasks = len(shown[0].runs[0].tasks)
+    for own, variant, name in zip(looks(v.method for v in shown), shown, labels):
         followed = [(i, _followed(variant, i, follow)) for i in range(tasks)]
         known = [(i, value) for i, value in followed if value]
         if not known:
@@ -98,9 +98,8 @@ def _lines(axes: Any, shown: tuple[Variant, ...], tasks: int, follow: Follow) ->
             spreads = [100 * (value.sd or 0) for _, value in known]
             low, high = zip(*((m - s, m + s) for m, s in zip(means, spreads)))
             axes.fill_between(at, low, high, color=own.colour, alpha=0.15, linewidth=0)
-        ends.append(((at[-1], means[-1]), variant.label, own.colour))
+        ends.append(((at[-1], means[-1]), name, own.colour))
     axes.set_xlim(-0.15, tasks - 0.85)
-    axes.autoscale(enable=False)
     if ends:
         points, names, colours = zip(*ends)
         at_the_right(axes, points, names, colours)

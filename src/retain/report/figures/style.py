@@ -8,9 +8,9 @@ background; methods of one family share the hue and differ in marker, filling an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retain.extras import needs
@@ -32,6 +32,12 @@ COLOURS = {
 }
 INK, MUTED, GRID_LINE, SURFACE = (COLOURS[name][0] for name in ("ink", "muted", "grid", "surface"))
 POINTS_PER_PIXEL = 72 / 96
+# How the upright axis is named: above it, level, where a reader begins.
+UPRIGHT: dict[str, Any] = {
+    "color": MUTED,
+    "fontsize": 12 * POINTS_PER_PIXEL,
+    "fontweight": "normal",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ LOOKS = {
     "mas": Look(COLOURS["blue"][0], "o"),
     "local-mas": Look(COLOURS["blue"][0], "o", filled=False, line=(0, (4, 2))),
 }
+AGAIN: tuple[dict[str, Any], ...] = (
+    {"marker": "s", "line": (0, (1, 1.5))},
+    {"marker": "^", "line": (0, (5, 1.5, 1, 1.5))},
+    {"marker": "D", "line": (0, (8, 2))},
+)
 OTHER = Look(COLOURS["muted"][0], "h", line=(0, (1, 1.5)))
 
 # What a method keeps, in the order in which it is stacked.
@@ -74,6 +85,18 @@ OTHER_KINDS = (COLOURS["vermillion"][0], COLOURS["muted"][0])
 def look(method: str) -> Look:
     """The method's look; one shared look for methods that this version does not know."""
     return LOOKS.get(method, OTHER)
+
+
+def looks(methods: Iterable[str]) -> list[Look]:
+    """A look for each; a method that occurs again keeps its colour and changes its marker."""
+    found: list[Look] = []
+    seen: dict[str, int] = {}
+    for method in methods:
+        again = seen.get(method, 0)
+        seen[method] = again + 1
+        own = look(method)
+        found.append(replace(own, **AGAIN[(again - 1) % len(AGAIN)]) if again else own)
+    return found
 
 
 @contextmanager

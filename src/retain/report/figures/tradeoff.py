@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from retain.report.figures.canvas import Canvas
-from retain.report.figures.labels import around, at_the_right
+from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import MUTED, SURFACE, look
+from retain.report.figures.style import SURFACE, UPRIGHT, looks
 from retain.report.naming import BOUNDS, method_name, number
 from retain.report.results import Run, Sequence, Variant, spread
 
@@ -75,11 +75,10 @@ def _bounds(sequence: Sequence) -> list[tuple[str, float, float]]:
 
 def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]]) -> Any:
     height = 440 if width >= WIDE else 360
-    names = [name for _, name, _ in curves] + [method_name(method) for method, _, _ in bounds]
-    right = 20 + 7.2 * max(len(name) for name in names)
-    axes = Canvas(width, height).plot(48, 16, width - 48 - right, height - 16 - 46)
-    for method, _, points in curves:
-        own = look(method)
+    names, right = room([c[1] for c in curves] + [method_name(b[0]) for b in bounds], width)
+    axes = Canvas(width, height).plot(48, 28, width - 48 - right, height - 28 - 46)
+    styles = looks(method for method, _, _ in [*curves, *bounds])
+    for own, (_, _, points) in zip(styles, curves):
         axes.plot(
             [100 * x for _, x, _ in points],
             [100 * y for _, _, y in points],
@@ -88,17 +87,14 @@ def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]
             marker=own.marker,
             markerfacecolor=own.colour if own.filled else SURFACE,
         )
-    for method, x, y in bounds:
-        own = look(method)
+    for own, (_, x, y) in zip(styles[len(curves) :], bounds):
         axes.plot(100 * x, 100 * y, marker=own.marker, color=own.colour, markersize=8)
     axes.margins(0.06)
     axes.set_xlabel("New tasks, when learned, %")
-    axes.set_ylabel("Old tasks, at the end, %")
-    axes.autoscale(enable=False)
+    axes.set_title("Old tasks, at the end, %", **UPRIGHT)
     best = [max(points, key=lambda point: point[1] + point[2]) for _, _, points in curves]
     ends = [(100 * x, 100 * y) for _, x, y in [*best, *bounds]]
-    colours = [look(method).colour for method, *_ in [*curves, *bounds]]
-    at_the_right(axes, ends, names, colours)
-    every = [(100 * x, 100 * y, number(s)) for _, _, points in curves for s, x, y in points]
-    around(axes, every, color=MUTED)
+    at_the_right(axes, ends, names, [own.colour for own in styles])
+    marked = [[(100 * x, 100 * y, number(s)) for s, x, y in points] for _, _, points in curves]
+    around(axes, marked, [own.colour for own in styles])
     return axes.figure
