@@ -24,7 +24,7 @@ class TensorExamples:
             )
         self.inputs = inputs
         self.labels = labels.to(torch.int64)
-        self._held: tuple[Tensor, Tensor] = (self.inputs, self.labels)
+        self._elsewhere: tuple[Device, Tensor, Tensor] = (None, self.inputs, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,8 +55,6 @@ class TensorExamples:
 
     def _on(self, device: Device) -> tuple[Tensor, Tensor]:
         """The data on `device`, kept there for the epochs to come."""
-        if device is None:
-            return self.inputs, self.labels
-        if self._held[0].device != torch.device(device):
-            self._held = (self.inputs.to(device), self.labels.to(device))
-        return self._held
+        if device != self._elsewhere[0]:
+            self._elsewhere = (device, self.inputs.to(device), self.labels.to(device))
+        return self._elsewhere[1:]
