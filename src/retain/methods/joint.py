@@ -54,20 +54,17 @@ class Joint(Method[JointOptions]):
     @classmethod
     def steps(cls, index: int, sequence: TaskSequence, batch_size: int) -> int:
         """Batches of `batch_size` over all the tasks so far together."""
-        seen = sum(len(task.train) for task in sequence.tasks[: index + 1])
-        return -(-seen // batch_size)
+        shares = _shares(index, sequence, batch_size)
+        return max(-(-len(task.train) // n) for task, n in zip(sequence.tasks, shares))
 
     def batches(
         self, index: int, sequence: TaskSequence, order: torch.Generator
     ) -> Iterator[Minibatch]:
         """Mixed batches, each ordered by task; `loss` finds the tasks by `_sizes`."""
-        steps = self.steps(index, sequence, self.setting.batch_size)
-        tasks = sequence.tasks[: index + 1]
+        shares = _shares(index, sequence, self.setting.batch_size)
         streams = [
-            task.train.batches(
-                -(-len(task.train) // steps), shuffle=order, train=True, device=self.setting.device
-            )
-            for task in tasks
+            task.train.batches(share, shuffle=order, train=True, device=self.setting.device)
+            for task, share in zip(sequence.tasks, shares)
         ]
         for parts in zip_longest(*streams):
             present = [part for part in parts if part is not None]
@@ -97,3 +94,10 @@ class Joint(Method[JointOptions]):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the first weights back."""
         self.first = dict(state)
+
+
+def _shares(index: int, sequence: TaskSequence, batch_size: int) -> list[int]:
+    """Samples of each task so far in a batch: its part of all their samples, rounded up."""
+    sizes = [len(task.train) for task in sequence.tasks[: index + 1]]
+    steps = -(-sum(sizes) // batch_size)
+    return [-(-size // steps) for size in sizes]

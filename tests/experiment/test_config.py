@@ -1,0 +1,108 @@
+import dataclasses
+import json
+
+import pytest
+from retain.errors import ConfigError
+from retain.experiment import Config
+from retain.experiment.plan import jobs
+
+FULL = Config(
+    tasks="folders:a=x,b=y",
+    model="resnet18",
+    methods=("finetune", "lwf", "mas", "ewc"),
+    seeds=(3, 4),
+    strengths={"mas": (0.1, 1.0), "ewc": "auto", "lwf": 2},
+    forms=("gradient", "proximal"),
+    importance_on=("train", "train+test"),
+    options={"lwf": {"temperature": 1.0}, "ewc": {"fisher": "exact"}},
+    epochs=2,
+    batch_size=32,
+    lr=0.1,
+    optimizer="sgd",
+    batch_norm="moving",
+    device="cpu",
+    weights="default",
+    image_size=64,
+    classes_per_task=3,
+    class_order_seed=1,
+    samples_per_class=10,
+    scenario="task-incremental",
+    title="a title",
+    quick=True,
+)
+
+
+def test_comes_back_from_json():
+    assert Config.from_json(json.loads(json.dumps(FULL.to_json()))) == FULL
+    assert Config.from_json(Config("digits").to_json()) == Config("digits")
+
+
+def test_every_field_of_the_full_one_differs_from_the_default():
+    default = Config("digits")
+    same = [f.name for f in dataclasses.fields(Config)
+            if getattr(FULL, f.name) == getattr(default, f.name)]  # fmt: skip
+    assert not same
+
+
+def test_differences_are_told_by_name():
+    other = dataclasses.replace(FULL, epochs=3, seeds=(0,))
+    assert FULL.differences(other) == ["seeds: [3, 4] → [0]", "epochs: 2 → 3"]
+    assert FULL.differences(FULL) == []
+
+
+def test_one_strength_and_several_are_numbers():
+    assert FULL.strengths == {"mas": (0.1, 1.0), "ewc": ("auto",), "lwf": (2.0,)}
+    assert FULL.chooses_strength
+    assert not Config("digits").chooses_strength
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"methods": ("mas", "ewcc")}, "Unknown method 'ewcc'. Did you mean 'ewc'"),
+        ({"methods": ()}, "methods is empty"),
+        ({"methods": ("mas", "mas")}, "methods names something twice"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"optimizer": "adamw"}, "Unknown optimizer 'adamw'. Did you mean 'adam'"),
+        ({"forms": ("proximale",)}, "Unknown form 'proximale'"),
+        ({"importance_on": ("tests",)}, "Unknown importance_on 'tests'. Did you mean 'test'"),
+        ({"batch_norm": "frosen"}, "Unknown batch_norm 'frosen'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"strengths": {"finetune": 1.0}}, "finetune has no strength λ to set"),
+        ({"strengths": {"lwf": 1.0}}, "given for lwf, which is not among the methods"),
+        ({"strengths": {"maas": 1.0}}, "Unknown method 'maas'"),
+        ({"strengths": {"mas": -1.0}}, "strength of mas is -1.0; expected a number ≥ 0"),
+        ({"strengths": {"mas": float("inf")}}, "strength of mas is inf"),
+        ({"strengths": {"mas": (1, 1.0)}}, "expected different ones"),
+        ({"options": {"mas": {"lambda": 1}}}, "mas has no option 'lambda'"),
+    ],
+)
+def test_what_cannot_be_carried_out(asked, message):
+    with pytest.raises(ConfigError) as caught:
+        Config("digits", **asked)
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError, match=r"(?s)epochs is 0.*lr is 0"):
+        Config("digits", epochs=0, lr=0)
+
+
+def test_unknown_names_from_a_file():
+    with pytest.raises(ConfigError, match="'epoch'. Did you mean 'epochs'"):
+        Config.from_json({"tasks": "digits", "epoch": 1})
+
+
+def test_jobs_seed_after_seed_and_only_what_applies():
+    found = [(j.seed, j.method, j.strength, j.form, j.importance_on) for j in jobs(FULL)]
+    first = [job[1:] for job in found if job[0] == 3]
+    assert found == [(3, *job) for job in first] + [(4, *job) for job in first]
+    assert first[:2] == [("finetune", None, None, None), ("lwf", 2.0, None, None)]
+    assert len([job for job in first if job[0] == "mas"]) == 2 * 2 * 2
+    assert [job for job in first if job[0] == "ewc"] == [
+        ("ewc", "auto", "gradient", None), ("ewc", "auto", "proximal", None)
+    ]  # fmt: skip
+    labels = [job.label for job in jobs(FULL)]
+    assert len(set(labels)) == len(labels)

@@ -1,0 +1,236 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from retain.errors import ConfigError, FileError, InputError
+from retain.experiment import Config, Interrupted, Results, run
+from retain.experiment import work as work_module
+from retain.methods import METHODS
+from retain.methods.mas import MAS
+
+from .tiny import accuracies, tiny
+
+
+def test_every_method_fills_every_field(tmp_path):
+    results = run(tiny(methods=tuple(METHODS), samples_per_class=8), out=tmp_path, progress=False)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content == results.to_json()
+    assert content["schema"] == 1
+    assert {"retain", "torch", "python"} <= content["versions"].keys()
+    assert content["config"]["scenario"] == "task-incremental"
+    assert len(content["runs"]) == len(METHODS)
+    for record in content["runs"]:
+        assert record["status"] == "done", record["error"]
+        check_record(record, METHODS[record["method"]])
+
+
+def check_record(record, method):
+    t = len(record["tasks"])
+    assert record["tasks"] == ["0-1", "2-3", "4-5", "6-7", "8-9"]
+    for i, row in enumerate(record["accuracy"]):
+        assert len(row) == t
+        assert all(0 <= value <= 1 for value in row[: i + 1])
+        assert row[i + 1 :] == [None] * (t - i - 1)
+    numbers = ("average_accuracy average_forgetting backward_transfer forward_transfer plasticity "
+               "train_seconds importance_seconds evaluation_seconds").split()  # fmt: skip
+    assert all(isinstance(record[name], float) for name in numbers)
+    assert record["error"] is None
+    assert record["strength_search"] is None
+    assert (record["strength"] is not None) == method.has_strength()
+    assert (record["form"] is not None) == method.has_form()
+    assert record["importance_on"] == ("train" if method.chooses_data else None)
+    assert len(record["memory_bytes_by_task"]) == t
+    assert record["memory_bytes"] == record["memory_bytes_by_task"][-1]
+    assert record["memory_bytes"]["model"] > 0
+    if method.name in ("mas", "local-mas", "ewc", "online-ewc", "si"):
+        layers = record["importance_by_layer"].values()
+        assert sum(layer["share"] for layer in layers) == pytest.approx(1)
+        for layer in layers:
+            assert layer["quantiles"] == sorted(layer["quantiles"])
+            assert len(layer["quantiles"]) == 7
+
+
+def test_the_report_reads_it(tmp_path):
+    from retain.report.reading import read
+
+    run(tiny(), out=tmp_path, progress=False)
+    assert [r.method for r in read(tmp_path).runs] == ["finetune", "mas"]
+
+
+def test_same_seed_same_numbers_whatever_the_global_state():
+    torch.manual_seed(1)
+    first = run(tiny(methods=("ewc", "ebll"), seeds=(5,)), progress=False)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = run(tiny(methods=("ewc", "ebll"), seeds=(5,)), progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert accuracies(first) == accuracies(second)
+    other = run(tiny(methods=("ewc", "ebll"), seeds=(6,)), progress=False)
+    assert [r.accuracy for r in other.runs] != [r.accuracy for r in first.runs]
+
+
+def test_a_method_does_not_depend_on_those_before_it():
+    together = run(tiny(methods=("ebll", "lwf", "mas")), progress=False)
+    alone = run(tiny(methods=("mas",)), progress=False)
+    assert together.of("mas")[0].accuracy == alone.of("mas")[0].accuracy
+
+
+def test_a_method_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch):
+    def broken(self, index, sequence):
+        raise ZeroDivisionError("made to fail")
+
+    monkeypatch.setattr(MAS, "end", broken)
+    results = run(tiny(methods=("finetune", "mas", "lwf")), out=tmp_path, progress=False)
+    assert [r.status for r in results.runs] == ["done", "failed", "done"]
+    assert "ZeroDivisionError: made to fail (test_running.py" in results.runs[1].error
+    assert json.loads((tmp_path / "results.json").read_text())["runs"][1]["accuracy"] == []
+    monkeypatch.undo()
+    again = run(tiny(methods=("finetune", "mas", "lwf")), out=tmp_path, resume=True, progress=False)
+    assert [r.status for r in again.runs] == ["done", "done", "done"]
+
+
+def test_a_loss_that_explodes_is_a_failed_run_that_says_so():
+    results = run(tiny(lr=1e20, methods=("finetune",)), progress=False)
+    assert results.runs[0].status == "failed"
+    assert "The loss of finetune became" in results.runs[0].error
+
+
+def test_a_sweep_is_a_run_for_each_value():
+    asked = tiny(methods=("mas",), strengths={"mas": (0.1, 10)}, forms=("gradient", "proximal"),
+                 importance_on=("train", "test"))  # fmt: skip
+    found = {(r.strength, r.form, r.importance_on) for r in run(asked, progress=False).runs}
+    assert len(found) == 8
+
+
+def test_strength_is_chosen_without_old_data():
+    asked = tiny(methods=("mas", "lwf"), strengths={"mas": "auto", "lwf": "auto"},
+                 samples_per_class=40)  # fmt: skip
+    for record in run(asked, progress=False).runs:
+        assert record.status == "done", record.error
+        assert {one["task"] for one in record.strength_search} == {"2-3", "4-5", "6-7", "8-9"}
+        assert record.strength == record.strength_search[-1]["strength"]
+        for one in record.strength_search:
+            assert one["accepted"] == (one["accuracy"] >= 0.8 * one["reference"])
+
+
+def test_one_shared_head():
+    results = run(tiny(tasks="permuted-digits=2", methods=tuple(METHODS)), progress=False)
+    assert [r.error for r in results.runs] == [None] * len(METHODS)
+    assert results.config.scenario == "domain-incremental"
+
+
+def test_mean_spread_and_comparison():
+    results = run(tiny(seeds=(0, 1, 2), lr=0.2, epochs=3), progress=False)
+    values = [r.measures()["average_accuracy"] for r in results.of("finetune")]
+    mean, sd = results.mean_sd("finetune", "average_accuracy")
+    assert mean == pytest.approx(sum(values) / 3)
+    assert sd == pytest.approx(torch.tensor(values).double().std().item())
+    found = results.compare("mas", "finetune")
+    assert found.seeds == 3
+    assert found.difference == pytest.approx(results.mean_sd("mas", "average_accuracy")[0] - mean)
+    with pytest.raises(InputError, match="found none"):
+        results.mean_sd("si", "average_accuracy")
+
+
+def test_fewer_samples_than_a_batch():
+    with pytest.raises(ConfigError, match="Fewer training samples than a batch of 500: '0-1' has"):
+        run(tiny(batch_size=500), progress=False)
+
+
+def test_unknown_device():
+    with pytest.raises(ConfigError, match="device 'gpu' cannot be used"):
+        run(tiny(device="gpu"), progress=False)
+
+
+# ---- the folder ----
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    run(tiny(), out=tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="holds a run already, and nothing is overwritten"):
+        run(tiny(), out=tmp_path, progress=False)
+
+
+def test_resume_with_another_config_is_refused_with_a_diff(tmp_path):
+    run(tiny(), out=tmp_path, progress=False)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"epochs: 1 → 2; lr: 0\.05 → 0\.1"):
+        run(tiny(epochs=2, lr=0.1), out=tmp_path, resume=True, progress=False)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    first = run(tiny(), out=tmp_path, progress=False)
+    assert run(tiny(), out=tmp_path, resume=True, progress=False) == first
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(ConfigError, match="is empty. Leave --resume out"):
+        run(tiny(), out=tmp_path, resume=True, progress=False)
+    with pytest.raises(ConfigError, match="does not exist"):
+        run(tiny(), out=tmp_path / "nowhere", resume=True, progress=False)
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds other files, and no results\.json"):
+        run(tiny(), out=tmp_path, resume=True, progress=False)
+    with pytest.raises(ConfigError, match="resume=True needs out="):
+        run(tiny(), resume=True, progress=False)
+
+
+@pytest.mark.parametrize("content", ['{"schema": 1, "runs": [', '{"schema": 9}', "[]", '"a"'])
+def test_a_file_that_is_not_the_results_of_a_run(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(FileError, match=r"results\.json"):
+        run(tiny(), out=tmp_path, resume=True, progress=False)
+    assert (tmp_path / "results.json").read_text() == content
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(work_module, "learn", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="Nothing was trained"):
+        run(tiny(), out=tmp_path / "file", progress=False)
+
+
+def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
+    from retain.experiment import folder
+
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match="the run may need"):
+        run(tiny(), out=tmp_path, progress=False)
+
+
+def test_ctrl_c_says_how_to_go_on_and_loses_nothing(tmp_path, monkeypatch):
+    whole = run(tiny(), progress=False)
+    real, calls = work_module.learn, []
+
+    def pressed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(work_module, "learn", pressed)
+    with pytest.raises(Interrupted, match=r"Go on with: retain run --resume --out"):
+        run(tiny(), out=tmp_path, progress=False)
+    record = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [r["status"] for r in record] == ["done", "running"]
+    assert len(record[1]["accuracy"]) == 2
+    monkeypatch.undo()
+    assert accuracies(run(tiny(), out=tmp_path, resume=True, progress=False)) == accuracies(whole)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_reading_gives_back_what_was_written(tmp_path):
+    results = run(tiny(methods=("si",)), out=tmp_path, progress=False)
+    assert Results.read(tmp_path) == results
+
+
+def test_a_folder_cannot_resume_a_config_that_only_differs_in_what_it_left_open(tmp_path):
+    asked = tiny()
+    assert asked.scenario is None
+    run(asked, out=tmp_path, progress=False)
+    resolved = dataclasses.replace(asked, scenario="task-incremental")
+    run(resolved, out=tmp_path, resume=True, progress=False)
+    assert isinstance(asked, Config)
