@@ -12,6 +12,7 @@ from . import (  # noqa: F401
     recurrent,
     reparametrised,
     vision,
+    wide,
 )
 from .measure import TOLERANCE, LogLikelihood, Watched, batch_of, one_off, relative_errors
 from .specimen import REGISTRY, Specimen
