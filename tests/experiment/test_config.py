@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import pytest
+
 from retain.errors import ConfigError
 from retain.experiment import Config
 from retain.experiment.plan import jobs
@@ -91,7 +92,7 @@ def test_all_problems_are_told_at_once():
 
 
 def test_unknown_names_from_a_file():
-    with pytest.raises(ConfigError, match="'epoch'. Did you mean 'epochs'"):
+    with pytest.raises(ConfigError, match=r"'epoch'\. Did you mean 'epochs'"):
         Config.from_json({"tasks": "digits", "epoch": 1})
 
 

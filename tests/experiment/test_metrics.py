@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from retain.errors import InputError
 from retain.experiment import metrics
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+
 from retain.errors import ConfigError, FileError, InputError
 from retain.experiment import Config, Interrupted, Results, run
 from retain.experiment import work as work_module
@@ -32,8 +33,7 @@ def check_record(record, method):
         assert len(row) == t
         assert all(0 <= value <= 1 for value in row[: i + 1])
         assert row[i + 1 :] == [None] * (t - i - 1)
-    numbers = ("average_accuracy average_forgetting backward_transfer forward_transfer plasticity "
-               "train_seconds importance_seconds evaluation_seconds").split()  # fmt: skip
+    numbers = ["average_accuracy", "average_forgetting", "backward_transfer", "forward_transfer", "plasticity", "train_seconds", "importance_seconds", "evaluation_seconds"]  # fmt: skip
     assert all(isinstance(record[name], float) for name in numbers)
     assert record["error"] is None
     assert record["strength_search"] is None
@@ -166,7 +166,7 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
 
 
 def test_nothing_to_resume(tmp_path):
-    with pytest.raises(ConfigError, match="is empty. Leave --resume out"):
+    with pytest.raises(ConfigError, match=r"is empty\. Leave --resume out"):
         run(tiny(), out=tmp_path, resume=True, progress=False)
     with pytest.raises(ConfigError, match="does not exist"):
         run(tiny(), out=tmp_path / "nowhere", resume=True, progress=False)

@@ -1,6 +1,7 @@
 """Small tasks that contradict each other, and methods that have learned some of them."""
 
 import torch
+
 from retain.experiment import Config
 from retain.experiment.plan import Job
 from retain.experiment.progress import Watcher

@@ -52,7 +52,9 @@ def test_codes_cost_nothing_while_the_network_is_the_old_one():
 def test_without_codes_it_is_lwf():
     first = learned("ebll", options={"alpha": 0.0, "code": 5})
     second = learned("lwf")
-    for one, other in zip(first.network.backbone.parameters(), second.network.backbone.parameters()):
+    for one, other in zip(
+        first.network.backbone.parameters(), second.network.backbone.parameters()
+    ):
         assert torch.allclose(one, other, atol=1e-6)
 
 

@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+
 from retain.methods import METHODS
 
 from .small import Jittered, backbone, learned, sequence, work
@@ -22,7 +23,19 @@ def options(name):
 
 def test_all_eleven_are_there():
     assert list(METHODS) == (
-        "finetune joint lwf ebll imm-mean imm-mode ewc online-ewc si mas local-mas".split()
+        [
+            "finetune",
+            "joint",
+            "lwf",
+            "ebll",
+            "imm-mean",
+            "imm-mode",
+            "ewc",
+            "online-ewc",
+            "si",
+            "mas",
+            "local-mas",
+        ]
     )
 
 

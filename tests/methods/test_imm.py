@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
+
 from retain.errors import ConfigError
 from retain.methods.imm import merged_mean, merged_mode
-from torch import nn
 
 from .small import backbone, learned, sequence, work
 

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from retain.methods.lwf import distillation
 from torch import nn
+
+from retain.methods.lwf import distillation
 
 from .small import Jittered, backbone, learned, sequence, work
 

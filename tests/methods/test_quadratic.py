@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+
 from retain.methods import METHODS, Setting, options_of
 from retain.models import TaskNetwork
 from retain.tasks import Task, TaskSequence, TensorExamples
-from torch import nn
 
 from .small import learned, sequence, work
 
@@ -16,7 +17,9 @@ W, HEAD = 0.5, torch.tensor([[2.0], [-1.0]])
 
 def one_weight(activation=None):
     """F(x) = (2wx, −wx), w = 1/2."""
-    network = TaskNetwork(nn.Sequential(nn.Linear(1, 1, bias=False), activation or nn.Identity()), 1)
+    network = TaskNetwork(
+        nn.Sequential(nn.Linear(1, 1, bias=False), activation or nn.Identity()), 1
+    )
     network.add_head(2)
     with torch.no_grad():
         network.backbone[0].weight.fill_(W)

@@ -1,10 +1,11 @@
 import pytest
+
 from retain.errors import ConfigError
 from retain.methods import METHODS, method_named, options_of
 
 
 def test_unknown_method():
-    with pytest.raises(ConfigError, match="Unknown method 'mass'. Did you mean 'mas'"):
+    with pytest.raises(ConfigError, match=r"Unknown method .mass.\. Did you mean 'mas'"):
         method_named("mass")
 
 

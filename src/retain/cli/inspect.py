@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from retain import files
 from retain.cli.speaking import out, plainly
+from retain.errors import FileError
 from retain.importance import Importance
 
 
@@ -24,8 +27,27 @@ def inspect(
 
     retain inspect omega.safetensors --plot omega.png
     """
-    omega = Importance.load(file)
-    out.print(str(omega), markup=False, soft_wrap=True)
-    out.print(str(omega.summary()), markup=False, soft_wrap=True)
+    what, omega = _read(file)
+    out.print(what, markup=False, soft_wrap=True)
+    out.print(omega.summary())
     if plot is not None:
         out.print(str(omega.plot(plot)), markup=False, soft_wrap=True)
+
+
+def _read(file: Path) -> tuple[str, Importance]:
+    """What the file is, and the Ω in it: of `Importance.save`, or of a memory's `save`."""
+    with suppress(FileError):
+        return _of_memory(file)
+    omega = Importance.load(file)
+    return str(omega), omega
+
+
+def _of_memory(file: Path) -> tuple[str, Importance]:
+    tensors, header = files.read(file, "memory")
+    total = Importance({}, 0)
+    for key, omega in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind.startswith("importance."):  # one for each term; EWC keeps a term per task
+            total = total + Importance({name: omega}, 0)
+    said = f"{header['method']}, strength {header['strength']:g}, {header['tasks']} tasks"
+    return said, Importance(total, header["samples"], header["routes"])
