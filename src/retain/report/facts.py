@@ -38,7 +38,7 @@ def title(results: Results) -> str:
     names = list(dict.fromkeys(run.method for run in results.runs)) or config.get("methods") or []
     known = [method_name(name) for name in (*METHODS, *names) if name in names]
     said = list(dict.fromkeys(known))
-    first = f"{len(said)} methods" if len(said) > 3 else listed(said) or "Nothing yet"
+    first = f"{len(said)} methods" if len(said) > 3 else listed(said) if said else "No runs yet"
     return f"{first} on {_tasks(config.get('tasks'))}"
 
 
@@ -136,7 +136,7 @@ def run_name(run: Run) -> str:
 
 def listed(names: list[str]) -> str:
     """Names in a sentence: `A`, `A and B`, `A, B and C`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def _is_number(value: Any) -> bool:

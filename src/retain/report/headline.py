@@ -19,6 +19,7 @@ SHOWN: tuple[tuple[str, str, Callable[..., float]], ...] = (
     ("average_forgetting", "Forgetting, points", min),
     ("plasticity", "Accuracy when learned, %", max),
 )
+COLUMNS = ("Method", *(column for _, column, _ in SHOWN), "Seeds")
 
 
 def headline(sequence: Sequence) -> Grid:
@@ -28,7 +29,7 @@ def headline(sequence: Sequence) -> Grid:
     seeds = sorted({len(variant.done) for variant in sequence.variants if variant.done})
     return Grid(
         title=f"Final accuracy and forgetting: {sequence.name}",
-        columns=("Method", *(column for _, column, _ in SHOWN), "Seeds"),
+        columns=COLUMNS,
         rows=rows,
         caption=_caption(sequence, seeds),
         sortable=True,
@@ -46,9 +47,12 @@ def _caption(sequence: Sequence, seeds: list[int]) -> str:
         over += "; the last column says where there are fewer"
     return (
         f"After the last of {tasks}: {over}. Forgetting is how far an earlier task's accuracy fell "
-        "from its best, averaged over all tasks but the last. Bold: the best of each column, the "
-        "bounds FineTune and Joint aside."
+        "from its best, averaged over all tasks but the last."
+        + (_BOLD if sum(v.method not in BOUNDS for v in sequence.variants) > 1 else "")
     )
+
+
+_BOLD = " Bold: the best of each column, the bounds FineTune and Joint aside."
 
 
 def _best(sequence: Sequence, name: str, pick: Callable[..., float]) -> float | None:
@@ -141,8 +145,8 @@ def in_terminal(results: Results) -> Table:
     several = len(results.sequences) > 1
     grids = [headline(sequence) for sequence in results.sequences]
     table = Table(title=str(results.config.get("title") or "") or None, caption_justify="left")
-    table.caption = grids[0].caption.split(" Bold:")[0] if grids else "Nothing was run yet."
-    for place, column in enumerate((*(["Tasks"] if several else []), *_columns(grids))):
+    table.caption = grids[0].caption.removesuffix(_BOLD) if grids else "Nothing was run yet."
+    for place, column in enumerate((*(["Tasks"] if several else []), *COLUMNS)):
         table.add_column(column, justify="left" if place <= several else "right")
     for sequence, grid in zip(results.sequences, grids):
         table.add_section()
@@ -150,10 +154,6 @@ def in_terminal(results: Results) -> Table:
             tasks = [sequence.name if place == 0 else ""] if several else []
             table.add_row(*tasks, *(_styled(cell) for cell in row))
     return table
-
-
-def _columns(grids: list[Grid]) -> tuple[str, ...]:
-    return grids[0].columns if grids else ()
 
 
 def _styled(cell: Cell) -> str:

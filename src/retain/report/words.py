@@ -82,29 +82,32 @@ def _size_of(value: float) -> str:
     return f"{abs(round(100 * value, 1)):.1f}"
 
 
+def _verb(value: float) -> str:
+    return "gained" if round(100 * value, 1) < 0 else "forgot"
+
+
 def _compared(hero: str, forgotten: dict[str, float], results: Results) -> str:
-    verb = "gained" if round(100 * forgotten[hero], 1) < 0 else "forgot"
-    points = _size_of(forgotten[hero])
-    sentence = f"{method_name(hero)} {verb} {points} {'point' if points == '1.0' else 'points'}"
-    over = len(results.sequences)
-    sentence += f" on average over {over} sequences" if over > 1 else " on average"
+    own = forgotten[hero]
+    sentence = f"{method_name(hero)} {_verb(own)} {_size_of(own)} points on average"
+    if len(results.sequences) > 1:
+        sentence += f" over {len(results.sequences)} sequences"
     others = [method for method in forgotten if method != hero and method not in BOUNDS]
     rival = "finetune" if "finetune" in forgotten and hero != "finetune" else None
     rival = rival or max(others, key=lambda method: forgotten[method], default=None)
     if rival is None:
         return sentence + "."
-    gained = " gained" if round(100 * forgotten[rival], 1) < 0 < forgotten[hero] else ""
-    return f"{sentence}; {method_name(rival)}{gained} {_size_of(forgotten[rival])}."
+    theirs = forgotten[rival]
+    verb = "" if _verb(theirs) == _verb(own) else f"{_verb(theirs)} "
+    return f"{sentence}; {method_name(rival)} {verb}{_size_of(theirs)}."
 
 
 def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:
-    candidates = [method for method in forgotten if method not in BOUNDS]
     least = _least(forgotten)
-    if len(candidates) < 3:
+    if len([method for method in forgotten if method not in BOUNDS]) < 3:
         return ""
-    if least == hero:
-        return f"No other of the {len(candidates)} methods forgot less."
-    return f"Of {len(candidates)} methods, {method_name(least)} forgot least."
+    aside = "Joint training aside, " if "joint" in forgotten else ""
+    said = "no other method forgot less" if least == hero else f"{method_name(least)} forgot least"
+    return aside + (said if aside else said[0].upper() + said[1:]) + "."
 
 
 def _unfinished(results: Results) -> str:

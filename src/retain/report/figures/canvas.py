@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from retain.extras import needs
 from retain.report.figures.style import INK, POINTS_PER_PIXEL
-
-LETTER = 7.0  # width of a letter of size 11 in a wide font, in CSS pixels
 
 
 class Canvas:
@@ -46,11 +45,29 @@ class Canvas:
         return self.figure.add_axes([pixels / all_ for pixels, all_ in zip(box, whole)])
 
 
-def short(name: str, longest: int) -> str:
-    """A name that fits: its beginning."""
-    return name if len(name) <= longest else name[: longest - 1].rstrip() + "…"
+@lru_cache(maxsize=4096)
+def wide(said: str, size: float = 11, weight: str = "normal") -> float:
+    """How many CSS pixels `said` takes in DejaVu Sans, which is wider than most fonts of a page."""
+    font = needs("matplotlib.font_manager").FontProperties(
+        family="DejaVu Sans", size=size, weight=weight
+    )
+    measure = needs("matplotlib.textpath").text_to_path.get_text_width_height_descent
+    return float(measure(said, font, ismath=False)[0])
 
 
-def short_end(name: str, longest: int) -> str:
-    """A parameter's name that fits: its end, which tells it from its neighbours."""
-    return name if len(name) <= longest else "…" + name[1 - longest :]
+def widest(names: Iterable[str], size: float = 11) -> float:
+    """How many CSS pixels the widest of `names` takes."""
+    return max(wide(name, size) for name in names)
+
+
+def fitted(name: str, room: float, size: float = 11, weight: str = "normal") -> str:
+    """As much of the beginning of `name` as fits into `room` CSS pixels."""
+    kept = name
+    while len(kept) > 1 and wide(kept + ("…" if kept != name else ""), size, weight) > room:
+        kept = kept[:-1].rstrip()
+    return kept if kept == name else kept + "…"
+
+
+def fitted_end(name: str, room: float, size: float = 11) -> str:
+    """As much of the end of `name` as fits, which tells a parameter from its neighbours."""
+    return fitted(name[::-1], room, size)[::-1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import Canvas, short_end
+from retain.report.figures.canvas import Canvas, fitted_end
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import GRID_LINE, INK, MUTED, look
 from retain.report.results import Run, Sequence
@@ -57,7 +57,7 @@ def _draw(width: int, label: str, run: Run) -> Any:
     widest = max(_share(run.layers[name]) for name in shown) or 1.0
     for place, name in enumerate(shown):
         y = TOP + ROW * place
-        canvas.text(0, y, short_end(name, 44), size=10.5, color=MUTED)
+        canvas.text(0, y, fitted_end(name, width, 10.5), size=10.5, color=MUTED)
         share = _share(run.layers[name])
         long = (SHARE[1] - SHARE[0]) * width * share / widest
         colour = look(run.method).colour

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from retain.report.figures.canvas import short
+from retain.report.figures.canvas import fitted, widest
 from retain.report.figures.style import INK, MUTED, POINTS_PER_PIXEL
 
-LETTER_12 = 7.2  # width of a letter of size 12, in CSS pixels
 LINE = 16  # CSS pixels from one name to the next
 
 
@@ -44,8 +43,8 @@ def _mean(block: tuple[float, int]) -> float:
 
 def room(names: Sequence[str], width: float) -> tuple[list[str], float]:
     """The names, shortened where they would take half of `width`, and the pixels they need."""
-    kept = [short(name, int(0.47 * width / LETTER_12)) for name in names]
-    return kept, 20 + LETTER_12 * max(map(len, kept))
+    kept = [fitted(name, 0.45 * width, 12) for name in names]
+    return kept, 20 + widest(kept, 12)
 
 
 def at_the_right(

@@ -6,13 +6,13 @@ import math
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import LETTER, Canvas, short
+from retain.report.figures.canvas import Canvas, fitted, wide, widest
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import COLOURS, MUTED
 from retain.report.results import Sequence, Variant
 from retain.report.words import percent
 
-LONGEST = 12  # characters of a task's name
+LONGEST = 80  # CSS pixels of a task's name
 WIDEST, HIGH = 54, 0.72  # a cell's width in CSS pixels at most, and its height in widths
 TOP = 44  # for the method's name and its numbers
 
@@ -54,13 +54,13 @@ def _description(sequence: Sequence, variant: Variant) -> str:
 
 
 def _draw(width: int, sequence: Sequence, variant: Variant, floor: float) -> Any:
-    names = [short(task, LONGEST) for task in sequence.tasks]
-    longest = LETTER * max(len(name) for name in names)
+    names = [fitted(task, LONGEST) for task in sequence.tasks]
+    longest = widest(names)
     left = longest + 10
     cell = min(WIDEST, (width - left - 1) / len(names))
     tilted = longest > cell - 4
     if tilted:  # the last name reaches beyond its column
-        beyond = max(0.0, 0.8 * LETTER * len(names[-1]) - 8)
+        beyond = max(0.0, 0.8 * wide(names[-1]) - 8)
         cell = min(WIDEST, (width - left - beyond) / len(names))
     top = TOP + (6 + 0.66 * longest if tilted else 20)
     canvas = Canvas(width, top + HIGH * cell * len(names) + 2)

@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import Canvas, short
+from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, KINDS, MUTED, OTHER_KINDS
 from retain.report.results import Bytes, Sequence
@@ -41,7 +41,7 @@ def memory(sequence: Sequence, prefix: str) -> list[Picture]:
 
 
 def _draw(width: int, kept: list[Kept]) -> Any:
-    longest = 20 + 8 * max(len(label) for label, _ in kept)
+    longest = 28 + widest([label for label, _ in kept], 13)
     across = max(1, min(len(kept), 4 if width >= WIDE else 2, int((width - LEFT) / longest)))
     down = -(-len(kept) // across)
     kinds = _kinds(kept)
@@ -57,7 +57,7 @@ def _draw(width: int, kept: list[Kept]) -> Any:
     for place, (label, steps) in enumerate(kept):
         x = LEFT + place % across * wide
         y = TOP * lines + 24 + place // across * PANEL
-        canvas.text(x, y + 10, short(label, int((wide - 10) / 8)), size=13, weight="bold")
+        canvas.text(x, y + 10, fitted(label, wide - 12, 13, "bold"), size=13, weight="bold")
         for tick in ticks:
             height = y + 26 + HIGH * (1 - tick / ticks[-1])
             canvas.line([x, x + wide - 20], [height, height], GRID_LINE, linewidth=0.75, zorder=0)
@@ -108,7 +108,7 @@ def _legend_places(kinds: dict[str, str], width: int) -> tuple[list[tuple[str, f
     """Each kind's place in lines of text that fit, and how many lines there are."""
     places, x, line = [], 0.0, 0
     for kind in kinds:
-        need = 30 + 6.6 * len(WORDS.get(kind, kind))
+        need = 32 + widest([WORDS.get(kind, kind)])
         if x + need > width and x:
             x, line = 0.0, line + 1
         places.append((kind, x, line))

@@ -95,7 +95,7 @@ def _limits(axes: Any, points: list[Point]) -> None:
     ys = [100 * (y.mean + side * (y.sd or 0)) for _, _, y in points for side in (-1, 1)]
     margin = max(0.08 * (max(xs) - min(xs)), 0.3)
     axes.set_xlim(min(xs) - margin, max(xs) + margin)
-    low, high = min(*ys, 0.0), max(*ys, 0.5)
+    low, high = min(*ys, 0.0), max(*ys, 2.0)
     if _stretched(points):
         axes.set_yscale("function", functions=(_root, _square))
         ticks = [t for t in (-4, -1, 0, 0.25, 1, 4, 9, 16, 25, 36, 49, 64, 81) if low <= t <= high]

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import LETTER, Canvas, short
+from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.labels import LINE, at_the_right, room
 from retain.report.figures.picture import Picture
 from retain.report.figures.style import SURFACE, looks
 from retain.report.results import Run, Sequence, Spread, Variant, mean_or_none, spread
 
+LEAST = 5.0  # points that an upright axis spans
 Follow = Callable[[Run, int], float | None]
 
 
@@ -34,11 +35,16 @@ def over_the_sequence(sequence: Sequence, prefix: str) -> list[Picture]:
             title="Accuracy over the sequence",
             caption="Above: the mean over all tasks seen so far. Below: the first task alone, as "
             "the others are learned. A line that stays level has kept what it knew."
-            + (" Bands: one standard deviation over seeds." if len(shown) <= 4 else ""),
+            + (" Bands: one standard deviation over seeds." if _banded(shown) else ""),
             description="; ".join(said) + ".",
             draw=partial(_draw, sequence=sequence, shown=shown),
         )
     ]
+
+
+def _banded(shown: tuple[Variant, ...]) -> bool:
+    """Bands only where there are spreads to show, and few enough of them to be told apart."""
+    return len(shown) <= 4 and any(len(variant.done) > 1 for variant in shown)
 
 
 def _seen(run: Run, after: int) -> float | None:
@@ -55,13 +61,16 @@ def _followed(variant: Variant, after: int, follow: Follow) -> Spread | None:
 
 
 def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:
-    names = [short(task, 9) for task in sequence.tasks]
+    names = [fitted(task, 60) for task in sequence.tasks]
     labels, right = room([variant.label for variant in shown], width)
     inner = width - 48 - right
-    tilted = LETTER * max(len(name) for name in names) > inner / max(len(names) - 1, 1) - 6
-    below = 34 + (0.62 * LETTER * max(len(name) for name in names) if tilted else 0)
+    tilted = widest(names) > inner / max(len(names) - 1, 1) - 6
+    below = 34 + (0.66 * widest(names) if tilted else 0)
     high = max(210, LINE * len(shown) + 20)
-    panels = (("All tasks seen so far, %", _seen), (f"Only {short(names[0], 20)}, %", _first))
+    panels = (
+        ("All tasks seen so far, %", _seen),
+        (f"Only {fitted(sequence.tasks[0], 120, 13)}, %", _first),
+    )
     canvas = Canvas(width, len(panels) * (26 + high + below))
     for place, (title, follow) in enumerate(panels):
         axes = canvas.plot(44, 26 + place * (26 + high + below), inner, high)
@@ -94,12 +103,15 @@ def _lines(axes: Any, shown: tuple[Variant, ...], labels: list[str], follow: Fol
             markersize=5,
             markerfacecolor=own.colour if own.filled else SURFACE,
         )
-        if len(shown) <= 4:
+        if _banded(shown):
             spreads = [100 * (value.sd or 0) for _, value in known]
             low, high = zip(*((m - s, m + s) for m, s in zip(means, spreads)))
             axes.fill_between(at, low, high, color=own.colour, alpha=0.15, linewidth=0)
         ends.append(((at[-1], means[-1]), name, own.colour))
     axes.set_xlim(-0.15, tasks - 0.85)
+    low, high = axes.get_ylim()
+    if high - low < LEAST:  # a closer look would make noise look like news
+        axes.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
     if ends:
         points, names, colours = zip(*ends)
         at_the_right(axes, points, names, colours)
