@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,8 @@ class Memory:
         self._state = State()
         self._routes: dict[str, str] = {}
         self._made: tuple[dict[str, int], Estimator] | None = None
-        self._attachments: list[Attachment] = []
+        # Weakly: an optimizer that is done with is not kept for the sake of its handle.
+        self._attachments: WeakSet[Attachment] = WeakSet()
         self._warned = False
         self._warned_twice = False
         self._output_is_lost = False
@@ -204,6 +206,7 @@ class Memory:
             tasks=self._state.tasks + 1,
         )
         self._routes.update(observed.routes)
+        self._made = None  # its buffers are as large as the weights
         return self
 
     @property
@@ -259,14 +262,14 @@ class Memory:
                 another form.
             StateError: it is attached already.
         """
-        self._attachments = [handle for handle in self._attachments if handle.attached]
         held = [p for p, _ in holds(self.model, self.selection, self._state.terms).values()]
         protected = held or self.selection.trainable(self.model).values()
-        refuse_optimizer(optimizer, form, self.forms, protected, self._attachments)
+        attached = [handle for handle in self._attachments if handle.attached]
+        refuse_optimizer(optimizer, form, self.forms, protected, attached)
         handle = Attachment(
             optimizer, form, held=self._held_in_step, weight=self._weight, follower=self._follower()
         )
-        self._attachments.append(handle)
+        self._attachments.add(handle)
         return handle
 
     # ---- on disk ----
