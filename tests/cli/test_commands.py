@@ -12,7 +12,21 @@ from retain import MAS
 from retain.cli.app import app
 from retain.importance import Importance
 
-TINY = ["run", "--tasks", "digits", "--methods", "finetune,mas", "--samples-per-class", "8", "--epochs", "1", "--batch-size", "8", "--device", "cpu"]  # fmt: skip
+TINY = [
+    "run",
+    "--tasks",
+    "digits",
+    "--methods",
+    "finetune,mas",
+    "--samples-per-class",
+    "8",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--device",
+    "cpu",
+]
 
 
 def retain(*arguments):

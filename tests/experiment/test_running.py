@@ -33,7 +33,16 @@ def check_record(record, method):
         assert len(row) == t
         assert all(0 <= value <= 1 for value in row[: i + 1])
         assert row[i + 1 :] == [None] * (t - i - 1)
-    numbers = ["average_accuracy", "average_forgetting", "backward_transfer", "forward_transfer", "plasticity", "train_seconds", "importance_seconds", "evaluation_seconds"]  # fmt: skip
+    numbers = [
+        "average_accuracy",
+        "average_forgetting",
+        "backward_transfer",
+        "forward_transfer",
+        "plasticity",
+        "train_seconds",
+        "importance_seconds",
+        "evaluation_seconds",
+    ]
     assert all(isinstance(record[name], float) for name in numbers)
     assert record["error"] is None
     assert record["strength_search"] is None
