@@ -80,8 +80,8 @@ def _without_checkpointing() -> Iterator[None]:
         return run(*args)
 
     with (
-        mock.patch.object(saved_tensors_hooks, "__enter__", lambda _self: None),
-        mock.patch.object(saved_tensors_hooks, "__exit__", lambda _self, *_exc: None),
+        mock.patch.object(saved_tensors_hooks, "__enter__", return_value=None),
+        mock.patch.object(saved_tensors_hooks, "__exit__", return_value=None),
         mock.patch.object(checkpoint.CheckpointFunction, "apply", plainly),
     ):
         yield
@@ -89,8 +89,9 @@ def _without_checkpointing() -> Iterator[None]:
 
 @contextmanager
 def _recurrence_in_steps() -> Iterator[None]:
-    """Recurrent layers by their steps: one fused operation hides them from the engine (oneDNN), or
-    has no backward in eval mode at all (cuDNN).
+    """Recurrent layers by their steps.
+
+    One fused operation hides them from the engine (oneDNN) or has no backward in eval mode (cuDNN).
     """
 
     def in_steps(fused: Callable[..., Any]) -> Callable[..., Any]:

@@ -84,8 +84,8 @@ class PerSampleBackward:
         layout = self.plan.frontier.layouts.get((use.node, 0))
         grad = grads[0]
         once = [below for below in node.next_functions if below == node.next_functions[use.index]]
-        plain = grad is not None and not grad.is_complex()
-        if plain and layout is not None and len(once) == 1:
+        plain = layout is not None and len(once) == 1
+        if grad is not None and layout is not None and plain and not grad.is_complex():
             name = operation(node)
             if name == "Bmm" and (shared := self._shared(edge)) is not None:
                 factors = shared_bmm(node, use.index, grad, layout)
@@ -212,7 +212,8 @@ class PerSampleBackward:
         return next(iter(self.sums.values())).power
 
     def _dtype(self, edge: Output) -> torch.dtype:
-        return edge[0]._input_metadata[edge[1]].dtype  # type: ignore[attr-defined,no-any-return]
+        dtype: torch.dtype = edge[0]._input_metadata[edge[1]].dtype
+        return dtype
 
 
 def _route(found: list[Found]) -> str:

@@ -99,7 +99,10 @@ def _first_difference(model: nn.Module, batch: Batch, others: list[Batch]) -> st
 def _joined(parts: list[Tensor], together: Tensor) -> Tensor | None:
     """Single-sample outputs side by side, along the dimension that makes their shapes fit."""
     for dim in range(together.ndim):
-        if sum(p.shape[dim] if p.ndim == together.ndim else 0 for p in parts) == together.shape[dim]:
+        if (
+            sum(p.shape[dim] if p.ndim == together.ndim else 0 for p in parts)
+            == together.shape[dim]
+        ):
             others = [[s for d, s in enumerate(p.shape) if d != dim] for p in [*parts, together]]
             if all(o == others[0] for o in others):
                 return torch.cat(parts, dim)

@@ -58,7 +58,9 @@ class PerSample:
         self._plans: dict[tuple[int, int], Plan] = {}
         self._ragged: set[int] = set()  # graphs whose layouts change from batch to batch
         self._checked: set[frozenset[str]] = set()
-        self._mistrusted: set[str] = set()  # parameters that are looped over: opaque, or failed the check
+        self._mistrusted: set[str] = (
+            set()
+        )  # parameters that are looped over: opaque, or failed the check
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The sums over the samples of `batch`, name → tensor shaped like the parameter.

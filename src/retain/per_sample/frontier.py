@@ -30,7 +30,7 @@ ROUTING = {
 
 @dataclass(frozen=True)
 class Use:
-    """One input of a frontier operation that leads to parameters; nodes by position in the graph."""
+    """One input of a frontier operation that leads to parameters; nodes by their position."""
 
     node: int
     index: int

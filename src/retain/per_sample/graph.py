@@ -1,4 +1,4 @@
-"""The autograd graph of a forward pass, as it really ran: nodes, who uses whom, and whose weights."""
+"""The autograd graph of a forward pass, as it really ran: operations, and who uses whom."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def operation(node: Node) -> str:
 
 def is_custom(node: Node) -> bool:
     """Whether the node is a user's `torch.autograd.Function`."""
-    return not hasattr(node, "__call__")
+    return not callable(node)
 
 
 def shape_of(node: Node, output: int = 0) -> torch.Size:
     """The shape of what the node's operation returned, and so of the gradient it receives."""
-    return torch.Size(node._input_metadata[output].shape)  # type: ignore[attr-defined]
+    return torch.Size(node._input_metadata[output].shape)
 
 
 class OpaqueNodeError(Exception):
@@ -79,7 +79,9 @@ class Graph:
         if self.scores.ndim == 1:
             return [torch.ones_like(self.scores)]
         return [
-            torch.zeros_like(self.scores).index_fill_(0, torch.tensor([d], device=self.scores.device), 1)
+            torch.zeros_like(self.scores).index_fill_(
+                0, torch.tensor([d], device=self.scores.device), 1
+            )
             for d in range(len(self.scores))
         ]
 
@@ -113,7 +115,7 @@ class Graph:
         stops: Iterable[Node],
         watch: Mapping[Node, Callable[[tuple[Tensor | None, ...]], None]],
     ) -> None:
-        """One backward pass, down to `stops`, that shows each watched node's gradients as they come.
+        """One backward pass, down to `stops`, that shows each watched node its gradients.
 
         Gradients of ordinary weights are never computed: only what lies between the scores and
         `stops` runs. Nodes in `stops` are watched too; what reaches them is shown at the end.
@@ -161,10 +163,10 @@ def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     Autograd's engine runs the paths below a node as well; this does not, and it leaves the saved
     tensors where they are, so that it can be called again.
     """
-    outputs = len(node._input_metadata)  # type: ignore[attr-defined]
+    outputs = len(node._input_metadata)
     full = grads + (None,) * (outputs - len(grads))
     with torch.no_grad():
-        result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[attr-defined,operator]
+        result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[operator,attr-defined]
     found = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(found) != len(node.next_functions):
         raise OpaqueNodeError(node.name())  # it has inputs that are not tensors

@@ -106,9 +106,9 @@ def pull_back(
             continue
         received = tuple(results.get(output) for output in range(max(results) + 1))
         for (below, output), grad_below in zip(node.next_functions, call(node, received)):
-            if below is not None and grad_below is not None:
-                if graph.position[below] in frontier.between:
-                    arrive(below, output, grad_below)
+            wanted = below is not None and graph.position[below] in frontier.between
+            if below is not None and wanted and grad_below is not None:
+                arrive(below, output, grad_below)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class Blocks:
     def split(self, tensor: Tensor, dim: int | None = None) -> Tensor:
         """`tensor` with the dimension that holds samples made into three: outer, samples, inner."""
         at = self.dim if dim is None else dim
-        return tensor.unflatten(at, (self.outer, self.samples, self.inner))
+        sizes = (self.outer, self.samples, self.inner)
+        return cast(Tensor, tensor.unflatten(at, sizes))
 
     def only(self, tensor: Tensor, sample: int) -> Tensor:
         """A copy of `tensor` in which all but one sample is zero."""
@@ -67,7 +69,7 @@ def base_for(dtype: torch.dtype) -> int:
 
 
 def probe_weights(samples: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    """Weights [n] of the probing passes: ones, then 2^digit for each digit of the sample's number."""
+    """Weights [n] of the probing passes: ones, then 2^digit for each digit of a sample's number."""
     base, weights = base_for(dtype), []
     number = torch.arange(samples, device=device)
     weights.append(torch.ones(samples, dtype=dtype, device=device))
@@ -96,7 +98,9 @@ def owners(probes: list[Tensor], samples: int) -> Tensor | None:
     owner = torch.zeros(ones.shape, dtype=torch.long, device=ones.device)
     tolerance = 1e-2 if ones.dtype.itemsize < 4 else 1e-4
     for place, probe in enumerate(probes[1:]):
-        ratio = (probe.abs() / ones.abs()).nan_to_num(1.0, 1.0, 1.0)  # complex numbers have sizes too
+        ratio = (probe.abs() / ones.abs()).nan_to_num(
+            1.0, 1.0, 1.0
+        )  # complex numbers have sizes too
         digit = torch.log2(ratio.clamp_min(0.5).float()).round().clamp(0, base - 1)
         expected = ones * torch.exp2(digit).to(ones.dtype)
         fits = (probe - expected).abs() <= tolerance * expected.abs()

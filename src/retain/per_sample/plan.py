@@ -37,7 +37,7 @@ class Plan:
         return all(shape_of(graph.order[at], out) == s for (at, out), s in self.shapes.items())
 
     def grown(self, graph: Graph, samples: int) -> Plan | None:
-        """The plan of a few samples for a graph of more of them; None where shapes do not follow."""
+        """This plan for a graph of more samples; None where the shapes do not follow."""
         layouts: dict[Key, Layout] = {}
         shapes: dict[Key, torch.Size] = {}
         for key, layout in self.frontier.layouts.items():

@@ -37,9 +37,8 @@ def sums_by_loop(
         for index, s in enumerate(scores):
             last = index == len(scores) - 1
             gradients = torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
-            for (name, total), g in zip(sums.items(), gradients):
+            for name, g in zip(sums, gradients):
                 if g is not None:
                     # Σ |gₖ|ᵖ   (MAS, eq. 2, for p = 1; the diagonal Fisher for p = 2)
-                    total += g.abs() if power == 1 else g.square()
-                    del name
+                    sums[name] += g.abs() if power == 1 else g.square()
     return sums

@@ -12,7 +12,9 @@ CACHED = 1 << 18
 class Sum:
     """Σₖ|gₖ|ᵖ, shaped like the gradient; kept in float32, or float64 for float64 gradients."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype, device: torch.device, power: int):
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, device: torch.device, power: int
+    ) -> None:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         self.total = torch.empty(shape, dtype=wide, device=device)
         self.power = power

@@ -40,7 +40,7 @@ class Factors:
 
     @property
     def shape(self) -> torch.Size:
-        """p × q, the shape of gₖ."""
+        """The shape of gₖ, p × q."""
         return torch.Size((self.left_rp.shape[1], self.right_rq.shape[1]))
 
     @property

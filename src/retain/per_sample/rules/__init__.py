@@ -10,16 +10,16 @@ exact, is used instead. Rules only save time: a missing rule is never an error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from retain.per_sample.layout import Layout
 from retain.per_sample.rules import convolution, elementwise, embedding, linear, norms
 from retain.per_sample.terms import Term
 
-Rule = Callable[[Node, int, Tensor, Layout, torch.Size], Term | None]
+Rule = Callable[[Any, int, Tensor, Layout, torch.Size], Term | None]
 
 # The name of the operation, as `graph.operation` gives it → its rule.
 RULES: dict[str, Rule] = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.rules.elementwise import rows
@@ -14,7 +13,7 @@ from retain.per_sample.terms import OneByOne, Term
 
 
 def convolution(
-    node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Term | None:
     """gₖ is the ordinary weight gradient of sample k alone; a bias gets Dₖ summed over pixels."""
     if layout.dim != 0:
@@ -23,14 +22,14 @@ def convolution(
         return rows(grad.movedim(1, -1), layout, shape)
     if index != 1 or not isinstance(layout, Blocks):
         return None
-    inputs, weight = node._saved_input, node._saved_weight  # type: ignore[attr-defined]
+    inputs, weight = node._saved_input, node._saved_weight
     settings = _settings(node)
 
     def gradient(sample: int) -> Tensor:
         d, x = (layout.split(t)[:, sample].flatten(0, 1) for t in (grad, inputs))
-        return torch.ops.aten.convolution_backward(
-            d, x, weight, None, *settings, [False, True, False]
-        )[1]
+        mask = [False, True, False]
+        found = torch.ops.aten.convolution_backward(d, x, weight, None, *settings, mask)
+        return cast(Tensor, found[1])
 
     return OneByOne(gradient, "convolution")
 

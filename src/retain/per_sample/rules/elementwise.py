@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from retain.per_sample.layout import NOBODY, Layout, Owners
 from retain.per_sample.terms import Rows
@@ -30,46 +31,44 @@ def rows(values: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
     # dimensions: …, outer, n, inner, … ; those after `dim` have moved by two
     over = [d if d < dim else d + 2 for d in summed] + [dim, dim + 2]
     split = layout.split(values)
-    sizes = [1 if d in over else split.shape[d] for d in range(split.ndim)]
-    squeezed = [d for d in over if split.shape[d] != 1]
-    sums = split.sum(squeezed, keepdim=True) if squeezed else split
-    del sizes
+    over = [d for d in over if split.shape[d] != 1]
+    sums = split.sum(over, keepdim=True) if over else split
     return Rows(sums.movedim(dim + 1, 0).reshape(layout.samples, *shape))
 
 
-def add(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    """y = a + α b."""
-    alpha = node._saved_alpha if index == 1 else 1  # type: ignore[attr-defined]
+def add(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a + α b."""
+    alpha = node._saved_alpha if index == 1 else 1
     return rows(grad if alpha == 1 else grad * alpha, layout, shape)
 
 
-def sub(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    """y = a − α b."""
-    return rows(grad * -node._saved_alpha if index == 1 else grad, layout, shape)  # type: ignore[attr-defined]
+def sub(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a − α b."""
+    return rows(grad * -node._saved_alpha if index == 1 else grad, layout, shape)
 
 
-def mul(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    """y = a b, so that ∂/∂a = D b."""
-    other = node._saved_other if index == 0 else node._saved_self  # type: ignore[attr-defined]
+def mul(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a b, so that ∂/∂a = D b."""
+    other = node._saved_other if index == 0 else node._saved_self
     return rows(grad * other, layout, shape)
 
 
-def div(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    """y = a / b, so that ∂/∂a = D / b and ∂/∂b = −D a / b²."""
-    other = node._saved_other  # type: ignore[attr-defined]
+def div(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a / b, so that ∂/∂a = D / b and ∂/∂b = −D a / b²."""
+    other = node._saved_other
     if index == 0:
         return rows(grad / other, layout, shape)
-    return rows(-grad * node._saved_self / other.square(), layout, shape)  # type: ignore[attr-defined]
+    return rows(-grad * node._saved_self / other.square(), layout, shape)
 
 
-def expand(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    """y = a, repeated: a class token, one for every sample."""
+def expand(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a, repeated: a class token, one for every sample."""
     return rows(grad, layout, shape)
 
 
-def prelu(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    """y = x where x > 0, else w x; so that ∂/∂w = D x where x ≤ 0."""
+def prelu(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = x where x > 0, else w x; so that ∂/∂w = D x where x ≤ 0."""
     if index != 1:
         return None
-    inputs = node._saved_self  # type: ignore[attr-defined]
+    inputs = node._saved_self
     return rows(grad * inputs.clamp(max=0), layout, shape)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from retain.per_sample.layout import NOBODY, Blocks, Layout
 from retain.per_sample.terms import Lookups
 
 
 def embedding(
-    node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Lookups | None:
     """gₖ has the gradients of sample k's tokens added up in the tokens' rows."""
-    if node._saved_scale_grad_by_freq or layout.dim == grad.ndim - 1:  # type: ignore[attr-defined]
+    if node._saved_scale_grad_by_freq or layout.dim == grad.ndim - 1:
         return None
-    tokens = node._saved_indices  # type: ignore[attr-defined]
+    tokens = node._saved_indices
     if isinstance(layout, Blocks):
         number = torch.arange(tokens.shape[layout.dim], device=tokens.device)
         sizes = [-1 if d == layout.dim else 1 for d in range(tokens.ndim)]
@@ -26,8 +27,7 @@ def embedding(
     else:
         owner = layout.owner.squeeze(-1)
     owner = owner.expand(tokens.shape)
-    # the padding token is never trained; −1 (none) may come as an unsigned number
-    owner = torch.where(tokens == node._saved_padding_idx, NOBODY, owner) if (  # type: ignore[attr-defined]
-        0 <= node._saved_padding_idx < shape[0]  # type: ignore[attr-defined]
-    ) else owner
+    padding = node._saved_padding_idx
+    if 0 <= padding < shape[0]:  # −1, for none, may come as an unsigned number
+        owner = torch.where(tokens == padding, NOBODY, owner)  # it is never trained
     return Lookups(tokens.reshape(-1), grad.reshape(-1, grad.shape[-1]), owner.reshape(-1))

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from retain.per_sample.layout import Blocks, Layout, Owners
 from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.terms import Factors, OneByOne, Term
 
 
-def mm(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+def mm(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
     """Y = A B.   ∂/∂B = Aᵀ D, summed over the rows of D; ∂/∂A = D Bᵀ, summed over its columns."""
     if index == 1:
-        return product(node._saved_self, grad, layout)  # type: ignore[attr-defined]
-    return columns(grad, node._saved_mat2, layout)  # type: ignore[attr-defined]
+        return product(node._saved_self, grad, layout)
+    return columns(grad, node._saved_mat2, layout)
 
 
-def addmm(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+def addmm(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
     """Y = β C + α A B."""
     if index == 0:
-        beta = node._saved_beta  # type: ignore[attr-defined]
+        beta = node._saved_beta
         return rows(grad if beta == 1 else grad * beta, layout, shape)
-    alpha = node._saved_alpha  # type: ignore[attr-defined]
+    alpha = node._saved_alpha
     scaled = grad if alpha == 1 else grad * alpha
     if index == 2:
-        return product(node._saved_mat1, scaled, layout)  # type: ignore[attr-defined]
-    return columns(scaled, node._saved_mat2, layout)  # type: ignore[attr-defined]
+        return product(node._saved_mat1, scaled, layout)
+    return columns(scaled, node._saved_mat2, layout)
 
 
 def product(left_rq: Tensor, grad_rp: Tensor, layout: Layout) -> Factors | None:
@@ -40,12 +41,12 @@ def columns(grad_pr: Tensor, right_qr: Tensor, layout: Layout) -> Factors | None
     return Factors(grad_pr.T, right_qr.T, layout) if layout.dim == 1 else None
 
 
-def bmm(node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+def bmm(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
     """Y_b = A_b B_b, a weight for every b (experts, or a single b); samples inside each."""
     if index == 1 and layout.dim == 1:
-        left, right = node._saved_self, grad  # type: ignore[attr-defined]
+        left, right = node._saved_self, grad
     elif index == 0 and layout.dim == 2:
-        left, right = grad.mT, node._saved_mat2.mT  # type: ignore[attr-defined]
+        left, right = grad.mT, node._saved_mat2.mT
     else:
         return None
     if len(left) == 1:
@@ -63,14 +64,14 @@ def _of(tensor_brq: Tensor, layout: Layout, sample: int) -> Tensor:
     return layout.split(tensor_brq, 1)[:, :, sample].flatten(1, 2)
 
 
-def shared_bmm(node: Node, index: int, grad: Tensor, layout: Layout) -> Factors | None:
+def shared_bmm(node: Any, index: int, grad: Tensor, layout: Layout) -> Factors | None:
     """Y_b = A_b B with one B for all b, or A B_b with one A: the rows of all b are positions."""
     if not isinstance(layout, Blocks) or layout.dim != 0:
         return None
     if index == 1:
-        left, right = node._saved_self, grad  # type: ignore[attr-defined]
+        left, right = node._saved_self, grad
     else:
-        left, right = grad.mT, node._saved_mat2.mT  # type: ignore[attr-defined]
+        left, right = grad.mT, node._saved_mat2.mT
     positions = left.shape[1]
     flat = Blocks(0, layout.outer, layout.samples, layout.inner * positions)
     return Factors(left.flatten(0, 1), right.flatten(0, 1), flat)

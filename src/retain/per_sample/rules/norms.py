@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 
 from retain.per_sample.layout import Layout
 from retain.per_sample.rules.elementwise import rows
@@ -14,40 +15,40 @@ WEIGHT = 1
 
 
 def layer_norm(
-    node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Rows | None:
-    """y = x̂ w + b over the last dimensions."""
+    """Y = x̂ w + b over the last dimensions."""
     if index != WEIGHT:
         return rows(grad, layout, shape)
-    mean, rstd = node._saved_result1, node._saved_result2  # type: ignore[attr-defined]
-    return rows(grad * ((node._saved_input - mean) * rstd), layout, shape)  # type: ignore[attr-defined]
+    mean, rstd = node._saved_result1, node._saved_result2
+    return rows(grad * ((node._saved_input - mean) * rstd), layout, shape)
 
 
 def batch_norm(
-    node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Rows | None:
-    """y = x̂ w + b per channel, with running statistics (in train mode samples interact)."""
-    if layout.dim == 1 or node._saved_training:  # type: ignore[attr-defined]
+    """Y = x̂ w + b per channel, with running statistics (in train mode samples interact)."""
+    if layout.dim == 1 or node._saved_training:
         return None
     if index == WEIGHT:
         per_channel = [1, -1] + [1] * (grad.ndim - 2)
-        mean, var = node._saved_running_mean, node._saved_running_var  # type: ignore[attr-defined]
-        rstd = torch.rsqrt(var + node._saved_eps)  # type: ignore[attr-defined]
-        centred = node._saved_input - mean.view(per_channel)  # type: ignore[attr-defined]
+        mean, var = node._saved_running_mean, node._saved_running_var
+        rstd = torch.rsqrt(var + node._saved_eps)
+        centred = node._saved_input - mean.view(per_channel)
         grad = grad * (centred * rstd.view(per_channel))
     return _per_channel(grad, layout, shape)
 
 
 def group_norm(
-    node: Node, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Rows | None:
-    """y = x̂ w + b per channel, normalised over groups of channels inside a sample."""
+    """Y = x̂ w + b per channel, normalised over groups of channels inside a sample."""
     if layout.dim != 0:
         return None
     if index == WEIGHT:
-        n, groups = grad.shape[0], node._saved_group  # type: ignore[attr-defined]
-        mean, rstd = node._saved_result1, node._saved_result2  # type: ignore[attr-defined]
-        inputs = node._saved_input.reshape(n, groups, -1)  # type: ignore[attr-defined]
+        n, groups = grad.shape[0], node._saved_group
+        mean, rstd = node._saved_result1, node._saved_result2
+        inputs = node._saved_input.reshape(n, groups, -1)
         normalised = (inputs - mean.view(n, groups, 1)) * rstd.view(n, groups, 1)
         grad = grad * normalised.view(grad.shape)
     return _per_channel(grad, layout, shape)
