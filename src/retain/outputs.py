@@ -33,12 +33,11 @@ def first_tensor(returned: Any) -> Tensor:
 def _search(returned: Any) -> Tensor | None:
     if isinstance(returned, Tensor):
         return returned
-    logits = getattr(returned, "logits", None)
+    mapping = isinstance(returned, Mapping)
+    logits = getattr(returned, "logits", returned.get("logits") if mapping else None)
     if isinstance(logits, Tensor):
         return logits
-    if isinstance(returned, Mapping):
-        if isinstance(returned.get("logits"), Tensor):
-            return returned["logits"]
+    if mapping:
         items = list(returned.values())
     elif isinstance(returned, (tuple, list)):
         items = list(returned)

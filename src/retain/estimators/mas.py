@@ -27,7 +27,8 @@ class Norm:
 
     def __call__(self, output: Tensor, target: Tensor | None = None) -> Tensor:
         """[n]: the ℓ2 norm of each sample's output; its gradient is 0 where the output is 0."""
-        return torch.linalg.vector_norm(output.reshape(len(output), -1), dim=1)
+        norms: Tensor = torch.linalg.vector_norm(output.reshape(len(output), -1), dim=1)
+        return norms
 
 
 class EachOutput:

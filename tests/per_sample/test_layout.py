@@ -1,0 +1,102 @@
+"""Which sample owns which element: found from gradients alone, and never guessed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from retain.per_sample.layout import (
+    NOBODY,
+    Blocks,
+    Owners,
+    fit,
+    owners,
+    probe_weights,
+    verifying_weights,
+)
+
+
+def probes(owner: Tensor, samples: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The gradients that probing would see where element e belongs to owner[e]."""
+    values = torch.randn(owner.shape).to(dtype)
+    values[owner == NOBODY] = 0
+    weights = probe_weights(samples, dtype, torch.device("cpu"))
+    return [values * w[owner.clamp_min(0)] for w in weights]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("samples", [2, 3, 7, 33, 300, 2000])
+def test_owner_is_read_from_powers_of_two(samples: int, dtype: torch.dtype) -> None:
+    owner = torch.randint(-1, samples, (samples, 5))
+    found = owners(probes(owner, samples, dtype), samples)
+    assert found is not None
+    assert torch.equal(found, owner)
+
+
+def test_sums_over_samples_belong_to_nobody() -> None:
+    values = torch.randn(4, 6, 3)
+    mixed = [
+        (values * w[:, None, None]).sum(0)
+        for w in probe_weights(4, torch.float32, torch.device("cpu"))
+    ]
+    assert owners(mixed, 4) is None
+
+
+def test_nan_is_not_taken_for_an_owner() -> None:
+    found = probes(torch.arange(3).repeat_interleave(2), 3)
+    found[1][0] = float("nan")
+    assert owners(found, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "outer", "inner"),
+    [
+        ((5, 7, 2), 0, 1, 1),  # [n, T, d]
+        ((7, 5, 2), 1, 1, 1),  # [T, n, d]
+        ((35, 2), 0, 1, 7),  # [n·T, d]
+        ((35, 2), 0, 7, 1),  # [T·n, d]
+        ((60, 2), 0, 3, 4),  # windows on both sides
+        ((2, 5), 1, 1, 1),  # the batch in columns
+        ((5, 5), 1, 1, 1),  # as many positions as samples
+    ],
+)
+def test_layout_is_found(shape: tuple[int, ...], dim: int, outer: int, inner: int) -> None:
+    layout = Blocks(dim, outer, 5, inner)
+    owner = torch.empty(shape, dtype=torch.long)
+    view = layout.split(owner).movedim(dim + 1, -1)
+    view.copy_(torch.arange(5).expand(view.shape))
+    assert fit(owner, 5) == (layout, True)
+
+
+def test_zeros_make_a_layout_uncertain() -> None:
+    """A class token: one live row in four; with three samples, [n·4] looks like [4·n]."""
+    owner = torch.full((12, 2), NOBODY)
+    owner[::4] = torch.arange(3)[:, None]
+    layout, certain = fit(owner, 3)
+    assert isinstance(layout, Blocks)
+    assert not certain
+
+
+def test_ragged_rows_have_owners_and_are_never_certain() -> None:
+    owner = torch.tensor([0, 0, 2, 1, 1, 1, 2])[:, None].expand(7, 3)
+    layout, certain = fit(owner, 3)
+    assert isinstance(layout, Owners)
+    assert layout.dim == 0
+    assert not certain
+
+
+@pytest.mark.parametrize("layout", [Blocks(1, 2, 3, 2), "owners"])
+def test_only_keeps_one_sample(layout: Blocks | str) -> None:
+    tensor = torch.randn(4, 12)
+    owner = torch.arange(12) // 2 % 3
+    kind = layout if isinstance(layout, Blocks) else Owners(owner[None], 3, 1)
+    for k in range(3):
+        assert torch.equal(kind.only(tensor, k), tensor * (owner == k))
+    assert torch.equal(sum(kind.only(tensor, k) for k in range(3)), tensor)
+
+
+@pytest.mark.parametrize("samples", [2, 16, 32])
+def test_verifying_weights_differ_from_sample_to_sample(samples: int) -> None:
+    weights = verifying_weights(samples, torch.float32, torch.device("cpu"))
+    assert len(weights.unique()) == samples

@@ -1,0 +1,170 @@
+"""Every closed form against the slow truth, on random shapes; and that it is the one that ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.borrowed import borrowed
+from retain.estimators.mas import SquaredNorm
+from retain.outputs import first_tensor
+from retain.per_sample import PerSample, sums_by_loop
+from retain.per_sample.rules import RULES
+
+N = 4
+
+
+@dataclass
+class Case:
+    """A parameter's shape, the input of n samples, and the function in which they meet."""
+
+    rule: str
+    shape: tuple[int, ...]
+    inputs: tuple[int, ...]  # of one sample
+    meet: Callable[[Tensor, Tensor], Tensor]  # (x [n, …], p) → [n, …]
+    route: str = "elementwise"
+    tokens: int = 0  # > 0: the inputs are token numbers below this
+
+
+def conv(stride: int = 1, groups: int = 1, dilation: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
+    def meet(x: Tensor, p: Tensor) -> Tensor:
+        function = [F.conv1d, F.conv2d, F.conv3d][p.ndim - 3]
+        return function(x, p, stride=stride, groups=groups, dilation=dilation, padding=1)
+
+    return meet
+
+
+def sequence_first(x: Tensor, p: Tensor) -> Tensor:
+    return F.linear(x.transpose(0, 1).contiguous(), p).transpose(0, 1)
+
+
+CASES = {
+    "mm, one row per sample": Case("Mm", (3, 5), (5,), lambda x, p: x @ p.T, "linear"),
+    "mm, tokens": Case("Mm", (3, 5), (6, 5), F.linear, "linear"),
+    "mm, sequence first": Case("Mm", (3, 5), (6, 5), sequence_first, "linear"),
+    "mm, large": Case("Mm", (700, 400), (3, 400), F.linear, "linear"),
+    "mm, batch in columns": Case("Mm", (3, 5), (5,), lambda x, p: (p @ x.T).T, "linear"),
+    "addmm, scaled": Case(
+        "Addmm",
+        (5, 3),
+        (5,),
+        lambda x, p: torch.addmm(torch.ones(3, dtype=x.dtype), x, p, beta=2, alpha=3),
+        "linear",
+    ),
+    "addmm, bias": Case(
+        "Addmm", (3,), (2, 5), lambda x, p: F.linear(x, torch.ones(3, 5, dtype=x.dtype), p)
+    ),
+    "bmm, one weight for all": Case(
+        "Bmm", (3, 50), (50, 2), lambda x, p: torch.bmm(p.expand(len(x), -1, -1), x), "linear"
+    ),
+    "bmm, einsum": Case(
+        "Bmm", (2, 5, 3), (6, 5), lambda x, p: torch.einsum("nti,hio->nhto", x, p), "linear"
+    ),
+    "bmm, experts": Case(
+        "Bmm",
+        (2, 5, 3),
+        (2, 5),
+        lambda x, p: torch.bmm(x.transpose(0, 1), p).movedim(1, 0),
+        "linear",
+    ),
+    "conv1d": Case("Convolution", (4, 3, 3), (3, 9), conv(), "convolution"),
+    "conv2d, strided": Case("Convolution", (4, 3, 3, 3), (3, 9, 9), conv(2), "convolution"),
+    "conv2d, depthwise": Case(
+        "Convolution", (6, 1, 3, 3), (6, 5, 5), conv(groups=6), "convolution"
+    ),
+    "conv2d, groups and dilation": Case(
+        "Convolution", (4, 3, 3, 3), (6, 8, 8), conv(groups=2, dilation=2), "convolution"
+    ),
+    "conv3d": Case("Convolution", (2, 3, 3, 3, 3), (3, 4, 4, 4), conv(), "convolution"),
+    "transposed": Case(
+        "Convolution",
+        (3, 4, 3, 3),
+        (3, 5, 5),
+        lambda x, p: F.conv_transpose2d(x, p, stride=2, output_padding=1),
+        "convolution",
+    ),
+    "convolution's bias": Case(
+        "Convolution", (4,), (3, 5, 5), lambda x, p: F.conv2d(x, torch.ones(4, 3, 3, 3).to(x), p)
+    ),
+    "embedding": Case("Embedding", (9, 4), (7,), lambda x, p: F.embedding(x, p), "embedding", 9),
+    "embedding, padded": Case(
+        "Embedding", (9, 4), (7,), lambda x, p: F.embedding(x, p, padding_idx=2), "embedding", 9
+    ),
+    "add": Case("Add", (3, 1), (2, 3, 4), lambda x, p: torch.add(x, p, alpha=2)),
+    "sub": Case("Sub", (4,), (2, 3, 4), lambda x, p: torch.sub(x, p, alpha=2)),
+    "mul": Case("Mul", (3, 1), (2, 3, 4), lambda x, p: p * x),
+    "mul, a number": Case("Mul", (), (2, 3), lambda x, p: x * p),
+    "div": Case("Div", (4,), (3, 4), lambda x, p: p / (x.square() + 1)),
+    "div by": Case("Div", (4,), (3, 4), lambda x, p: x / (p + 3)),
+    "expand": Case(
+        "Expand", (1, 1, 4), (3, 4), lambda x, p: torch.cat([p.expand(len(x), -1, -1), x], 1)
+    ),
+    "prelu": Case("PreluKernel", (3,), (3, 4), F.prelu),
+    "prelu, one": Case("PreluKernel", (1,), (3, 4), F.prelu),
+    "layer norm, scale": Case(
+        "NativeLayerNorm", (4,), (3, 4), lambda x, p: F.layer_norm(x, (4,), p)
+    ),
+    "layer norm, shift": Case(
+        "NativeLayerNorm", (3, 4), (3, 4), lambda x, p: F.layer_norm(x, (3, 4), None, p)
+    ),
+    "group norm, scale": Case(
+        "NativeGroupNorm", (6,), (6, 5), lambda x, p: F.group_norm(x, 3, p, p.detach())
+    ),
+    "batch norm, scale": Case(
+        "NativeBatchNorm",
+        (3,),
+        (3, 5, 5),
+        lambda x, p: F.batch_norm(x, torch.ones(3).to(x), torch.ones(3).to(x) * 2, p, p.detach()),
+    ),
+}
+
+
+class Meeting(nn.Module):
+    """The parameter and the input meet; a nonlinear end makes every gradient a different one."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+        self.p = nn.Parameter(torch.randn(case.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.case.meet(x, self.p)
+        return torch.tanh(y).flatten(1).cumsum(1)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_closed_form_is_exact_and_used(name: str, power: int) -> None:
+    case = CASES[name]
+    model = Meeting(case).double()
+    size = (N, *case.inputs)
+    x = torch.randint(case.tokens, size) if case.tokens else torch.randn(size).double()
+    engine = PerSample(model, {"p": model.p}, SquaredNorm(), power=power)
+    with borrowed(model):
+        sums = engine(Batch.of(x))
+        truth = sums_by_loop(
+            model, Batch.of(x), {"p": model.p}, SquaredNorm(), power=power, output=first_tensor
+        )
+    torch.testing.assert_close(sums["p"], truth["p"], rtol=1e-9, atol=1e-9)
+    assert engine.routes["p"].split(",")[0] == case.route
+    assert case.rule in {type(node).__name__.partition("Backward")[0] for node in _nodes(model, x)}
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.rule for case in CASES.values()} == set(RULES)
+
+
+def _nodes(model: nn.Module, x: Tensor) -> list[object]:
+    found, stack = [], [model(x).grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            stack += [below for below, _ in node.next_functions]
+    return found
