@@ -86,7 +86,7 @@ def refuse_non_finite(sums: Mapping[str, Tensor]) -> None:
         return
     # The largest of numbers ≥ 0 is finite if and only if all of them are; NaN goes through max().
     device = sums[names[0]].device
-    largest = torch.stack([sums[name].detach().abs().max().float().to(device) for name in names])
+    largest = torch.stack([sums[name].detach().max().float().to(device) for name in names])
     bad = [name for name, fine in zip(names, torch.isfinite(largest).tolist()) if not fine]
     if bad:
         shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
