@@ -1,0 +1,140 @@
+"""Ways to Σₖ|∂‖F(xₖ)‖²/∂θ|, ours and others', and the plain pass that all are compared with.
+
+Each way is made for a model and a batch, and is then a function to call. None may hold more than
+`HELD` bytes of per-sample gradients at once; those that make n × P of them go in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import retain
+from retain.batches import Batch
+from retain.estimators.mas import SquaredNorm
+from retain.outputs import first_tensor
+from retain.per_sample import sums_by_loop
+
+HELD = 1 << 30
+Run = Callable[[], object]
+
+
+def plain(model: nn.Module, raw: Any) -> Run:
+    """An ordinary forward and backward of the batch's Σₖ‖F(xₖ)‖²."""
+    batch = Batch.of(raw)
+
+    def run() -> None:
+        model.zero_grad()
+        squared_norms(model, batch).sum().backward()
+
+    return run
+
+
+def omega(model: nn.Module, raw: Any) -> Run:
+    """`retain.MAS(model).observe`, from the second batch on."""
+    memory = retain.MAS(model)
+    memory.observe([raw], progress=False)
+    return lambda: memory.observe([raw], progress=False)
+
+
+def first_omega(model: nn.Module, raw: Any) -> Run:
+    """The first `observe` of a new memory, with its probe and self-check."""
+    return lambda: retain.MAS(model).observe([raw], progress=False)
+
+
+def loop(model: nn.Module, raw: Any) -> Run:
+    """A forward and backward for every sample alone."""
+    batch, parameters = Batch.of(raw), dict(model.named_parameters())
+    score = SquaredNorm()
+    return lambda: sums_by_loop(model, batch, parameters, score, output=first_tensor)
+
+
+def vmap(model: nn.Module, raw: Any) -> Run:
+    """`torch.func.vmap(grad)`, in chunks of as many samples as may be held."""
+    batch = Batch.of(raw)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def score(values: dict[str, Tensor], sample: Any) -> Tensor:
+        args, kwargs = torch.utils._pytree.tree_map(lambda t: t[None], sample)
+        returned = torch.func.functional_call(model, (values, buffers), args, kwargs)
+        return first_tensor(returned).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0))
+
+    def run() -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for part in chunks(model, batch):
+            for name, gradients in each(parameters, (part.args, part.kwargs)).items():
+                sums[name] += gradients.abs_().sum(0)
+        return sums
+
+    return run
+
+
+def opacus(model: nn.Module, raw: Any) -> Run:
+    """Opacus's grad sampler, in chunks."""
+    from opacus import GradSampleModule
+
+    batch, sampler = Batch.of(raw), GradSampleModule(model, loss_reduction="sum")
+    sampler.train()  # it records nothing in eval mode
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+        if hasattr(module, "inplace"):
+            module.inplace = False  # its hooks refuse it
+
+    def run() -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for part in chunks(model, batch):
+            squared_norms(sampler, part).sum().backward()
+            for name, p in model.named_parameters():
+                sums[name] += p.grad_sample.abs_().sum(0)
+                p.grad_sample = None
+            sampler.zero_grad()
+        return sums
+
+    return run
+
+
+def backpack(model: nn.Module, raw: Any) -> Run:
+    """BackPACK's batch gradients, in chunks."""
+    import backpack as package
+    from backpack.extensions import BatchGrad
+
+    batch = Batch.of(raw)
+    extended = package.extend(model, use_converter=True)
+
+    def run() -> dict[str, Tensor]:
+        sums = {name: torch.zeros_like(p) for name, p in extended.named_parameters()}
+        for part in chunks(model, batch):
+            with package.backpack(BatchGrad()):
+                squared_norms(extended, part).sum().backward()
+            for name, p in extended.named_parameters():
+                sums[name] += p.grad_batch.abs_().sum(0)
+                del p.grad_batch
+            extended.zero_grad()
+        return sums
+
+    return run
+
+
+def squared_norms(model: nn.Module, batch: Batch) -> Tensor:
+    """‖F(xₖ)‖² of every sample, [n]."""
+    return first_tensor(batch.call(model)).flatten(1).square().sum(1)
+
+
+def chunks(model: nn.Module, batch: Batch) -> Iterator[Batch]:
+    """The batch in parts whose per-sample gradients may be held at once."""
+    one = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = max(1, HELD // one)
+    for start in range(0, batch.samples, size):
+        yield batch.take(start, start + size)
+
+
+# Ours and the plain pass must run; of the others it is said why they cannot.
+OWN = {"plain": plain, "omega": omega, "first": first_omega}
+OTHERS = {"vmap": vmap, "loop": loop, "opacus": opacus, "backpack": backpack}
