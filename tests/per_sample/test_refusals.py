@@ -77,6 +77,11 @@ def _around(middle: nn.Module) -> nn.Module:
     return model.double()
 
 
+def _partners(x: Tensor) -> Tensor:
+    """Samples come in pairs, one after the other; a batch of an odd number is an error."""
+    return x.view(-1, 2, x.shape[1]).flip(1).reshape(x.shape)
+
+
 INTERACTING = {
     "batch norm kept in train mode": AlwaysTraining(nn.BatchNorm1d(8)),
     "batch norm without running statistics": nn.BatchNorm1d(8, track_running_stats=False),
@@ -90,6 +95,7 @@ INTERACTING = {
     "samples shifted by one": Apply(lambda x: x.roll(1, 0)),
     "samples in reverse": Apply(lambda x: x.flip(0)),
     "similarities within the batch": Apply(lambda x: (x @ x.t()).softmax(1) @ x),
+    "pairs within the batch": Apply(lambda x: x + _partners(x)),
     "attention over the batch": nn.TransformerEncoderLayer(8, 2, 8),
     "recurrence over the batch": Apply(lambda x: x + F.pad(x, (0, 0, 1, 0))[:-1].tanh()),
 }
@@ -118,6 +124,8 @@ def _observe(model: nn.Module, *batches: Tensor) -> None:
 @pytest.mark.parametrize("kind", INTERACTING)
 def test_interacting_samples_are_refused(kind: str, n: int) -> None:
     model = _around(INTERACTING[kind])
+    if kind == "pairs within the batch":
+        n += n % 2
     with pytest.raises(ModelError, match=r"body\.middle"):
         _observe(model, torch.randn(n, 6, dtype=torch.float64))
 

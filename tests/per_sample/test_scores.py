@@ -47,6 +47,18 @@ def test_exact_without_the_self_check(name: str) -> None:
     assert not watched.complaint(watched.specimen.batch())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["mlp_with_batch_norm", "conv2d_plain", "encoder_batch_first"])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    """As exact as the precision allows, and summed in single precision."""
+    watched = Watched(REGISTRY[name], dtype)
+    batch = watched.specimen.batch(dtype=dtype)
+    found, truth = watched.engine(batch), watched.truth(batch)
+    for parameter, t in truth.items():
+        error = (found[parameter].float() - t.float()).norm() / t.float().norm()
+        assert error < 5e-2, f"{parameter}: {float(error):.1e}"
+
+
 @pytest.mark.parametrize("kept", [0, 1])
 @pytest.mark.parametrize("name", SOME)
 def test_half_of_the_parameters(name: str, kept: int) -> None:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from rich.console import Console
-from rich.live import Live
+from rich.progress import track
 from rich.table import Column, Table
 
 from retain.batches import Batch
@@ -31,13 +31,14 @@ def main() -> None:
     chosen = [s for s in REGISTRY.values() if _wanted(s, asked.patterns) and asked.slow >= s.slow]
     name = Column("model", no_wrap=True)
     table = Table(name, *("64¹", "64²", "32¹", "32²"), "routes", "warned", "price", title="zoo")
-    inexact = 0
-    with Live(table, console=Console(), vertical_overflow="visible", refresh_per_second=1):
-        for specimen in chosen:
-            row, exact = _row(specimen, check=not asked.unchecked, samples=asked.samples)
-            table.add_row(*row)
-            inexact += not exact
-    print(f"{len(chosen) - inexact} of {len(chosen)} exact")
+    console, inexact = Console(), 0
+    torch.set_num_threads(1)
+    for specimen in track(chosen, console=console, transient=True):
+        row, exact = _row(specimen, check=not asked.unchecked, samples=asked.samples)
+        table.add_row(*row)
+        inexact += not exact
+    console.print(table)
+    console.print(f"{len(chosen) - inexact} of {len(chosen)} exact")
 
 
 def _wanted(specimen: Specimen, patterns: list[str]) -> bool:
@@ -85,7 +86,7 @@ def _price(watched: Watched, samples: int) -> float:
     return _median(engine) / _median(plain)
 
 
-def _median(run: Callable[[], object], rounds: int = 5) -> float:
+def _median(run: Callable[[], object], rounds: int = 3) -> float:
     run()
     seconds = []
     for _ in range(rounds):

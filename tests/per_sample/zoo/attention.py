@@ -195,6 +195,34 @@ def learned_queries():
 
 
 @specimen(sequences(5, 6))
+def learned_queries_that_go_through_layers():
+    """What is computed from parameters alone, even by whole layers, meets the samples late."""
+
+    def forward(net, x):
+        one = net.prepare(F.layer_norm(net.queries, (6,)))  # [3, 6]
+        queries = torch.stack([one] * len(x))
+        scores = torch.baddbmm(net.bias.expand(len(x), -1, -1), queries, x.transpose(1, 2))
+        return net.head(scores.softmax(2) @ x + torch.cat([one.unsqueeze(0)] * len(x)))
+
+    prepare = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6), nn.LayerNorm(6))
+    return Net(
+        forward, queries=weight(3, 6), prepare=prepare, bias=weight(1, 3, 5), head=nn.Linear(6, 2)
+    )
+
+
+@specimen(sequences(4, 6))
+def a_weight_per_head():
+    """[n, heads, T, d] times [heads, d, e], and the same with one weight on the left."""
+
+    def forward(net, x):
+        h = torch.tanh(x.unflatten(2, (2, 3)).transpose(1, 2) @ net.heads)  # [n, 2, T, 5]
+        h = net.mix @ h  # [T, T] from the left
+        return torch.bmm(h.flatten(1).unsqueeze(0), net.single).squeeze(0)
+
+    return Net(forward, heads=weight(2, 3, 5), mix=weight(4, 4), single=weight(1, 40, 3))
+
+
+@specimen(sequences(5, 6))
 def linear_attention_by_einsum():
     def forward(net, x):
         q, k, v = torch.einsum("ntd,sde->snte", x, net.projections)

@@ -211,6 +211,24 @@ def own_autograd_function_with_two_outputs():
     return Net(forward, first=nn.Linear(6, 7), weight=weight(7), head=nn.Linear(7, 3))
 
 
+@specimen(vectors(6))
+def own_autograd_function_with_an_output_that_nobody_uses():
+    def forward(net, x):
+        scaled, _ = Doubled.apply(torch.tanh(net.first(x)), net.weight, 3)
+        return net.head(scaled)
+
+    return Net(forward, first=nn.Linear(6, 7), weight=weight(7), head=nn.Linear(7, 3))
+
+
+@specimen(vectors(6))
+def hooks_for_gradients():
+    """Hooks that look at gradients, as for saliency maps, put nodes of their own in the graph."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+    model[2].register_full_backward_pre_hook(lambda module, outputs: None)
+    return model
+
+
 @specimen(vectors(4), vanishing=("energy.2.bias",))
 def output_is_a_gradient():
     """The forward pass differentiates an energy: its graph holds backward nodes."""

@@ -40,16 +40,30 @@ def alexnet():
 
 @specimen(images(3, 32, 32), samples=4, **torchvision)
 def resnet_basic_blocks():
-    from torchvision.models.resnet import BasicBlock, ResNet
+    from torchvision.models.resnet import BasicBlock
 
-    return _narrow_stem(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5))
+    model = _narrow_resnet(BasicBlock)
+    model.maxpool = nn.Identity()
+    return model
 
 
 @specimen(images(3, 32, 32), samples=4, **torchvision)
 def resnext_bottlenecks():
-    from torchvision.models.resnet import Bottleneck, ResNet
+    from torchvision.models.resnet import Bottleneck
 
-    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5, groups=8, width_per_group=2)
+    return _narrow_resnet(Bottleneck, groups=4, width_per_group=16)
+
+
+def _narrow_resnet(block, **options):
+    from torchvision.models import ResNet
+
+    class Narrow(ResNet):
+        def _make_layer(self, block, planes, *rest, **more):
+            return super()._make_layer(block, planes // 8, *rest, **more)
+
+    model = Narrow(block, [1, 2, 1, 1], num_classes=5, **options)
+    model.fc = nn.Linear(64 * block.expansion, 5)
+    return model
 
 
 @specimen(images(3, 64, 64), samples=3, slow=True, **torchvision)
@@ -57,11 +71,6 @@ def resnet18():
     from torchvision.models import resnet18
 
     return resnet18(num_classes=5)
-
-
-def _narrow_stem(model):
-    model.maxpool = nn.Identity()
-    return model
 
 
 @specimen(images(3, 32, 32), samples=4, **torchvision)
