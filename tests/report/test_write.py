@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import retain.report
-from retain.errors import FileError, InputError
+from retain.errors import FileError, InputError, MissingExtraError
 
 from . import made_up
 
@@ -51,3 +56,60 @@ def test_text_from_the_results_is_escaped(tmp_path: Path) -> None:
     page = retain.report.write(made_up.with_failure(), tmp_path)[0].read_text()
     assert "&lt;script&gt;" in page
     assert "4-5 <script>" not in page
+
+
+def text_of(page: Path) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", page.read_text(encoding="utf-8")))
+
+
+def test_the_page_says_what_was_run_on_what_and_with_what(tmp_path: Path) -> None:
+    made = made_up.results(("finetune", "mas"), seeds=(0, 7), model="resnet18", lr=0.01)
+    said = text_of(retain.report.write(made, tmp_path)[0])
+    for fact in ("FineTune and MAS on digits", "resnet18", "learning rate 0.01", "4 epochs"):
+        assert fact in said
+    for fact in ("0, 7 (n = 2)", "torch 2.14.1", "Task-incremental", "MAS 1"):
+        assert fact in said
+    assert retain.report.summary(made) in said
+
+
+@pytest.mark.parametrize(
+    ("config", "notice", "corner"),
+    [
+        ({"quick": True}, "Quick run.", "quick run"),
+        ({"stand_in": "digits"}, "Stand-in data.", "stand-in data"),
+        ({"sample": "invented"}, "SAMPLE.", "sample"),
+    ],
+)
+def test_what_must_be_known_first_is_on_the_page_and_on_every_picture(
+    config: dict[str, Any], notice: str, corner: str, tmp_path: Path
+) -> None:
+    written = retain.report.write(made_up.results(("mas",), seeds=(0,), **config), tmp_path)
+    assert notice in text_of(written[0])
+    assert all(corner in p.read_text() for p in written if p.suffix == ".svg")
+    plain = retain.report.write(made_up.results(("mas",), seeds=(0,)), tmp_path / "plain")
+    assert notice not in text_of(plain[0])
+    assert not any(corner in p.read_text() for p in plain if p.suffix == ".svg")
+
+
+def test_failures_and_what_was_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
+    made = made_up.with_failure()
+    made["config"]["skipped"] = {"birds → scenes": "CUB_200_2011 was not found in data."}
+    said = text_of(retain.report.write(made, tmp_path)[0])
+    assert "What failed or was not run" in said
+    assert said.count("The loss became NaN") == 3
+    assert "EWC, λ = 400, seed 1, after 1 of 5 tasks" in said
+    assert "CUB_200_2011 was not found in data." in said
+
+
+def test_a_page_without_the_extra_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install \"retain\[study\]\""):
+        retain.report.write(made_up.results(("mas",)), tmp_path)
+
+
+def test_importing_the_report_loads_nothing_heavy() -> None:
+    heavy = "{'matplotlib', 'jinja2', 'rich'} & set(sys.modules)"
+    code = f"import sys, retain.report; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", code], check=True)

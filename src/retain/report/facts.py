@@ -115,7 +115,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("Training", ", ".join(str(part) for part in training if part)),
         ("Strength λ", _strengths(results.runs)),
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})" if seeds else ""),
-        ("Device", str(config.get("device") or "")),
+        ("Device", str(config["device"]) if config.get("device") not in (None, "auto") else ""),
         ("Versions", ", ".join(f"{n} {v}" for n, v in results.versions.items())),
     ]
     return [(name, value) for name, value in given if value]

@@ -79,7 +79,7 @@ def _checked(content: Any, source: str) -> Results:
     if schema != SCHEMA or isinstance(schema, bool):
         checks.problem("schema", f"should be {SCHEMA}, but {told(schema)}")
     versions = checks.mapping(content.get("versions"), "versions")
-    config = checks.mapping(content.get("config"), "config")
+    config = _config(checks, content.get("config"))
     given = checks.sequence(content.get("runs"), "runs")
     runs = tuple(_run(checks, run, f"runs[{place}]") for place, run in enumerate(given))
     if checks.problems:
@@ -90,6 +90,17 @@ def _checked(content: Any, source: str) -> Results:
         )
     told_versions = {name: str(version) for name, version in versions.items()}
     return Results(source, told_versions, config, runs, in_sequences(runs))
+
+
+def _config(checks: Checks, given: Any) -> Mapping[str, Any]:
+    """What was asked for: any names and values, but these few as the page reads them."""
+    config = checks.mapping(given, "config")
+    for name in ("title", "study"):
+        checks.text(config.get(name), f"config.{name}")
+    for name in ("methods", "seeds"):
+        checks.sequence(config.get(name, []), f"config.{name}")
+    checks.mapping(config.get("skipped") or {}, "config.skipped")
+    return config
 
 
 def _run(checks: Checks, given: Any, where: str) -> Run:

@@ -34,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed, and what it said."""
+    """A run that failed or was not run, and why."""
 
     name: str
     error: str
@@ -151,11 +151,15 @@ def _without(item: Captioned, captions: set[str]) -> Captioned:
 
 
 def _failures(results: Results) -> Section | None:
+    """Runs that failed with what they said, and what was not run at all with the reason why."""
     failed = results.with_status("failed")
-    if not failed:
+    told = [Failure(facts.run_name(run), run.error or "No reason given.") for run in failed]
+    skipped = results.config.get("skipped") or {}
+    told += [Failure(str(name), str(reason)) for name, reason in skipped.items()]
+    words = (["failed"] if failed else []) + (["was not run"] if skipped else [])
+    if not told:
         return None
-    told = tuple(Failure(facts.run_name(run), run.error or "No reason given.") for run in failed)
-    return Section("failures", "What failed", failures=told)
+    return Section("failures", f"What {' or '.join(words)}", failures=tuple(told))
 
 
 def _slug(name: str) -> str:

@@ -76,6 +76,7 @@ def _draw(width: int, points: list[Point]) -> Any:
             elinewidth=1,
             linestyle="none",
             zorder=3,
+            clip_on=False,
         )
     _corner(axes)
     axes.set_xlabel("Accuracy when learned, %")
@@ -93,8 +94,8 @@ def _limits(axes: Any, points: list[Point]) -> None:
     """Zero forgetting is always in view, and above it nothing but gains."""
     xs = [100 * (x.mean + side * (x.sd or 0)) for _, x, _ in points for side in (-1, 1)]
     ys = [100 * (y.mean + side * (y.sd or 0)) for _, _, y in points for side in (-1, 1)]
-    margin = max(0.08 * (max(xs) - min(xs)), 0.3)
-    axes.set_xlim(min(xs) - margin, max(xs) + margin)
+    margin = max(0.08 * (max(xs) - min(xs)), 0.5)
+    axes.set_xlim(min(xs) - margin, min(max(xs) + margin, 100))
     low, high = min(*ys, 0.0), max(*ys, 2.0)
     if _stretched(points):
         axes.set_yscale("function", functions=(_root, _square))

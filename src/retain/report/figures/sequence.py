@@ -69,7 +69,7 @@ def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:
     high = max(210, LINE * len(shown) + 20)
     panels = (
         ("All tasks seen so far, %", _seen),
-        (f"Only {fitted(sequence.tasks[0], 120, 13)}, %", _first),
+        (f"The first alone, {fitted(sequence.tasks[0], 90, 13)}, %", _first),
     )
     canvas = Canvas(width, len(panels) * (26 + high + below))
     for place, (title, follow) in enumerate(panels):
@@ -102,6 +102,7 @@ def _lines(axes: Any, shown: tuple[Variant, ...], labels: list[str], follow: Fol
             marker=own.marker,
             markersize=5,
             markerfacecolor=own.colour if own.filled else SURFACE,
+            clip_on=False,
         )
         if _banded(shown):
             spreads = [100 * (value.sd or 0) for _, value in known]
@@ -111,7 +112,8 @@ def _lines(axes: Any, shown: tuple[Variant, ...], labels: list[str], follow: Fol
     axes.set_xlim(-0.15, tasks - 0.85)
     low, high = axes.get_ylim()
     if high - low < LEAST:  # a closer look would make noise look like news
-        axes.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
+        low, high = (low + high - LEAST) / 2, (low + high + LEAST) / 2
+    axes.set_ylim(low, min(high, 100))
     if ends:
         points, names, colours = zip(*ends)
         at_the_right(axes, points, names, colours)
