@@ -43,6 +43,9 @@ def test_the_gradient_is_that_of_the_value(shape, holds):
     torch.testing.assert_close(add_gradient(given, theta, held, 0.3), given + 0.3 * expected)
     torch.testing.assert_close(add_gradient(None, theta, held, 0.3), 0.3 * expected)
     assert torch.equal(given, before), "the given gradient was written to"
+    out = torch.empty_like(given)
+    assert add_gradient(given, theta, held, 0.3, out=out) is out
+    torch.testing.assert_close(out, given + 0.3 * expected)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -106,6 +109,11 @@ def test_an_endless_pull_ends_at_the_anchor():
     theta, held = make((50, 20), dtype=torch.float32)
     proximal_(theta, held, 1e38)
     torch.testing.assert_close(theta, held[0].anchor, atol=1e-6, rtol=1e-6)
+    theta, held = make((50, 20), dtype=torch.float32)
+    nothing = Hold(torch.zeros_like(theta), held[0].anchor)
+    before = theta.clone()
+    proximal_(theta, [nothing], 1e300)
+    assert torch.equal(theta, before)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float64])

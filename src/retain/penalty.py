@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PART = 65536  # elements; measured best on CPUs, where a part and its temporaries stay in the cache
-SURELY = 1e18  # a pull this strong leaves nothing of θ − θ* in any floating type
+LEAST = 1e-30  # of what is added to Ω before dividing by it: beyond, only θ* is left anyway
 
 
 class Hold(NamedTuple):
@@ -36,23 +36,28 @@ def value(theta: Tensor, holds: Sequence[Hold]) -> Tensor:
 
 
 def add_gradient(
-    gradient: Tensor | None, theta: Tensor, holds: Sequence[Hold], scale: float
+    gradient: Tensor | None,
+    theta: Tensor,
+    holds: Sequence[Hold],
+    scale: float,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`gradient` + scale · Σ 2Ω (θ − θ*) for one parameter, as a new tensor; None counts as 0."""
-    total = torch.empty_like(theta if gradient is None else gradient, requires_grad=False)
+    """`gradient` + scale · Σ 2Ω (θ − θ*) for one parameter, in `out` or a new tensor; None is 0."""
+    total = torch.empty_like(theta if gradient is None else gradient) if out is None else out
     for index, hold in enumerate(holds):
         before = total if index else gradient
-        for out, part, omega, star, *given in _parts(
+        for target, part, omega, star, *given in _parts(
             total, theta, *hold, *(() if before is None else (before,))
         ):
             d = _difference(part, star)
             weight = _like(omega, d)
             base = given[0] if given else torch.zeros((), dtype=d.dtype, device=d.device)
             # g + scale · 2Ω (θ − θ*)   (the gradient of MAS, eq. 3)
-            if out.dtype == d.dtype == base.dtype:
-                torch.addcmul(base, d, weight, value=2 * scale, out=out)
+            if target.dtype == d.dtype == base.dtype:
+                torch.addcmul(base, d, weight, value=2 * scale, out=target)
             else:
-                out.copy_(torch.addcmul(base.to(d.dtype), d, weight, value=2 * scale))
+                target.copy_(torch.addcmul(base.to(d.dtype), d, weight, value=2 * scale))
     return total
 
 
@@ -61,11 +66,15 @@ def add_gradients(
     thetas: Sequence[Tensor],
     holds: Sequence[Sequence[Hold]],
     scale: float,
+    outs: Sequence[Tensor | None],
 ) -> list[Tensor]:
     """`add_gradient` for many parameters; in a few kernels for all of them on an accelerator."""
     if _uniform_on_accelerator(gradients, thetas, holds):
         return _add_gradients_at_once([g for g in gradients if g is not None], thetas, holds, scale)
-    return [add_gradient(*one, scale) for one in zip(gradients, thetas, holds, strict=True)]
+    return [
+        add_gradient(g, theta, held, scale, out=out)
+        for g, theta, held, out in zip(gradients, thetas, holds, outs, strict=True)
+    ]
 
 
 def proximal_(theta: Tensor, holds: Sequence[Hold], scale: float) -> None:
@@ -74,20 +83,22 @@ def proximal_(theta: Tensor, holds: Sequence[Hold], scale: float) -> None:
     For one hold that is θ ← (θ + 2·scale·Ω·θ*) / (1 + 2·scale·Ω): between θ and θ* whatever the
     scale, and θ itself, to the bit, where scale · Ω is 0.
     """
+    if scale == 0 or not holds:
+        return
+    least = max(1 / (2 * scale), LEAST)
     for part, *flat in _parts(theta, *(tensor for hold in holds for tensor in hold)):
         pull, total = None, None
         for omega, star in zip(flat[::2], flat[1::2]):
             d = _difference(part, star)
-            a = _like(omega, d).mul(2 * scale).clamp_(max=SURELY)
-            pulled = d.mul_(a)
-            pull = pulled if pull is None else pull.add_(pulled)
-            total = a if total is None else total.add_(a)
-        if pull is not None and total is not None:
-            # θ − Σ a (θ − θ*) / (1 + Σ a),   a = 2·scale·Ω
-            step = pull.div_(total.add_(1))
-            part.sub_(step.to(part.dtype)) if part.dtype == step.dtype else part.copy_(
-                part.to(step.dtype).sub_(step)
-            )
+            weight = _like(omega, d)
+            pull = d.mul_(weight) if pull is None else pull.addcmul_(d, weight)
+            total = weight + least if total is None else total.add_(weight)
+        # θ − Σ Ω (θ − θ*) / (Σ Ω + 1/(2·scale)), which is the closed form, and never ∞/∞
+        if total is not None and pull is not None:
+            if part.dtype == total.dtype:
+                part.addcdiv_(pull, total, value=-1)
+            else:
+                part.copy_(part.to(total.dtype).addcdiv_(pull, total, value=-1))
 
 
 class Penalty(torch.autograd.Function):

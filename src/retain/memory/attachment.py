@@ -85,6 +85,7 @@ class Attachment:
         self.follower = follower
         self._ledger = _ledgers.setdefault(optimizer, _Ledger())
         self._now: list[tuple[nn.Parameter, Sequence[Hold], dict[str, Any], str]] = []
+        self._stand_ins: dict[int, Tensor] = {}  # by the id of the parameter
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
@@ -100,6 +101,7 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._stand_ins.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -171,12 +173,33 @@ class Attachment:
                 continue
             gradients = [p.grad for p, *_ in some]
             new = add_gradients(
-                gradients, [p.detach() for p, *_ in some], [h for _, h, *_ in some], sign * scale
+                gradients,
+                [p.detach() for p, *_ in some],
+                [holds for _, holds, *_ in some],
+                sign * scale,
+                [self._stand_in(p) for p, *_ in some],
             )
             for (p, *_), before, after in zip(some, gradients, new):
                 # Without a gradient, and at its anchor, a weight stays out of the step.
                 if before is not None or after.any():
                     self._ledger.lend(self, p, after)
+
+    def _stand_in(self, p: nn.Parameter) -> Tensor | None:
+        """Memory for the gradient of `p` during a step, kept from step to step on a CPU.
+
+        There, fresh memory costs more than the sum that is written to it.
+        """
+        like = p if p.grad is None else p.grad
+        if like.device.type != "cpu":
+            return None
+        kept = self._stand_ins.get(id(p))
+        if kept is None or (kept.shape, kept.dtype, kept.stride()) != (
+            like.shape,
+            like.dtype,
+            like.stride(),
+        ):
+            kept = self._stand_ins[id(p)] = torch.empty_like(like, requires_grad=False)
+        return kept
 
     def _in_optimizer(self) -> Iterator[tuple[nn.Parameter, Sequence[Hold], dict[str, Any], str]]:
         held = {id(p): (name, holds) for name, (p, holds) in self._held().items()}
