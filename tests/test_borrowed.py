@@ -203,3 +203,25 @@ def test_a_compiled_model_runs_as_it_was_written():
         assert runs == [1]
     model(x)
     assert runs == [1, 1]
+
+
+def test_nothing_of_torch_stays_replaced():
+    places = [
+        (torch.autograd.graph.saved_tensors_hooks, ("__enter__", "__exit__")),
+        (torch.utils.checkpoint.CheckpointFunction, ("apply",)),
+        (torch._VF, ("lstm", "gru", "rnn_tanh", "rnn_relu")),
+    ]
+    before = [{name: vars(owner).get(name) for name in names} for owner, names in places]
+    with borrowed(nn.Identity()), borrowed(nn.Identity()):
+        meanwhile = [{name: vars(owner).get(name) for name in names} for owner, names in places]
+    assert [{n: vars(owner).get(n) for n in names} for owner, names in places] == before
+    for one, other in zip(before, meanwhile, strict=True):
+        assert not any(one[name] is other[name] for name in one)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_give_the_same_in_steps(cell):
+    model, x = cell(3, 4, num_layers=2, bidirectional=True), torch.randn(2, 5, 3)
+    expected = model(x)[0]
+    with borrowed(model):
+        torch.testing.assert_close(model(x)[0], expected)

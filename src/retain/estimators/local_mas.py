@@ -24,10 +24,11 @@ class LocalRule:
     - σ: the elementwise non-linearity (activations.py) that reads this output, as one function of
       torch, in place or not. Views, reshapes, transposes, copies and dropout in eval mode may
       stand between. It counts when nothing else reads the output before the next layer runs;
-      otherwise, as where a residual sum, a normalisation or a softmax follows, σ is the identity.
+      otherwise σ is the identity: where a residual sum, another normalisation or a softmax follows,
+      where a non-linearity is written out in several functions, and where a hook reads the output.
 
-    Then gₖ = Σ_positions 2 y_l σ′(z) s ⊗ y, which after ReLU is 2 y_l ⊗ y: Hebb's rule (MAS, §4.3
-    and its local version). The sum is over positions, and over several uses of a weight, inside a
+    Then gₖ = Σ_positions 2 y_l σ′(z) s ⊗ y with z what σ is applied to, which after ReLU is
+    2 y_l ⊗ y: Hebb's rule. The sum is over positions, and over several uses of a weight, inside a
     sample; |·| follows, then the sum over samples. A bias gets Σ_positions 2 y_l σ′(z) s.
 
     **Left out**, absent from the sums: parameters of anything else (norms, embeddings, recurrent
