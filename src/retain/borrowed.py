@@ -113,13 +113,14 @@ def _recurrence_in_steps() -> Iterator[None]:
 
     def in_steps(fused: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            cudnn = torch.backends.cudnn.enabled
-            with torch.backends.mkldnn.flags(enabled=False):
-                try:
-                    torch.backends.cudnn.enabled = False
-                    return fused(*args)
-                finally:
-                    torch.backends.cudnn.enabled = cudnn
+            cudnn, onednn = torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled()
+            try:
+                torch.backends.cudnn.enabled = False
+                torch._C._set_mkldnn_enabled(False)  # its public form warns where there is no GPU
+                return fused(*args)
+            finally:
+                torch.backends.cudnn.enabled = cudnn
+                torch._C._set_mkldnn_enabled(onednn)
 
         return run
 
