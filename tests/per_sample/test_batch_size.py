@@ -14,7 +14,7 @@ DOZEN = [
     "flattened_tokens_time_first",
     "bilinear_of_two_inputs",
     "conv2d_groups_dilation_stride",
-    "mobilenet_v3_tiny",
+    "depthwise_separable",
     "group_norm",
     "encoder_sequence_first_directly",
     "vision_transformer_with_class_token",
