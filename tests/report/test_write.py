@@ -8,18 +8,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import retain.report
 from retain.errors import FileError, InputError, MissingExtraError
+from retain.report.__main__ import main
 
 from . import made_up
 
+SMALL = made_up.results(("finetune",), ("a", "b"), seeds=(0,))
+
 
 def test_page_and_figures_are_written_beside_the_results(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(made_up.results(("finetune", "mas"))))
+    (tmp_path / "results.json").write_text(json.dumps(SMALL))
     written = retain.report.write(tmp_path)
     assert written[0] == tmp_path / "report.html"
     assert {path.parent for path in written[1:]} == {tmp_path / "figures"}
@@ -29,24 +31,24 @@ def test_page_and_figures_are_written_beside_the_results(tmp_path: Path) -> None
 
 def test_a_dict_needs_a_place_to_write_to(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="out="):
-        retain.report.write(made_up.results(("mas",)))
-    assert (tmp_path / "report.html") in retain.report.write(made_up.results(("mas",)), tmp_path)
+        retain.report.write(SMALL)
+    assert (tmp_path / "report.html") in retain.report.write(SMALL, tmp_path)
 
 
 def test_an_out_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(FileError, match=r"cannot be written into .*taken"):
-        retain.report.write(made_up.results(("mas",)), tmp_path / "taken")
+        retain.report.write(SMALL, tmp_path / "taken")
 
 
 def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
-    first = retain.report.write(made_up.results(("mas",)), tmp_path / "a")
-    second = retain.report.write(made_up.results(("mas",)), tmp_path / "b")
+    first = retain.report.write(SMALL, tmp_path / "a")
+    second = retain.report.write(SMALL, tmp_path / "b")
     assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]
 
 
 def test_nothing_outside_the_page_is_asked_for(tmp_path: Path) -> None:
-    page = retain.report.write(made_up.results(("mas",)), tmp_path)[0].read_text()
+    page = retain.report.write(SMALL, tmp_path)[0].read_text()
     assert "http:" not in page.replace("http://www.w3.org/", "")
     assert "https:" not in page
     assert "src=" not in page
@@ -72,23 +74,17 @@ def test_the_page_says_what_was_run_on_what_and_with_what(tmp_path: Path) -> Non
     assert retain.report.summary(made) in said
 
 
-@pytest.mark.parametrize(
-    ("config", "notice", "corner"),
-    [
-        ({"quick": True}, "Quick run.", "quick run"),
-        ({"stand_in": "digits"}, "Stand-in data.", "stand-in data"),
-        ({"sample": "invented"}, "SAMPLE.", "sample"),
-    ],
-)
-def test_what_must_be_known_first_is_on_the_page_and_on_every_picture(
-    config: dict[str, Any], notice: str, corner: str, tmp_path: Path
-) -> None:
-    written = retain.report.write(made_up.results(("mas",), seeds=(0,), **config), tmp_path)
-    assert notice in text_of(written[0])
-    assert all(corner in p.read_text() for p in written if p.suffix == ".svg")
-    plain = retain.report.write(made_up.results(("mas",), seeds=(0,)), tmp_path / "plain")
-    assert notice not in text_of(plain[0])
-    assert not any(corner in p.read_text() for p in plain if p.suffix == ".svg")
+def test_what_must_be_known_first_is_on_the_page_and_on_every_picture(tmp_path: Path) -> None:
+    notices = ("Quick run.", "Stand-in data.", "SAMPLE.")
+    corner = "sample, quick run, stand-in data"
+    config = {"quick": True, "stand_in": "digits", "sample": "invented"}
+    marked = retain.report.write({**SMALL, "config": config}, tmp_path / "marked")
+    plain = retain.report.write(SMALL, tmp_path / "plain")
+    for notice in notices:
+        assert notice in text_of(marked[0])
+        assert notice not in text_of(plain[0])
+    assert all(corner in path.read_text() for path in marked if path.suffix == ".svg")
+    assert not any(corner in path.read_text() for path in plain if path.suffix == ".svg")
 
 
 def test_failures_and_what_was_not_run_are_told_with_the_reason(tmp_path: Path) -> None:
@@ -106,10 +102,18 @@ def test_a_page_without_the_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"pip install \"retain\[study\]\""):
-        retain.report.write(made_up.results(("mas",)), tmp_path)
+        retain.report.write(SMALL, tmp_path)
 
 
 def test_importing_the_report_loads_nothing_heavy() -> None:
     heavy = "{'matplotlib', 'jinja2', 'rich'} & set(sys.modules)"
     code = f"import sys, retain.report; assert not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_sample_is_marked_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(tmp_path)
+    assert "SAMPLE page" in capsys.readouterr().out
+    said = text_of(tmp_path / "report.html")
+    assert "SAMPLE." in said
+    assert "not a result of yours" in said

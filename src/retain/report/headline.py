@@ -19,6 +19,7 @@ SHOWN: tuple[tuple[str, str, Callable[..., float]], ...] = (
     ("average_forgetting", "Forgetting, points", min),
     ("plasticity", "Accuracy when learned, %", max),
 )
+UNKNOWN = Cell("–", mark="quiet")
 COLUMNS = ("Method", *(column for _, column, _ in SHOWN), "Seeds")
 
 
@@ -86,26 +87,32 @@ def _seeds(variant: Variant) -> Cell:
     return Cell(", ".join(said), len(variant.done), "bad" if failed else "")
 
 
+SPENT = {
+    "train_seconds": "Training",
+    "importance_seconds": "Importance",
+    "evaluation_seconds": "Evaluation",
+}
+
+
 def cost(sequence: Sequence) -> Grid | None:
     """One row a variant: seconds by kind of work and bytes kept; None when nothing is known."""
-    kinds = ("train_seconds", "importance_seconds", "evaluation_seconds")
+    kinds = [kind for kind in SPENT if any(v.measure(kind) for v in sequence.variants)]
     rows = []
     for variant in sequence.variants:
         spent = [variant.measure(kind) for kind in kinds]
         kept = [sum(run.memory[-1].values()) for run in variant.done if run.memory]
-        if not any(spent) and not kept:
-            continue
-        cells = [Cell(seconds(s.mean), s.mean) if s else Cell("–", None, "quiet") for s in spent]
-        bytes_kept = Cell(size(max(kept)), max(kept)) if kept else Cell("–", None, "quiet")
-        rows.append((Cell(variant.label), *cells, bytes_kept))
+        if any(spent) or kept:
+            cells = [Cell(seconds(s.mean), s.mean) if s else UNKNOWN for s in spent]
+            bytes_kept = Cell(size(max(kept)), max(kept)) if kept else UNKNOWN
+            rows.append((Cell(variant.label), *cells, bytes_kept))
     if not rows:
         return None
     return Grid(
         title=f"Time and memory: {sequence.name}",
-        columns=("Method", "Training", "Importance", "Evaluation", "Kept at the end"),
+        columns=("Method", *(SPENT[kind] for kind in kinds), "Kept at the end"),
         rows=tuple(rows),
-        caption="Time of one run, mean over seeds. Kept: everything that must be in memory or on "
-        "disk for the next task, the network itself included.",
+        caption=("Time of one run, mean over seeds. " if kinds else "") + "Kept: everything that "
+        "must be in memory or on disk for the next task, the network itself included.",
         sortable=True,
     )
 

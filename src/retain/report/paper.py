@@ -8,12 +8,12 @@ from importlib.resources import files
 from typing import Any
 
 from retain.report.grid import Cell, Grid
+from retain.report.headline import UNKNOWN
 from retain.report.naming import METHODS, method_name
 from retain.report.results import Results, Sequence, Spread, Variant, spread
 from retain.report.words import percent, points
 
 TABLES = ("table2", "table3")
-QUIET = Cell("–", mark="quiet")
 Key = tuple[str, str | None]  # method, and for Table 3 the data that Ω is computed on
 
 
@@ -146,7 +146,7 @@ def _numbers(variant: Variant) -> Numbers:
 
 def _cells(numbers: Numbers | None) -> tuple[Cell, Cell]:
     if numbers is None:
-        return QUIET, QUIET
+        return UNKNOWN, UNKNOWN
     first, drop, second = numbers
     change = f" ({points(drop.mean)})" if drop else ""
     return Cell(percent(first) + change), Cell(percent(second))
@@ -154,17 +154,17 @@ def _cells(numbers: Numbers | None) -> tuple[Cell, Cell]:
 
 def _paper_cells(values: Mapping[str, float] | None) -> tuple[Cell, Cell]:
     if values is None:
-        return QUIET, QUIET
+        return UNKNOWN, UNKNOWN
     first = f"{values['first']:.2f} ({points(values['drop'] / 100)})"
     return Cell(first, mark="quiet"), Cell(f"{values['second']:.2f}", mark="quiet")
 
 
 def _difference(numbers: Numbers | None, values: Mapping[str, float] | None) -> tuple[Cell, Cell]:
     if numbers is None or values is None:
-        return QUIET, QUIET
+        return UNKNOWN, UNKNOWN
     first, drop, second = numbers
     if first is None or drop is None or second is None:
-        return QUIET, QUIET
+        return UNKNOWN, UNKNOWN
     return (
         Cell(
             f"{points(first.mean - values['first'] / 100, 2)} "

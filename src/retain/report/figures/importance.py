@@ -31,7 +31,6 @@ def importance(sequence: Sequence, prefix: str) -> list[Picture]:
         name += f"-{len(pictures) + 1}" if name in pictures else ""
         pictures[name] = Picture(
             name=name,
-            title=variant.label,
             caption="",
             description=f"Importance by parameter, {variant.label}: {', '.join(said)}.",
             draw=partial(_draw, label=variant.label, run=run),
@@ -111,6 +110,13 @@ def _spread(
     canvas.line([x[2], x[2]], [y - 5, y + 5], INK, linewidth=1.5)
 
 
+def _power(exponent: int) -> str:
+    """A power of ten: as a number where that is short, else as 10⁻⁵."""
+    if abs(exponent) <= 2:
+        return f"{10.0**exponent:g}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def _decades(canvas: Canvas, scale: _Scale | None, top: float, bottom: float) -> None:
     if scale is None:
         return
@@ -120,4 +126,4 @@ def _decades(canvas: Canvas, scale: _Scale | None, top: float, bottom: float) ->
         x = scale(10.0**exponent)
         canvas.line([x, x], [top, bottom], GRID_LINE, linewidth=0.75, zorder=0)
         if exponent % step == 0:
-            canvas.text(x, top - 7, f"{10.0**exponent:g}", size=9, color=MUTED, ha="center")
+            canvas.text(x, top - 7, _power(exponent), size=9, color=MUTED, ha="center")

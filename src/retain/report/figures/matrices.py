@@ -29,7 +29,6 @@ def matrices(sequence: Sequence, prefix: str, floor: float) -> list[Picture]:
         pictures.append(
             Picture(
                 name=f"{prefix}matrix-{variant.method}" + (f"-{earlier + 1}" if earlier else ""),
-                title=variant.label,
                 caption="",
                 description=_description(sequence, variant),
                 draw=partial(_draw, sequence=sequence, variant=variant, floor=floor),

@@ -31,7 +31,6 @@ def memory(sequence: Sequence, prefix: str) -> list[Picture]:
     return [
         Picture(
             name=f"{prefix}memory",
-            title="Memory",
             caption="What must be kept after each task, the network itself included. Level bars: "
             "the price does not grow with the number of tasks.",
             description="; ".join(said) + ".",

@@ -14,7 +14,6 @@ class Picture:
     """One picture of the report, drawn at each of `widths` so that its text never shrinks."""
 
     name: str  # of its files
-    title: str
     caption: str  # what to see in it
     description: str  # for those who cannot see it
     draw: Callable[[int], Any]  # width in CSS pixels → matplotlib figure

@@ -9,7 +9,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import MUTED, SURFACE, UPRIGHT, looks
+from retain.report.figures.style import MUTED, SURFACE, looks
 from retain.report.results import Sequence, Spread, Variant
 
 Point = tuple[Variant, Spread, Spread]
@@ -35,7 +35,6 @@ def plasticity(sequence: Sequence, prefix: str) -> list[Picture]:
     return [
         Picture(
             name=f"{prefix}forgetting-plasticity",
-            title="Forgetting against plasticity",
             caption=caption,
             description="; ".join(said) + ".",
             draw=partial(_draw, points=points),
@@ -60,7 +59,9 @@ def _stretched(points: list[Point]) -> bool:
 def _draw(width: int, points: list[Point]) -> Any:
     height = 430 if width >= WIDE else 360
     names, right = room([variant.label for variant, _, _ in points], width)
-    axes = Canvas(width, height).plot(44, 30, width - 44 - right, height - 30 - 46)
+    canvas = Canvas(width, height)
+    canvas.text(0, 12, "Forgetting, points", size=12, color=MUTED)
+    axes = canvas.plot(44, 30, width - 44 - right, height - 30 - 46)
     _limits(axes, points)
     styles = looks(variant.method for variant, _, _ in points)
     for own, (_, x, y) in zip(styles, points):
@@ -80,7 +81,6 @@ def _draw(width: int, points: list[Point]) -> Any:
         )
     _corner(axes)
     axes.set_xlabel("Accuracy when learned, %")
-    axes.set_title("Forgetting, points", **UPRIGHT)
     at_the_right(
         axes,
         [(100 * x.mean, 100 * y.mean) for _, x, y in points],

@@ -32,7 +32,6 @@ def over_the_sequence(sequence: Sequence, prefix: str) -> list[Picture]:
     return [
         Picture(
             name=f"{prefix}sequence",
-            title="Accuracy over the sequence",
             caption="Above: the mean over all tasks seen so far. Below: the first task alone, as "
             "the others are learned. A line that stays level has kept what it knew."
             + (" Bands: one standard deviation over seeds." if _banded(shown) else ""),

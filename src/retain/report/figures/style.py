@@ -21,23 +21,16 @@ COLOURS = {
     "ink": ("#1c2127", "#e8eaed"),
     "muted": ("#5c6670", "#a3adb8"),
     "grid": ("#e3e6ea", "#2c323a"),
-    "ideal": ("#8a939d", "#7d8792"),
     "blue": ("#0069a8", "#58b0ea"),
     "vermillion": ("#cf5b00", "#f28a45"),
-    "orange": ("#c98a00", "#f0bd45"),
+    "orange": ("#b98000", "#f0bd45"),
     "green": ("#008a66", "#2fc79b"),
     "purple": ("#b3548a", "#e39ac6"),
     "grey": ("#6d7782", "#98a2ad"),
-    "sky": ("#4ba3d9", "#2f7fb5"),
+    "sky": ("#3d98d2", "#2f7fb5"),
 }
 INK, MUTED, GRID_LINE, SURFACE = (COLOURS[name][0] for name in ("ink", "muted", "grid", "surface"))
 POINTS_PER_PIXEL = 72 / 96
-# How the upright axis is named: above it, level, where a reader begins.
-UPRIGHT: dict[str, Any] = {
-    "color": MUTED,
-    "fontsize": 12 * POINTS_PER_PIXEL,
-    "fontweight": "normal",
-}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import SURFACE, UPRIGHT, looks
+from retain.report.figures.style import MUTED, SURFACE, looks
 from retain.report.naming import BOUNDS, method_name, number
 from retain.report.results import Run, Sequence, Variant, spread
 
@@ -31,7 +31,6 @@ def tradeoffs(sequence: Sequence, prefix: str) -> list[Picture]:
     return [
         Picture(
             name=f"{prefix}tradeoff",
-            title="Trade-off over λ",
             caption="Each point is one strength λ. A larger λ moves up, to what was known, and "
             "left, away from what is new; a curve nearer the upper right corner gives a better "
             "choice. Numbers: λ. Means over seeds.",
@@ -76,7 +75,9 @@ def _bounds(sequence: Sequence) -> list[tuple[str, float, float]]:
 def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]]) -> Any:
     height = 440 if width >= WIDE else 360
     names, right = room([c[1] for c in curves] + [method_name(b[0]) for b in bounds], width)
-    axes = Canvas(width, height).plot(48, 28, width - 48 - right, height - 28 - 46)
+    canvas = Canvas(width, height)
+    canvas.text(0, 12, "Old tasks, at the end, %", size=12, color=MUTED)
+    axes = canvas.plot(48, 30, width - 48 - right, height - 30 - 46)
     styles = looks(method for method, _, _ in [*curves, *bounds])
     for own, (_, _, points) in zip(styles, curves):
         axes.plot(
@@ -91,7 +92,6 @@ def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]
         axes.plot(100 * x, 100 * y, marker=own.marker, color=own.colour, markersize=8)
     axes.margins(0.06)
     axes.set_xlabel("New tasks, when learned, %")
-    axes.set_title("Old tasks, at the end, %", **UPRIGHT)
     best = [max(points, key=lambda point: point[1] + point[2]) for _, _, points in curves]
     ends = [(100 * x, 100 * y) for _, x, y in [*best, *bounds]]
     at_the_right(axes, ends, names, [own.colour for own in styles])
