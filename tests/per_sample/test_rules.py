@@ -75,6 +75,7 @@ CASES = {
     ),
     "conv1d": Case("Convolution", (4, 3, 3), (3, 9), conv(), "convolution"),
     "conv2d, strided": Case("Convolution", (4, 3, 3, 3), (3, 9, 9), conv(2), "convolution"),
+    "conv2d, many pixels": Case("Convolution", (4, 3, 3, 3), (3, 20, 20), conv(), "convolution"),
     "conv2d, depthwise": Case(
         "Convolution", (6, 1, 3, 3), (6, 5, 5), conv(groups=6), "convolution"
     ),
@@ -115,6 +116,12 @@ CASES = {
     ),
     "group norm, scale": Case(
         "NativeGroupNorm", (6,), (6, 5), lambda x, p: F.group_norm(x, 3, p, p.detach())
+    ),
+    "batch norm of vectors": Case(
+        "NativeBatchNorm",
+        (3,),
+        (3,),
+        lambda x, p: F.batch_norm(x, torch.ones(3).to(x), torch.ones(3).to(x) * 2, p, p.detach()),
     ),
     "batch norm, scale": Case(
         "NativeBatchNorm",

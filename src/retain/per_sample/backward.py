@@ -148,7 +148,7 @@ class PerSampleBackward:
         for term in terms:
             if isinstance(term, OneByOne) and term.route == "masked":
                 return False
-            if isinstance(term, Factors) and term.shape != total.total.shape:
+            if isinstance(term, Factors) and term.shape.numel() != total.total.numel():
                 return False
         sum_terms(terms, self.samples, total)
         self.routes[group.names[0]] = _route(found)
@@ -197,8 +197,7 @@ class PerSampleBackward:
                     grads[edge] = torch.zeros(
                         shape_of(*edge), dtype=self._dtype(edge), device=device
                     )
-                into = grads[edge]
-                term.add_sample(k, into.view(term.shape) if isinstance(term, Factors) else into)
+                term.add_sample(k, grads[edge])
             for leaf, gradient in pull_back(self.graph, self.plan.frontier, grads).items():
                 total = self.sums[self._names[leaf]]
                 total.add(total.raised(gradient))

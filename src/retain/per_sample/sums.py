@@ -48,10 +48,15 @@ class Sum:
         else:
             self.total.add_(powers)
 
+    def matrix(self, rows: int) -> Tensor:
+        """The sum as a matrix, such as a convolution's weight by output channels."""
+        return self.total.view(rows, -1)
+
     def add_product(self, left_rp: Tensor, right_rq: Tensor) -> None:
         """Add left ᵀ right; both hold r rows and have been raised to the power."""
+        matrix = self.matrix(left_rp.shape[1])
         if self.empty:
-            torch.mm(left_rp.T, right_rq, out=self.total)
+            torch.mm(left_rp.T, right_rq, out=matrix)
             self.empty = False
         else:
-            self.total.addmm_(left_rp.T, right_rq)
+            matrix.addmm_(left_rp.T, right_rq)

@@ -31,17 +31,21 @@ class Term(Protocol):
 
 @dataclass(eq=False)
 class Factors:
-    """gₖ = Lₖᵀ Rₖ: a linear map, whose weight sees one outer product per row."""
+    """gₖ = Lₖᵀ Rₖ: a linear map, whose weight sees one outer product per row.
+
+    L [r, p] and R [r, q] hold the rows of all samples, in the order that `layout` says; or
+    L [n, t, p] and R [n, t, q], samples first, where `layout` is None.
+    """
 
     left_rp: Tensor
     right_rq: Tensor
-    layout: Layout
+    layout: Layout | None
     route: str = "linear"
 
     @property
     def shape(self) -> torch.Size:
         """The shape of gₖ, p × q."""
-        return torch.Size((self.left_rp.shape[1], self.right_rq.shape[1]))
+        return torch.Size((self.left_rp.shape[-1], self.right_rq.shape[-1]))
 
     @property
     def transposed(self) -> Factors:
@@ -56,17 +60,20 @@ class Factors:
 
     def pieces(self, sample: int) -> tuple[Tensor, Tensor]:
         """Lₖ [t, p] and Rₖ [t, q] of one sample."""
-        if isinstance(self.layout, Owners):
-            rows = self._rows[sample]
-            return self.left_rp[rows], self.right_rq[rows]
+        layout = self.layout
+        if isinstance(layout, Owners):
+            chosen = self._rows[sample]
+            return self.left_rp[chosen], self.right_rq[chosen]
         left, right = (
-            self.layout.split(rows, 0)[:, sample].flatten(0, 1)
+            rows[sample] if layout is None else layout.split(rows, 0)[:, sample].flatten(0, 1)
             for rows in (self.left_rp, self.right_rq)
         )
         return left, right
 
     def positions_first(self) -> tuple[Tensor, Tensor]:
         """L [n, t, p] and R [n, t, q]; a view wherever samples are contiguous."""
+        if self.layout is None:
+            return self.left_rp, self.right_rq
         assert isinstance(self.layout, Blocks)
         left, right = (
             self.layout.split(rows, 0).movedim(1, 0).flatten(1, 2)
@@ -78,13 +85,13 @@ class Factors:
         """Add Lₖᵀ Rₖ to `out` [p, q]."""
         left, right = self.pieces(sample)
         if len(left):
-            out.addmm_(left.T.to(out.dtype), right.to(out.dtype))
+            out.view(self.shape).addmm_(left.T.to(out.dtype), right.to(out.dtype))
 
 
-def sum_factors(terms: Sequence[Factors], total: Sum) -> None:
+def sum_factors(terms: Sequence[Factors], samples: int, total: Sum) -> None:
     """Add Σₖ |Σ_uses Lₖᵀ Rₖ|ᵖ: the uses of one weight meet before the power is taken."""
     if any(isinstance(term.layout, Owners) for term in terms):
-        _sum_ragged(terms, total)
+        _sum_ragged(terms, samples, total)
         return
     views = [term.positions_first() for term in terms]
     left = torch.cat([v[0] for v in views], 1) if len(views) > 1 else views[0][0]
@@ -105,7 +112,7 @@ def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     chunk = max(1, CACHED // (p * q))
     for left, right in zip(left_ntp.split(chunk), right_ntq.split(chunk)):
         gradients = torch.bmm(left.mT, right)
-        total.add(total.raised_(gradients).sum(0))
+        total.add(total.raised_(gradients).sum(0).view(total.total.shape))
 
 
 def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
@@ -113,9 +120,9 @@ def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     n, p, q = len(left_ntp), left_ntp.shape[2], right_ntq.shape[2]
     rows = max(1, min(p, CACHED // q))
     buffer = torch.empty(rows, q, dtype=left_ntp.dtype, device=left_ntp.device)
-    fresh = total.empty
+    fresh, matrix = total.empty, total.matrix(p)
     for start in range(0, p, rows):
-        block = total.total[start : start + rows]
+        block = matrix[start : start + rows]
         part = buffer[: len(block)]
         for k in range(n):
             # gₖ = Lₖᵀ Rₖ
@@ -127,7 +134,7 @@ def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     total.empty = False
 
 
-def _sum_ragged(terms: Sequence[Factors], total: Sum) -> None:
+def _sum_ragged(terms: Sequence[Factors], samples: int, total: Sum) -> None:
     """Samples with different numbers of rows, such as the tokens that an expert was given."""
     if len(terms) == 1 and isinstance(terms[0].layout, Owners):
         owner = terms[0].layout.owner.reshape(-1)
@@ -137,7 +144,7 @@ def _sum_ragged(terms: Sequence[Factors], total: Sum) -> None:
             left, right = terms[0].left_rp[rows], terms[0].right_rq[rows]
             total.add_product(total.raised(left), total.raised(right))
             return
-    sum_one_by_one(terms, terms[0].layout.samples, total)
+    sum_one_by_one(terms, samples, total)
 
 
 def sum_one_by_one(terms: Sequence[Term], samples: int, total: Sum) -> None:
@@ -228,7 +235,7 @@ def sum_over_samples(term: OneByOne, samples: int, total: Sum) -> None:
 def sum_terms(terms: Sequence[Term], samples: int, total: Sum) -> None:
     """Add Σₖ |Σ_uses gₖ|ᵖ, in the quickest way that the kinds of terms allow."""
     if all(isinstance(term, Factors) for term in terms):
-        sum_factors([t for t in terms if isinstance(t, Factors)], total)
+        sum_factors([t for t in terms if isinstance(t, Factors)], samples, total)
     elif all(isinstance(term, Rows) for term in terms):
         sum_rows([t for t in terms if isinstance(t, Rows)], total)
     elif all(isinstance(term, Lookups) for term in terms):

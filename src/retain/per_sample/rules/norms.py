@@ -30,13 +30,17 @@ def batch_norm(
     """Y = x̂ w + b per channel, with running statistics (in train mode samples interact)."""
     if layout.dim == 1 or node._saved_training:
         return None
-    if index == WEIGHT:
-        per_channel = [1, -1] + [1] * (grad.ndim - 2)
-        mean, var = node._saved_running_mean, node._saved_running_var
-        rstd = torch.rsqrt(var + node._saved_eps)
-        centred = node._saved_input - mean.view(per_channel)
-        grad = grad * (centred * rstd.view(per_channel))
-    return _per_channel(grad, layout, shape)
+    if index != WEIGHT:
+        return _per_channel(grad, layout, shape)
+    # Every (sample, channel) as a channel of one large sample: one fused pass gives Σ D x̂ for each.
+    n, channels = grad.shape[:2]
+    mean, var = node._saved_running_mean.repeat(n), node._saved_running_var.repeat(n)
+    d, x = (t.contiguous().view(1, n * channels, -1) for t in (grad, node._saved_input))
+    unit = torch.ones_like(mean)
+    found = torch.ops.aten.native_batch_norm_backward(
+        d, x, unit, mean, var, None, None, False, node._saved_eps, [False, True, False]
+    )
+    return rows(found[1].view(n, channels), layout, shape)
 
 
 def group_norm(
