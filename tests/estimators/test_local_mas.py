@@ -252,7 +252,7 @@ def test_no_layer_is_an_error():
 
 def test_a_scripted_model_is_an_error():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         scripted = torch.jit.script(two_layers(nn.ReLU()))
     with pytest.raises(ModelError, match="scripted"):
         rule_for(scripted)
