@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def canonical(name: str) -> str:
     """`name` without what wrappers put into it."""
+    if not any(wrapper in name for wrapper in WRAPPERS):
+        return name
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
@@ -106,8 +109,7 @@ class Selection:
 
     def picks(self, *aliases: str) -> bool:
         """Whether a parameter that goes by these names is picked."""
-        wanted = self.include is None or any(_match(a, p) for a in aliases for p in self.include)
-        return wanted and not any(_match(a, p) for a in aliases for p in self.exclude)
+        return _picks(self, aliases)
 
     def check(self, model: nn.Module) -> None:
         """See that every pattern matches something; an idle `exclude` is only a warning.
@@ -138,6 +140,13 @@ def snapshot(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | N
     copy = tensor.detach().to(device=device, dtype=dtype)
     shared = copy.data_ptr() == tensor.data_ptr() and copy.device == tensor.device
     return copy.clone() if shared else copy
+
+
+@lru_cache(maxsize=1 << 16)  # asked again at every step, for every parameter
+def _picks(selection: Selection, aliases: tuple[str, ...]) -> bool:
+    include = selection.include
+    wanted = include is None or any(_match(a, p) for a in aliases for p in include)
+    return wanted and not any(_match(a, p) for a in aliases for p in selection.exclude)
 
 
 def _patterns(what: str, given: str | Iterable[str]) -> tuple[str, ...]:

@@ -205,6 +205,40 @@ def test_both_forms_of_ewc_take_half_of_the_strength_and_all_tasks(form):
         torch.testing.assert_close(p.detach(), expected)
 
 
+def test_importance_that_was_made_elsewhere(tmp_path):
+    model, data = network(), tasks(3)[2]
+    whole = retain.MAS(model).observe(data).consolidate()
+    shards = [retain.MAS(model).observe(part).observed for part in data.split(9)]
+    shards[0].save(tmp_path / "shard.safetensors")
+    shards[0] = retain.Importance.load(tmp_path / "shard.safetensors")
+    memory = retain.MAS(model).observe(data[:1])
+    memory.observed = retain.Importance.pool(shards)
+    assert memory.observed.samples == 25
+    assert memory.observed.routes == shards[0].routes
+    memory.consolidate()
+    for name, omega in whole.importance.items():
+        torch.testing.assert_close(memory.importance[name], omega)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"0.weight": torch.ones(5, 4)}, "observed was set to {"),
+        (retain.Importance({}, 0), "expected Importance of samples"),
+        (
+            retain.Importance({"0.weight": torch.ones(5), "x": torch.ones(1)}, 3),
+            r"0\.weight \(5,\), x",
+        ),
+        (retain.Importance({"0.bias": torch.full((5,), torch.nan)}, 3), "NaN or infinity"),
+    ],
+)
+def test_importance_that_is_not_of_this_model(given, said):
+    memory = retain.MAS(network()).observe(tasks(1)[0])
+    with pytest.raises(retain.RetainError, match=said):
+        memory.observed = given
+    assert memory.observed.samples == 5
+
+
 def test_importance_before_anything():
     memory = retain.MAS(network())
     assert len(memory.importance) == 0

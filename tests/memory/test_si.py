@@ -312,8 +312,11 @@ def test_it_keeps_no_more_than_it_needs():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with si.attach(optimizer):
         learned(si, optimizer, batches(2))
+    assert si._start
     for name, start in si._start.items():
         assert start is si._state.terms[0].anchor[name]
+    si.consolidate()
+    assert not si._start
 
 
 def test_a_later_head_starts_where_it_is():
@@ -363,6 +366,8 @@ def test_wrong_calls():
     si = retain.SI(model)
     with pytest.raises(StateError, match="does not observe data"):
         si.observe(torch.randn(3, 5))
+    with pytest.raises(StateError, match="not from importance given to it"):
+        si.observed = retain.Importance({"0.bias": torch.ones(6)}, 1)
     with pytest.raises(StateError, match="followed no step"):
         si.consolidate()
     with pytest.warns(UserWarning, match="Nothing is protected yet"):

@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain.errors import InputError, StateError
+from retain.memory.step_size import step_size
 from retain.penalty import Hold, add_gradients, proximal_, value
 
+PROXIMAL = ("proximal", "adaptive")  # the forms that follow a step, in place of joining it
 Held = Mapping[str, tuple[nn.Parameter, Sequence[Hold]]]
 
 
@@ -133,9 +135,12 @@ class Attachment:
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._ledger.give_back(optimizer)
-        if self.form == "proximal" and not skipped(optimizer):
+        if self.form in PROXIMAL and not skipped(optimizer):
             for p, holds, group, _name in self._now:
-                proximal_(p, holds, float(group["lr"]) * self._weight())
+                rate, metric = float(group["lr"]), None
+                if self.form == "adaptive":
+                    rate, metric = step_size(optimizer, group, p)
+                proximal_(p, holds, rate * self._weight(), metric)
         if self.follower is not None:
             self.follower.closes()
         self._now = []
@@ -247,9 +252,9 @@ def refuse_optimizer(
         raise InputError(f"attach got a {type(optimizer).__name__}; expected a torch optimizer.")
     if form not in forms:
         raise InputError(f"form={form!r}; expected {' or '.join(map(repr, forms))}.")
-    if form == "proximal" and any("lr" not in group for group in optimizer.param_groups):
+    if form in PROXIMAL and any("lr" not in group for group in optimizer.param_groups):
         raise InputError(
-            'form="proximal" needs the learning rate as group["lr"], which this optimizer lacks. '
+            f'form="{form}" needs the learning rate as group["lr"], which this optimizer lacks. '
             'Use form="gradient".'
         )
     if any(handle.optimizer is optimizer for handle in attached):

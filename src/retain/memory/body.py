@@ -59,7 +59,7 @@ class Memory:
         ModelError: a model without trainable parameters.
     """
 
-    forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal")
+    forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "adaptive")
     coefficient: ClassVar[float] = 1.0  # of λ Σ Ω (θ − θ*)²
 
     def __init__(
@@ -178,9 +178,18 @@ class Memory:
 
     @property
     def observed(self) -> Importance:
-        """What was observed since the last `consolidate()`; empty if nothing was."""
+        """What was observed since the last `consolidate()`; empty if nothing was.
+
+        It can be set to an importance that was made elsewhere: pooled from several processes,
+        devices or days, or loaded from a file.
+        """
         running = self._state.running
         return running.mean(self.selection.matching(self.model)) if running else Importance({}, 0)
+
+    @observed.setter
+    def observed(self, given: Importance) -> None:
+        running = Running.of(given, self.selection.matching(self.model))
+        self._state = replace(self._state, running=running)
 
     def consolidate(self, merge: Merge = "sum") -> Self:
         """This memory, with what was observed added to Ω and θ* set to the weights as they are now.
@@ -290,8 +299,7 @@ class Memory:
             "settings": {
                 "include": self.include,
                 "exclude": self.exclude,
-                "dtype": _written(self.storage.dtype),
-                "device": _written(self.storage.device),
+                **self.storage.settings(),
                 **self._settings(),
             },
             "custom_output": self.output is not None or self._output_is_lost,
@@ -391,7 +399,3 @@ class Memory:
                 f"{running.samples} samples were observed and never consolidated. Call "
                 "consolidate() when the model has learned what is to be kept."
             )
-
-
-def _written(setting: torch.dtype | torch.device | None) -> str | None:
-    return None if setting is None else str(setting).removeprefix("torch.")

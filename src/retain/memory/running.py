@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.errors import ModelError, NonFiniteError
+from retain.errors import InputError, ModelError, NonFiniteError
 from retain.importance import Importance
 
 
@@ -63,6 +63,34 @@ class Running:
             return Importance({}, 0)
         names = dict.fromkeys([*(name for name in order if name in self.sums), *self.sums])
         return Importance({name: self.sums[name] / n for name in names}, n, self.routes)
+
+    @classmethod
+    def of(cls, importance: Importance, parameters: Mapping[str, nn.Parameter]) -> Running:
+        """The sums behind an importance that was made elsewhere, beside the parameters.
+
+        Raises:
+            InputError: not an importance, without samples, or not of these parameters.
+            NonFiniteError: NaN or infinity in it.
+        """
+        if not isinstance(importance, Importance) or importance.samples < 1:
+            raise InputError(f"observed was set to {importance!r}; expected Importance of samples.")
+        refuse_non_finite(importance)
+        wrong = [
+            f"{name} {tuple(omega.shape)}"
+            for name, omega in importance.items()
+            if name not in parameters or parameters[name].shape != omega.shape
+        ]
+        if wrong:
+            raise InputError(
+                f"Not importance of this memory's parameters: {', '.join(wrong)}. Expected "
+                + ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
+            )
+        n = importance.samples
+        sums = {name: omega.to(parameters[name].device) * n for name, omega in importance.items()}
+        running = cls()
+        running.add(sums, n)
+        running.routes = dict(importance.routes)
+        return running
 
     @classmethod
     def restored(

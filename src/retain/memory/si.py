@@ -18,7 +18,7 @@ from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, grad_scale, skipped
 from retain.memory.body import Memory
 from retain.memory.running import Running
-from retain.memory.terms import holds
+from retain.memory.terms import Merge, holds
 from retain.parameters import Patterns
 from retain.penalty import add_gradient
 
@@ -47,7 +47,7 @@ class SI(Memory):
         device: where Ω and θ* are kept; by default with the weights.
     """
 
-    forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "loss")
+    forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "adaptive", "loss")
 
     def __init__(
         self,
@@ -89,6 +89,23 @@ class SI(Memory):
         running.refuse_changed(parameters)
         omega = importance(running.sums, self._start, parameters, self.damping)
         return Importance(omega, running.samples, dict.fromkeys(omega, "path"))
+
+    @observed.setter
+    def observed(self, given: Importance) -> None:
+        raise StateError(
+            "SI learns from the steps that it follows, not from importance given to it."
+        )
+
+    def consolidate(self, merge: Merge = "sum") -> Self:
+        """This memory, with Ω of the steps followed added, and θ* and the start of the path here.
+
+        Raises:
+            StateError: no step was followed.
+            NonFiniteError: the path holds NaN or infinity.
+        """
+        super().consolidate(merge)
+        self._start = {}
+        return self
 
     def penalty(self) -> Tensor:
         """λ Σ Ω (θ − θ*)², a scalar with gradient; for the loss with `attach(…, form="loss")`."""

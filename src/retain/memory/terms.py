@@ -32,6 +32,11 @@ class Storage:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
 
+    def settings(self) -> dict[str, str | None]:
+        """Both as a file can hold them."""
+        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "device": None if self.device is None else str(self.device)}
+
     def term(
         self,
         means: Mapping[str, Tensor],
@@ -109,7 +114,6 @@ def holds(
     Raises:
         ModelError: parameters with importance that are gone or have another shape; names all.
     """
-    parameters = named_parameters(model)
     picked = selection.matching(model)
     found: dict[str, tuple[nn.Parameter, list[Hold]]] = {}
     wrong: dict[str, str] = {}
@@ -120,7 +124,7 @@ def holds(
                 found.setdefault(name, (p, []))[1].append(Hold(omega, term.anchor[name]))
             elif p is not None:
                 wrong[name] = f"{name} was {tuple(omega.shape)} and is {tuple(p.shape)}"
-            elif name not in parameters and selection.picks(name):
+            elif selection.picks(name) and name not in named_parameters(model):
                 wrong[name] = f"{name} {tuple(omega.shape)} is gone"
     if wrong:
         raise ModelError(
