@@ -49,7 +49,7 @@ def _caption(sequence: Sequence, seeds: list[int]) -> str:
     return (
         f"After the last of {tasks}: {over}. Forgetting is how far an earlier task's accuracy fell "
         "from its best, averaged over all tasks but the last."
-        + (_BOLD if sum(v.method not in BOUNDS for v in sequence.variants) > 1 else "")
+        + (_BOLD if sum(v.method not in BOUNDS for v in sequence.variants if v.done) > 1 else "")
     )
 
 
