@@ -229,7 +229,8 @@ def test_importance_that_was_made_elsewhere(tmp_path):
             retain.Importance({"0.weight": torch.ones(5), "x": torch.ones(1)}, 3),
             r"0\.weight \(5,\), x",
         ),
-        (retain.Importance({"0.bias": torch.full((5,), torch.nan)}, 3), "NaN or infinity"),
+        (retain.Importance({"0.bias": torch.full((5,), torch.nan)}, 3), r"NaN .*0\.bias"),
+        (retain.Importance({"0.bias": torch.full((5,), -1.0)}, 3), "Negative numbers"),
     ],
 )
 def test_importance_that_is_not_of_this_model(given, said):

@@ -375,7 +375,7 @@ def test_wrong_calls():
     for damping in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="damping="):
             retain.SI(model, damping=damping)
-    with pytest.raises(InputError, match=r"expected 'gradient' or 'proximal'\."):
+    with pytest.raises(InputError, match="form='loss'; expected 'gradient' or 'proximal'"):
         retain.MAS(model).attach(torch.optim.SGD(model.parameters(), lr=1), form="loss")
 
 

@@ -69,12 +69,11 @@ class Running:
         """The sums behind an importance that was made elsewhere, beside the parameters.
 
         Raises:
-            InputError: not an importance, without samples, or not of these parameters.
-            NonFiniteError: NaN or infinity in it.
+            InputError: not an importance, without samples, not of these parameters, or with numbers
+                in it that no importance can have.
         """
         if not isinstance(importance, Importance) or importance.samples < 1:
             raise InputError(f"observed was set to {importance!r}; expected Importance of samples.")
-        refuse_non_finite(importance)
         wrong = [
             f"{name} {tuple(omega.shape)}"
             for name, omega in importance.items()
@@ -85,6 +84,9 @@ class Running:
                 f"Not importance of this memory's parameters: {', '.join(wrong)}. Expected "
                 + ", ".join(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
             )
+        bad = [n for n, omega in importance.items() if not ((omega >= 0) & omega.isfinite()).all()]
+        if bad:
+            raise InputError(f"Negative numbers, NaN or infinity in the importance of {bad}.")
         n = importance.samples
         sums = {name: omega.to(parameters[name].device) * n for name, omega in importance.items()}
         running = cls()
