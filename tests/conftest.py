@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
+# One thread per process: tests run side by side, and so do the commands that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 

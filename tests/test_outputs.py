@@ -50,7 +50,9 @@ class Opaque:
     features: torch.Tensor
 
 
-@pytest.mark.parametrize("returned", [None, 3, "text", (), {}, (None, "a"), Opaque(F)], ids=repr)
+@pytest.mark.parametrize(
+    "returned", [None, 3, "text", (), {}, (None, "a"), Opaque(F)], ids=lambda r: type(r).__name__
+)
 def test_nothing_found(returned):
     with pytest.raises(
         InputError, match=rf"returns a {type(returned).__name__} without a tensor.*output="
