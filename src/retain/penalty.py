@@ -24,6 +24,14 @@ class Hold(NamedTuple):
     anchor: Tensor
 
 
+class Metric(NamedTuple):
+    """H = factor · √square + offset, per element: by what an optimizer divides its steps."""
+
+    square: Tensor
+    factor: float
+    offset: float
+
+
 def value(theta: Tensor, holds: Sequence[Hold]) -> Tensor:
     """Σ Ω (θ − θ*)² over the elements of one parameter and over `holds`: a scalar, without λ."""
     total = torch.zeros((), dtype=_working_dtype(theta), device=theta.device)
@@ -77,28 +85,43 @@ def add_gradients(
     ]
 
 
-def proximal_(theta: Tensor, holds: Sequence[Hold], scale: float) -> None:
-    """Move θ, in place, to the minimiser of ½‖x − θ‖² + scale · Σ Ω (x − θ*)².
+def proximal_(
+    theta: Tensor, holds: Sequence[Hold], scale: float, metric: Metric | None = None
+) -> None:
+    """Move θ, in place, to the minimiser of ½ Σ H (x − θ)² + scale · Σ Ω (x − θ*)².
 
-    For one hold that is θ ← (θ + 2·scale·Ω·θ*) / (1 + 2·scale·Ω): between θ and θ* whatever the
-    scale, and θ itself, to the bit, where scale · Ω is 0.
+    H is 1 without a `metric`. For one hold that is θ ← (Hθ + 2·scale·Ω·θ*) / (H + 2·scale·Ω):
+    between θ and θ* whatever the scale, and θ itself, to the bit, where scale · Ω is 0.
     """
     if scale == 0 or not holds:
         return
     least = max(1 / (2 * scale), LEAST)
-    for part, *flat in _parts(theta, *(tensor for hold in holds for tensor in hold)):
+    squares = () if metric is None else (metric.square,)
+    for part, *flat in _parts(theta, *(tensor for hold in holds for tensor in hold), *squares):
         pull, total = None, None
-        for omega, star in zip(flat[::2], flat[1::2]):
+        for omega, star in zip(flat[: 2 * len(holds) : 2], flat[1::2]):
             d = _difference(part, star)
             weight = _like(omega, d)
-            pull = d.mul_(weight) if pull is None else pull.addcmul_(d, weight)
-            total = weight + least if total is None else total.add_(weight)
-        # θ − Σ Ω (θ − θ*) / (Σ Ω + 1/(2·scale)), which is the closed form, and never ∞/∞
+            if pull is None or total is None:
+                pull = d.mul_(weight)
+                total = weight + _floor(metric, flat[-1], least, d)
+            else:
+                pull.addcmul_(d, weight)
+                total.add_(weight)
+        # θ − Σ Ω (θ − θ*) / (Σ Ω + H/(2·scale)), which is the closed form, and never ∞/∞
         if total is not None and pull is not None:
             if part.dtype == total.dtype:
                 part.addcdiv_(pull, total, value=-1)
             else:
                 part.copy_(part.to(total.dtype).addcdiv_(pull, total, value=-1))
+
+
+def _floor(metric: Metric | None, square: Tensor, least: float, like: Tensor) -> Tensor | float:
+    """H/(2·scale) for a part, with 1/(2·scale) given as `least`."""
+    if metric is None:
+        return least
+    root = _like(square, like).sqrt()
+    return root.mul_(metric.factor * least).add_(max(metric.offset * least, LEAST))
 
 
 class Penalty(torch.autograd.Function):

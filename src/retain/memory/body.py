@@ -259,9 +259,14 @@ class Memory:
         "proximal" moves the weights after the step, θ ← (θ + 2ηλΩθ*) / (1 + 2ηλΩ) with η the
         learning rate of the group: stable for every λ.
 
+        "adaptive" is the same with the step size that the optimizer really takes for each weight
+        in place of η: divided by √v̂ + ε for Adam and its like, multiplied by 1/(1 − μ) for
+        momentum. Training then comes to rest where the gradients of loss and penalty cancel, so
+        that the same λ means the same with every optimizer. Stable for every λ, too.
+
         Args:
             optimizer: any `torch.optim.Optimizer` that holds some of the protected parameters.
-            form: "gradient" or "proximal".
+            form: "gradient", "proximal" or "adaptive".
 
         Returns:
             A handle with `remove()`, which is also a context manager.
