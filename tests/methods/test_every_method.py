@@ -66,7 +66,7 @@ def test_with_no_strength_it_is_finetune(name):
     assert torch.equal(ours, backbone(learned("finetune")))
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", ["gradient", "proximal", "adaptive"])
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].has_form()])
 def test_a_stronger_penalty_keeps_the_weights_nearer(name, form):
     def moved(strength):

@@ -71,7 +71,7 @@ def learn(
                 raise NonFiniteError(
                     f"The loss of {method.name} became {total.item()} in epoch {epoch + 1} of task "
                     f"{sequence.tasks[index].name!r}. Lower the learning rate or the strength, or "
-                    "use the proximal form."
+                    "use the adaptive form."
                 )
 
 

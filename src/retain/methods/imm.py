@@ -40,7 +40,7 @@ class IMMOptions:
     """
 
     strength: float = 1e-2
-    form: Form = "gradient"
+    form: Form = "adaptive"
     weight_transfer: bool = True
     drop_transfer: float = 0.0
     alpha: tuple[float, ...] = ()

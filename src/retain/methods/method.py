@@ -18,7 +18,7 @@ from retain.tasks import Minibatch, TaskSequence
 ImportanceData = Literal["train", "test", "train+test"]
 Scenario = Literal["task-incremental", "domain-incremental"]
 CPU = torch.device("cpu")
-Form = Literal["gradient", "proximal"]
+Form = Literal["gradient", "proximal", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Method(Generic[OptionsT]):
 
     @classmethod
     def has_form(cls) -> bool:
-        """Whether its penalty is quadratic and can take the gradient or the proximal form."""
+        """Whether its penalty is quadratic and can take one form or another."""
         return "form" in {f.name for f in fields(cls.Options)}
 
     def begin(self, index: int, sequence: TaskSequence) -> None:

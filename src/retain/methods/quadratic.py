@@ -26,12 +26,13 @@ class QuadraticOptions:
 
     Attributes:
         strength: λ.
-        form: "gradient" adds the penalty's gradient to every step, "proximal" follows every step
-            with the penalty's exact minimiser.
+        form: "gradient" adds the penalty's gradient to every step; "proximal" follows every step
+            with the penalty's exact minimiser; "adaptive" does so with the optimizer's own step
+            sizes.
     """
 
     strength: float = 1.0
-    form: Form = "proximal"
+    form: Form = "adaptive"
 
 
 QuadraticT = TypeVar("QuadraticT", bound=QuadraticOptions)
