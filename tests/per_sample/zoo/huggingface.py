@@ -124,7 +124,10 @@ def vit_of_transformers():
     )  # fmt: skip
 
 
-@specimen(images(400), slow=True, **transformers)
+@specimen(
+    images(400), slow=True, vanishing=("*.k_proj.bias",), unused=("*.masked_spec_embed",),
+    **transformers,
+)  # fmt: skip
 def wav2vec2():
     from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
