@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from retain.per_sample.rules.convolution import Settings
+
 LINEAR = ("input", "weight", "bias")
 ADDMM = ("bias", "input", "weight")
 CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -17,18 +19,6 @@ TRANSPOSED = (*CONVOLUTION[:5], "output_padding", "groups", "dilation")
 CONVOLUTIONS = {getattr(torch, f"conv{d}d"): d for d in (1, 2, 3)}
 TRANSPOSED_CONVOLUTIONS = {getattr(torch, f"conv_transpose{d}d"): d for d in (1, 2, 3)}
 LAYERS = frozenset({F.linear, torch.addmm, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS})
-
-
-@dataclass(frozen=True)
-class Convolving:
-    """How a convolution was called, every number spelt out for each dimension."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class Call:
     inputs: Tensor
     weight: Tensor
     bias: Tensor | None
-    convolving: Convolving | None = None
+    convolving: Settings | None = None
     inputs_first: bool = False
 
 
@@ -80,7 +70,7 @@ def _convolution(dims: int, given: dict[str, Any], transposed: bool) -> Call | N
         inputs, padding = _padded_to_same(inputs, weight, dilation), 0
     elif padding == "valid":
         padding = 0
-    settings = Convolving(
+    settings = Settings(
         stride=_each(given.get("stride", 1), dims),
         padding=_each(padding, dims),
         dilation=dilation,

@@ -6,18 +6,15 @@ batch-norm's factor, is half a formula away from the gradient: gₖ = Σ_positio
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from retain.estimators.local.ownership import Ownership, row_dims
 from retain.estimators.local.watch import Layer
 from retain.per_sample.layout import Blocks
+from retain.per_sample.rules.convolution import weight_gradient, weight_term
 from retain.per_sample.sums import Sum
-from retain.per_sample.terms import Factors, OneByOne, Term, sum_terms
+from retain.per_sample.terms import Factors, Term, sum_terms
 
 
 class LocalSums:
@@ -132,33 +129,23 @@ def _add_weight(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks, to
 
 
 def _add_batch(layer: Layer, inputs: Tensor, deltas: Tensor, total: Sum) -> None:
-    if layer.call.convolving is not None:
-        total.add(_convolved(layer, inputs, deltas))
-    elif layer.call.inputs_first:
+    call = layer.call
+    if call.convolving is not None:
+        weight = call.weight.detach().to(inputs.dtype)
+        total.add(weight_gradient(inputs, deltas, weight, call.convolving))
+    elif call.inputs_first:
         total.add_product(inputs, deltas)
     else:
         total.add_product(deltas, inputs)
 
 
 def _term(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks) -> Term:
-    if layer.call.convolving is None:
-        left, right = (inputs, deltas) if layer.call.inputs_first else (deltas, inputs)
-        return Factors(left, right, blocks)
-
-    def gradient(sample: int) -> Tensor:
-        y, d = (blocks.split(t)[:, sample].flatten(0, 1) for t in (inputs, deltas))
-        return _convolved(layer, y, d)
-
-    return OneByOne(gradient, "convolution")
-
-
-def _convolved(layer: Layer, inputs: Tensor, deltas: Tensor) -> Tensor:
-    """Σ δ ⊗ y over samples and positions, shaped like the convolution's weight."""
-    assert layer.call.convolving is not None
-    weight, settings = layer.call.weight.detach(), astuple(layer.call.convolving)
-    weight = weight.to(inputs.dtype)
-    kernel: Callable[..., tuple[Any, Tensor, Any]] = torch.ops.aten.convolution_backward
-    return kernel(deltas, inputs, weight, None, *settings, [False, True, False])[1]
+    call = layer.call
+    if call.convolving is not None:
+        weight = call.weight.detach().to(inputs.dtype)
+        return weight_term(inputs, deltas, weight, call.convolving, blocks)
+    left, right = (inputs, deltas) if call.inputs_first else (deltas, inputs)
+    return Factors(left, right, blocks)
 
 
 def _no_negative(tensor: Tensor) -> bool:

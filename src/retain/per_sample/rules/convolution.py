@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,37 +28,53 @@ def convolution(
         return rows(grad.movedim(1, -1), layout, shape)
     if index != 1 or not isinstance(layout, Blocks):
         return None
-    inputs, weight = node._saved_input, node._saved_weight
-    settings = _settings(node)
+    return weight_term(node._saved_input, grad, node._saved_weight, _settings(node), layout)
+
+
+class Settings(NamedTuple):
+    """How a convolution was called, every number spelt out for each of its dimensions."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    transposed: bool
+    output_padding: Sequence[int]
+    groups: int
+
+
+def weight_term(
+    inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, layout: Blocks
+) -> Term:
+    """The weight's gradient sample by sample; `grad` is that of the convolution's result."""
     pixels = grad.shape[2:].numel()
-    if pixels <= FEW_PIXELS and _unfolds(node, inputs) and len(grad) == layout.samples:
-        return _unfolded(node, grad)
+    plain = inputs.ndim == 4 and settings.groups == 1 and not settings.transposed
+    if pixels <= FEW_PIXELS and plain and len(grad) == layout.samples:
+        return _unfolded(inputs, grad, weight, settings)
 
     def gradient(sample: int) -> Tensor:
         d, x = (layout.split(t)[:, sample].flatten(0, 1) for t in (grad, inputs))
-        mask = [False, True, False]
-        found = torch.ops.aten.convolution_backward(d, x, weight, None, *settings, mask)
-        return cast(Tensor, found[1])
+        return weight_gradient(x, d, weight, settings)
 
     return OneByOne(gradient, "convolution")
 
 
-def _unfolds(node: Any, inputs: Tensor) -> bool:
-    return inputs.ndim == 4 and node._saved_groups == 1 and not node._saved_transposed
+def weight_gradient(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Σ over samples and pixels, shaped like the weight, whose values do not matter."""
+    mask = [False, True, False]
+    found = torch.ops.aten.convolution_backward(grad, inputs, weight, None, *settings, mask)
+    return cast(Tensor, found[1])
 
 
-def _unfolded(node: Any, grad_nptt: Tensor) -> Factors:
+def _unfolded(inputs: Tensor, grad_nptt: Tensor, weight: Tensor, settings: Settings) -> Factors:
     """The convolution as the matrix product that it is: one row per pixel of the result."""
-    kernel = node._saved_weight.shape[2:]
-    padding = [_signed(p) for p in node._saved_padding]
-    columns_nqt = F.unfold(
-        node._saved_input, kernel, node._saved_dilation, tuple(padding), node._saved_stride
-    )
+    kernel = tuple(weight.shape[2:])
+    dilation, padding, stride = map(tuple, (settings.dilation, settings.padding, settings.stride))
+    columns_nqt = F.unfold(inputs, kernel, dilation, padding, stride)
     return Factors(grad_nptt.flatten(2).mT, columns_nqt.mT, None, "convolution")
 
 
-def _settings(node: Any) -> tuple[Any, ...]:
-    return (
+def _settings(node: Any) -> Settings:
+    return Settings(
         node._saved_stride,
         [_signed(p) for p in node._saved_padding],
         node._saved_dilation,
