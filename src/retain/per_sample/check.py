@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,10 @@ def refuse_interaction(
         ModelError: naming the first module, in order of execution, whose output depends on the
             other samples, or that gives something else each time.
     """
-    with torch.no_grad():
-        singly = [output(batch.take(k, k + 1).call(model)) for k in range(batch.samples)]
-    if all(o.shape[1:] == together.shape[1:] and o.shape[0] == 1 for o in singly):
+    singly = _alone(model, batch, output)
+    if singly is not None and all(
+        o.shape[1:] == together.shape[1:] and len(o) == 1 for o in singly
+    ):
         if same(torch.cat(singly), together.detach()):
             return
         with torch.no_grad():
@@ -67,7 +68,25 @@ def refuse_interaction(
     )
 
 
-def _raise(model: nn.Module, batch: Batch, others: list[Batch], what: str) -> None:
+def refuse_size(model: nn.Module, batch: Batch, part: Batch) -> NoReturn:
+    """Raise for a model that took a batch but cannot take a part of it.
+
+    Raises:
+        ModelError: naming the module that failed.
+    """
+    _raise(model, batch, [part], f"fails with {part.samples} of the {batch.samples} samples")
+
+
+def _alone(model: nn.Module, batch: Batch, output: OutputPicker) -> list[Tensor] | None:
+    """The output of each sample alone; None if the model cannot take one sample."""
+    try:
+        with torch.no_grad():
+            return [output(batch.take(k, k + 1).call(model)) for k in range(batch.samples)]
+    except (RuntimeError, ValueError, IndexError):
+        return None
+
+
+def _raise(model: nn.Module, batch: Batch, others: list[Batch], what: str) -> NoReturn:
     culprit = _first_difference(model, batch, others)
     if culprit is None:
         who = "The model (outside of its modules, or by the dimension that counts samples)"
@@ -82,8 +101,13 @@ def _raise(model: nn.Module, batch: Batch, others: list[Batch], what: str) -> No
 
 def _first_difference(model: nn.Module, batch: Batch, others: list[Batch]) -> str | None:
     """The innermost module that first differs between one call and several, if one does."""
-    reference = _outputs_of_modules(model, batch)
-    compared = [_outputs_of_modules(model, other) for other in others]
+    reference, _ = _outputs_of_modules(model, batch)
+    compared = []
+    for other in others:
+        outputs, failed = _outputs_of_modules(model, other)
+        if failed:
+            return failed
+        compared.append(outputs)
     for name, together in reference.items():
         if not name:
             continue
@@ -109,22 +133,33 @@ def _joined(parts: list[Tensor], together: Tensor) -> Tensor | None:
     return None
 
 
-def _outputs_of_modules(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The first output of every module that returned a tensor, innermost first."""
-    outputs: dict[str, Tensor] = {}
+def _outputs_of_modules(model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], str | None]:
+    """The first output of every module that returned a tensor, innermost first.
 
-    def keep(name: str) -> Callable[..., None]:
+    If the model cannot take the batch, also the innermost module that failed.
+    """
+    outputs: dict[str, Tensor] = {}
+    running: list[str] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs: running.append(name)
+
+    def leave(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, returned: Any) -> None:
+            running.pop()
             if isinstance(returned, Tensor) and returned.is_floating_point():
                 outputs.setdefault(name, returned.detach().clone())
 
         return hook
 
-    hooks = [m.register_forward_hook(keep(name)) for name, m in model.named_modules()]
+    hooks = [m.register_forward_pre_hook(enter(name)) for name, m in model.named_modules()]
+    hooks += [m.register_forward_hook(leave(name)) for name, m in model.named_modules()]
     try:
         with torch.no_grad():
             batch.call(model)
+    except (RuntimeError, ValueError, IndexError):
+        return outputs, running[-1] if running else None
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs
+    return outputs, None

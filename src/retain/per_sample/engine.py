@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
-from retain.errors import NonFiniteError
+from retain.errors import NonFiniteError, RetainError
 from retain.outputs import OutputPicker, checked, first_tensor
 from retain.per_sample.backward import PerSampleBackward
-from retain.per_sample.check import disagreeing, refuse_interaction
+from retain.per_sample.check import disagreeing, refuse_interaction, refuse_size
 from retain.per_sample.graph import Graph
 from retain.per_sample.layout import probe_weights, verifying_weights
 from retain.per_sample.plan import Energies, Plan, make_plan
@@ -108,7 +108,8 @@ class PerSample:
             ends = [(leaf, 0) for leaf in graph.leaves.values()]
             for name, g in zip(used, graph.gradients(row, ends)):
                 if g is not None:
-                    self._sums[name].add(self._sums[name].raised(g))
+                    dense = g.to_dense() if g.is_sparse else g
+                    self._sums[name].add(self._sums[name].raised(dense))
                     self.routes[name] = "one sample"
 
     def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> tuple[Plan, bool]:
@@ -123,29 +124,49 @@ class PerSample:
             plan = self._probe(graph, batch.samples)
             if checking:
                 self._compare(graph, plan, batch, target)
-            self._keep(graph, batch.samples, plan)
+            fewer = self._fewer(batch, target, batch.samples - 1)[0]
+            self._keep(graph, batch.samples, plan, fewer)
             return plan, True
-        part = batch.take(0, FEW)
-        cut = None if target is None else target[:FEW]
-        few, _ = self._forward(part, cut)
+        few, part, cut = self._fewer(batch, target, FEW)
         small = self._probe(few, FEW)
         if checking:
             self._compare(few, small, part, cut)
-        alike = small.certain and few.signature == graph.signature
+        alike = small.certain and few.wiring == graph.wiring
         grown = small.grown(graph, batch.samples) if alike else None
         if grown is not None:
             return grown, False
         plan = self._probe(graph, batch.samples)
-        self._keep(graph, batch.samples, plan)
+        self._keep(graph, batch.samples, plan, few)
         return plan, True
+
+    def _fewer(
+        self, batch: Batch, target: Tensor | None, samples: int
+    ) -> tuple[Graph, Batch, Tensor | None]:
+        """The first few samples of a batch: their graph, they, and their targets."""
+        part, cut = batch.take(0, samples), None if target is None else target[:samples]
+        try:
+            return self._forward(part, cut)[0], part, cut
+        except RetainError:
+            raise
+        except (RuntimeError, ValueError, IndexError):
+            refuse_size(self.model, batch, part)
 
     def _probe(self, graph: Graph, samples: int) -> Plan:
         scores = graph.scores
         weights = probe_weights(samples, scores.dtype, scores.device)
         return make_plan(graph, [graph.weighted(w) for w in weights], samples)
 
-    def _keep(self, graph: Graph, samples: int, plan: Plan) -> None:
-        if not plan.certain:
+    def _keep(self, graph: Graph, samples: int, plan: Plan, fewer: Graph | None) -> None:
+        """Remember a plan that holds for every batch with this graph.
+
+        That a gradient separates by sample may be a coincidence of zeros. It is none where the
+        dimension that holds the samples is shorter in the graph of `fewer` of them. (None: the
+        plan has grown from that graph.)
+        """
+        proved = fewer is None or (
+            fewer.wiring == graph.wiring and plan.grown(fewer, len(fewer.output)) is not None
+        )
+        if not plan.certain or not proved:
             self._ragged.add(graph.signature)
             return
         while len(self._plans) >= KEPT:
@@ -166,7 +187,8 @@ class PerSample:
             # the few samples were laid out in another way than the batch: look at the batch itself
             plan = self._probe(graph, samples)
             self._run(graph, samples, plan)
-        self._keep(graph, samples, plan)
+            return
+        self._keep(graph, samples, plan, None)
 
     def _run(self, graph: Graph, samples: int, plan: Plan, *, also: Energies | None = None) -> None:
         self._clear()

@@ -59,7 +59,7 @@ class Graph:
                 self.leaves[by_tensor[id(variable)]] = node
 
     @cached_property
-    def signature(self) -> int:
+    def wiring(self) -> int:
         """Equal for two graphs of the same operations, wired in the same way."""
         at = self.position
         return hash(
@@ -68,6 +68,14 @@ class Graph:
                 for node in self.order
             )
         )
+
+    @cached_property
+    def signature(self) -> int:
+        """Equal for two graphs of one wiring whose operations also have the same arguments.
+
+        Sizes, dimensions, shifts and pieces are arguments: they decide who owns which row.
+        """
+        return hash((self.wiring, *(value for node in self.order for value in _arguments(node))))
 
     @cached_property
     def operations(self) -> frozenset[str]:
@@ -104,6 +112,8 @@ class Graph:
         The graph is kept, so that the operations can be asked again.
         """
         edges = [GradientEdge(node, output) for node, output in wanted]
+        if not edges:
+            return []
         found = torch.autograd.grad(
             self.scores, edges, grad_outputs=weights, retain_graph=True, allow_unused=True
         )
@@ -139,6 +149,32 @@ class Graph:
             watch[node](grads)
 
 
+# The name of an operation → the names under which its nodes keep arguments that are not tensors.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {}
+
+
+def _arguments(node: Node) -> list[Any]:
+    """What the operation was called with beside tensors, as far as its node keeps it."""
+    if is_custom(node):
+        return []
+    name = node.name()
+    if name not in _ARGUMENTS:
+        saved = (attribute for attribute in dir(node) if attribute.startswith("_saved_"))
+        _ARGUMENTS[name] = tuple(a for a in saved if not _holds_tensors(getattr(node, a)))
+    values = (getattr(node, attribute) for attribute in _ARGUMENTS[name])
+    return [tuple(v) if isinstance(v, (list, tuple)) else v for v in values if _hashable(v)]
+
+
+def _holds_tensors(value: Any) -> bool:
+    many = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(one, Tensor) for one in many)
+
+
+def _hashable(value: Any) -> bool:
+    many = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(one, (int, float, str, bool, type(None))) for one in many)
+
+
 def _inputs_first(root: Node) -> list[Node]:
     """All nodes below `root`, each after everything that it was computed from."""
     order: list[Node] = []
@@ -165,6 +201,11 @@ def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     """
     outputs = len(node._input_metadata)
     full = grads + (None,) * (outputs - len(grads))
+    if is_custom(node):  # autograd gives a user's function zeros where nothing arrived
+        like = next(g for g in grads if g is not None)
+        full = tuple(
+            like.new_zeros(shape_of(node, i)) if g is None else g for i, g in enumerate(full)
+        )
     with torch.no_grad():
         result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[operator,attr-defined]
     found = list(result) if isinstance(result, (tuple, list)) else [result]
