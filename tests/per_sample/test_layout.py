@@ -86,6 +86,15 @@ def test_ragged_rows_have_owners_and_are_never_certain() -> None:
     assert not certain
 
 
+def test_no_rows_at_all_are_nobodys() -> None:
+    """An expert that was given no token."""
+    layout, certain = fit(torch.empty(0, 3, dtype=torch.long), 2)
+    assert isinstance(layout, Owners)
+    assert layout.dim == 0
+    assert layout.owner.shape == (0, 1)
+    assert not certain
+
+
 @pytest.mark.parametrize("layout", [Blocks(1, 2, 3, 2), "owners"])
 def test_only_keeps_one_sample(layout: Blocks | str) -> None:
     tensor = torch.randn(4, 12)

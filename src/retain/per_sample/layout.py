@@ -121,6 +121,10 @@ def fit(owner: Tensor, samples: int) -> tuple[Layout, bool]:
     number of samples, more than one may fit. Any of them is right for the gradients at hand,
     but only a certain one may be used for another batch.
     """
+    if owner.numel() == 0:  # an expert that was given no token
+        empty = owner.shape.index(0)
+        sizes = [0 if dim == empty else 1 for dim in range(owner.ndim)]
+        return Owners(owner.new_empty(sizes), samples, empty), False
     fitting: list[Blocks] = []
     changing: int | None = None
     for dim, size in enumerate(owner.shape):
