@@ -1,4 +1,4 @@
-"""Which form of the penalty? MAS on split Fashion-MNIST over eight decades of λ, with SGD and with Adam.
+"""Which form of the penalty? MAS on split Fashion-MNIST over eight decades of λ, SGD and Adam.
 
     python experiments/forms.py --data /usr/share/datasets/fashion-mnist --out forms --docs docs
 
@@ -92,7 +92,9 @@ def picture(sweeps: dict[str, Results], path: Path) -> None:
 
 def main() -> None:
     """Run both sweeps, then write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--out", type=Path, default=Path("forms"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))

@@ -1,4 +1,4 @@
-"""Every error that `retain` raises on purpose: each says what was given, expected, and what to do."""
+"""Every error raised on purpose: each says what was given, expected, and what to do."""
 
 
 class RetainError(Exception):
@@ -10,7 +10,7 @@ class InputError(RetainError, ValueError):
 
 
 class ModelError(RetainError, ValueError):
-    """A model that cannot be worked on: no parameters, no head, samples that influence each other."""
+    """A model that cannot be worked on: no parameters, no head, samples that interact."""
 
 
 class NonFiniteError(RetainError, ArithmeticError):

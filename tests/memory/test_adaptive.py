@@ -1,4 +1,4 @@
-"""The proximal step with the optimizer's own step sizes: λ means the same whatever the optimizer."""
+"""The proximal step with the optimizer's own step sizes: λ means the same for all of them."""
 
 import pytest
 import torch

@@ -66,7 +66,9 @@ def run(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option(help="Of quadratic penalties: gradient, proximal, adaptive (default); several by comma."),
+        typer.Option(
+            help="Of quadratic penalties: gradient, proximal, adaptive (default); several by comma."
+        ),
     ] = None,
     importance_on: Annotated[
         str | None, _option("importance_on", "Data for Ω, never labels: train, test, train+test.")

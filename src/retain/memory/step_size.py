@@ -1,4 +1,4 @@
-"""How far an optimizer moves each weight for a gradient that lasts: the η of its own proximal step."""
+"""How far an optimizer moves each weight for a gradient that lasts: its own η."""
 
 from __future__ import annotations
 
