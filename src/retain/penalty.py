@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PART = 65536  # elements; measured best on CPUs, where a part and its temporaries stay in the cache
+TINY = 1e-36  # far below the square of any optimizer's ε
 LEAST = 1e-30  # of what is added to Ω before dividing by it: beyond, only θ* is left anyway
 
 
@@ -120,7 +121,9 @@ def _floor(metric: Metric | None, square: Tensor, least: float, like: Tensor) ->
     """H/(2·scale) for a part, with 1/(2·scale) given as `least`."""
     if metric is None:
         return least
-    root = _like(square, like).sqrt()
+    # Roots of 0 and of denormal numbers, which squares of small gradients are, take CPUs up to
+    # thirty times as long as others.
+    root = (_like(square, like) + TINY).sqrt_()
     return root.mul_(metric.factor * least).add_(max(metric.offset * least, LEAST))
 
 

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import torch
@@ -21,6 +21,7 @@ from retain.borrowed import borrowed
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, refuse_optimizer
+from retain.memory.estimator import Estimator
 from retain.memory.reading import batches_in, blaming, progress_of
 from retain.memory.running import Running, refuse_non_finite
 from retain.memory.state import State
@@ -28,19 +29,6 @@ from retain.memory.terms import Merge, Storage, Term, holds, merged
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns, Selection, fingerprint, unwrapped
 from retain.penalty import Penalty
-
-
-class Estimator(Protocol):
-    """Sums over the samples of a batch, by parameter."""
-
-    @property
-    def routes(self) -> Mapping[str, str]:
-        """How each of them was obtained in the last batch."""
-        ...
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums; they may be overwritten by the next call."""
-        ...
 
 
 class Memory:

@@ -12,7 +12,8 @@ from retain.closest import did_you_mean
 from retain.errors import InputError
 from retain.estimators.fisher import Empirical, Exact, Sampled
 from retain.importance import Importance
-from retain.memory.body import Estimator, Memory
+from retain.memory.body import Memory
+from retain.memory.estimator import Estimator
 from retain.memory.terms import Merge, Term
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns

@@ -1,0 +1,23 @@
+"""What turns a batch into sums: the one thing in which the four memories differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from retain.batches import Batch
+
+
+class Estimator(Protocol):
+    """Sums over the samples of a batch, by parameter."""
+
+    @property
+    def routes(self) -> Mapping[str, str]:
+        """How each of them was obtained in the last batch."""
+        ...
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums; they may be overwritten by the next call."""
+        ...
