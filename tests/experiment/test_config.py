@@ -15,13 +15,18 @@ FULL = Config(
     strengths={"mas": (0.1, 1.0), "ewc": "auto", "lwf": 2},
     forms=("gradient", "proximal"),
     importance_on=("train", "train+test"),
+    importance_classes=("rose", "3"),
     options={"lwf": {"temperature": 1.0}, "ewc": {"fisher": "exact"}},
     epochs=2,
     batch_size=32,
     lr=0.1,
+    lr_drop_every=4,
     optimizer="sgd",
     batch_norm="moving",
+    augmentation="crop-flip",
+    amp=True,
     device="cpu",
+    workers=2,
     weights="default",
     image_size=64,
     classes_per_task=3,
@@ -51,6 +56,10 @@ def test_differences_are_told_by_name():
     assert FULL.differences(FULL) == []
 
 
+def test_what_changes_no_number_is_no_difference():
+    assert FULL.differences(dataclasses.replace(FULL, workers=0)) == []
+
+
 def test_one_strength_and_several_are_numbers():
     assert FULL.strengths == {"mas": (0.1, 1.0), "ewc": ("auto",), "lwf": (2.0,)}
     assert FULL.chooses_strength
@@ -68,6 +77,10 @@ def test_one_strength_and_several_are_numbers():
         ({"forms": ("proximale",)}, "Unknown form 'proximale'"),
         ({"importance_on": ("tests",)}, "Unknown importance_on 'tests'. Did you mean 'test'"),
         ({"batch_norm": "frosen"}, "Unknown batch_norm 'frosen'"),
+        ({"augmentation": "crop"}, "Unknown augmentation 'crop'. Did you mean 'crop-flip'"),
+        ({"importance_classes": ("a", "a")}, "importance_classes names something twice"),
+        ({"lr_drop_every": 0}, "lr_drop_every is 0; expected a number of epochs"),
+        ({"workers": -1}, "workers is -1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"batch_size": -1}, "batch_size is -1"),

@@ -48,7 +48,7 @@ def run(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="digits, permuted-digits, fashion-mnist=ROOT, mnist=ROOT, or "
+            help="digits, permuted-digits, fashion-mnist=ROOT, mnist=ROOT, paper=ROOT, or "
             "folders:NAME=PATH,NAME=PATH (each with train/ and test/ of class folders)."
         ),
     ] = None,
@@ -73,6 +73,10 @@ def run(
     importance_on: Annotated[
         str | None, _option("importance_on", "Data for Ω, never labels: train, test, train+test.")
     ] = None,
+    importance_classes: Annotated[
+        str | None,
+        typer.Option(help="Compute Ω on these classes alone, in the tasks that have any of them."),
+    ] = None,
     set_option: Annotated[
         list[str] | None,
         typer.Option("--set", help="METHOD.OPTION=VALUE, such as lwf.temperature=1."),
@@ -80,13 +84,27 @@ def run(
     epochs: Annotated[int | None, _option("epochs", "Epochs per task.")] = None,
     batch_size: Annotated[int | None, _option("batch_size", "Samples per step.")] = None,
     lr: Annotated[float | None, _option("lr", "Learning rate.")] = None,
+    lr_drop_every: Annotated[
+        int | None, typer.Option(help="Multiply the learning rate by 0.1 every so many epochs.")
+    ] = None,
     optimizer: Annotated[str | None, _option("optimizer", "sgd (momentum 0.9) or adam.")] = None,
     seeds: Annotated[str | None, _option("seeds", "Every method runs once per seed.")] = None,
     batch_norm: Annotated[
         str | None,
         _option("batch_norm", "Running statistics after the first task: frozen or moving."),
     ] = None,
+    augmentation: Annotated[
+        str | None,
+        _option("augmentation", "Of image files, in training: none, or crop-flip."),
+    ] = None,
+    amp: Annotated[
+        bool | None,
+        typer.Option("--amp", help="Train and evaluate in mixed precision.", show_default=False),
+    ] = None,
     device: Annotated[str | None, _option("device", "auto, cpu, cuda, mps.")] = None,
+    workers: Annotated[
+        int | None, _option("workers", "Processes that read images which do not fit in memory.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="File of pre-trained weights, or default.")
     ] = None,
@@ -111,13 +129,17 @@ def run(
     """Compare methods: accuracy, forgetting, memory and time, with a report in --out."""
     simple = {
         "tasks": tasks, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr,
-        "optimizer": optimizer, "batch_norm": batch_norm, "device": device, "weights": weights,
-        "image_size": image_size, "classes_per_task": classes_per_task,
+        "lr_drop_every": lr_drop_every, "optimizer": optimizer, "batch_norm": batch_norm,
+        "augmentation": augmentation, "amp": amp, "device": device, "workers": workers,
+        "weights": weights, "image_size": image_size, "classes_per_task": classes_per_task,
         "class_order_seed": class_order_seed, "samples_per_class": samples_per_class,
         "scenario": scenario, "title": title,
     }  # fmt: skip
     given: dict[str, Any] = {name: value for name, value in simple.items() if value is not None}
-    lists = {"methods": methods, "forms": form, "importance_on": importance_on}
+    lists = {
+        "methods": methods, "forms": form, "importance_on": importance_on,
+        "importance_classes": importance_classes,
+    }  # fmt: skip
     given |= {name: names(value) for name, value in lists.items() if value is not None}
     if seeds is not None:
         given["seeds"] = whole_numbers(seeds, "--seeds")

@@ -11,11 +11,14 @@ from typing import Any, Literal, cast, get_args
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
 from retain.methods import METHODS, Form, ImportanceData, Scenario, options_of
+from retain.tasks import Augmentation
 
 AUTO = "auto"
 Strength = float | Literal["auto"]
 OptimizerName = Literal["sgd", "adam"]
 BatchNorm = Literal["frozen", "moving"]
+# What changes how a run is carried out and none of its numbers.
+WITHOUT_EFFECT = frozenset({"workers"})
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,21 @@ class Config:
             methods that are not named use their own default.
         forms: forms of the quadratic penalty; () is each method's own default.
         importance_on: the data that importance is computed on; several for a comparison.
+        importance_classes: names of classes; of a task that has some of them, importance is
+            computed on those alone.
         options: further options by method, such as {"lwf": {"temperature": 1.0}}.
         epochs: epochs per task.
         batch_size: samples per step.
         lr: learning rate.
+        lr_drop_every: multiply the learning rate by 0.1 every so many epochs of a task.
         optimizer: "sgd" (with momentum) or "adam", anew for each task.
         batch_norm: "frozen" holds running statistics after the first task for methods that hold
             weights; "moving" lets them follow the new data for all.
+        augmentation: what is done to image files in training: "none", or "crop-flip", random
+            squares and flips. Importance and evaluation always see the square in the middle.
+        amp: train and evaluate in mixed precision; importance stays in full precision.
         device: "auto", or a device of torch.
+        workers: processes that read image files which do not fit in memory; with 0 threads do.
         weights: a file of pre-trained weights, or "default" for the library's own.
         image_size: side of the square that image files are cropped to.
         classes_per_task: classes that a task gets.
@@ -56,13 +66,18 @@ class Config:
     strengths: Mapping[str, Strength | Sequence[Strength]] = field(default_factory=dict)
     forms: tuple[Form, ...] = ()
     importance_on: tuple[ImportanceData, ...] = ("train",)
+    importance_classes: tuple[str, ...] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     epochs: int = 10
     batch_size: int = 128
     lr: float = 1e-3
+    lr_drop_every: int | None = None
     optimizer: OptimizerName = "adam"
     batch_norm: BatchNorm = "frozen"
+    augmentation: Augmentation = "none"
+    amp: bool = False
     device: str = "auto"
+    workers: int = 0
     weights: str | None = None
     image_size: int | None = None
     classes_per_task: int | None = None
@@ -73,7 +88,7 @@ class Config:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("methods", "seeds", "forms", "importance_on"):
+        for name in ("methods", "seeds", "forms", "importance_on", "importance_classes"):
             object.__setattr__(self, name, _several(getattr(self, name)))
         several = {m: tuple(map(_number, _several(s))) for m, s in self.strengths.items()}
         object.__setattr__(self, "strengths", several)
@@ -110,9 +125,10 @@ class Config:
         return cls(**values)
 
     def differences(self, other: Config) -> list[str]:
-        """A line `name: this value → the other's` for everything in which the two differ."""
+        """A line `name: this value → the other's` for everything that makes their runs differ."""
         mine, others = self.to_json(), other.to_json()
-        return [f"{n}: {mine[n]} → {others[n]}" for n in mine if mine[n] != others[n]]
+        names = [name for name in mine if name not in WITHOUT_EFFECT and mine[name] != others[name]]
+        return [f"{name}: {mine[name]} → {others[name]}" for name in names]
 
 
 def _problems(config: Config) -> Iterable[str]:
@@ -121,9 +137,10 @@ def _problems(config: Config) -> Iterable[str]:
     yield from _unknown("batch_norm", [config.batch_norm], get_args(BatchNorm))
     yield from _unknown("form", config.forms, get_args(Form))
     yield from _unknown("importance_on", config.importance_on, get_args(ImportanceData))
-    for name in ("methods", "seeds", "importance_on", "forms"):
+    yield from _unknown("augmentation", [config.augmentation], get_args(Augmentation))
+    for name in ("methods", "seeds", "importance_on", "forms", "importance_classes"):
         values = getattr(config, name)
-        if not values and name != "forms":
+        if not values and name not in ("forms", "importance_classes"):
             yield f"{name} is empty; name at least one."
         if len(set(values)) < len(values):
             yield f"{name} names something twice: {', '.join(map(str, values))}."
@@ -131,6 +148,10 @@ def _problems(config: Config) -> Iterable[str]:
         value = getattr(config, name)
         if not (math.isfinite(value) and value > 0):
             yield f"{name} is {value}; expected more than 0."
+    if config.lr_drop_every is not None and config.lr_drop_every < 1:
+        yield f"lr_drop_every is {config.lr_drop_every}; expected a number of epochs, or None."
+    if config.workers < 0:
+        yield f"workers is {config.workers}; expected 0 or more."
     yield from _strength_problems(config)
     for method, options in config.options.items():
         if method not in METHODS:

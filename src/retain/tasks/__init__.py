@@ -3,12 +3,13 @@
 from retain.tasks.image_examples import ImageExamples
 from retain.tasks.images import Progress
 from retain.tasks.load import TASKS, load_tasks
-from retain.tasks.options import TaskOptions
+from retain.tasks.options import Augmentation, TaskOptions
 from retain.tasks.task import Examples, Minibatch, Scenario, Task, TaskSequence
 from retain.tasks.tensors import TensorExamples
 
 __all__ = [
     "TASKS",
+    "Augmentation",
     "Examples",
     "ImageExamples",
     "Minibatch",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from retain.tasks.task import Scenario
+
+Augmentation = Literal["none", "crop-flip"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,9 @@ class TaskOptions:
         halve_test: halve the official test sets of the paper's data into validation and test, as
             the survey does, or measure on them whole.
         image_size: side of the square that image files are cropped to; None is 224.
+        augmentation: the training transform of image files: "none" is the one for evaluation,
+            "crop-flip" random squares, half of them flipped.
+        workers: processes that read image files which do not fit in memory; with 0 threads do.
         corrupt_fraction: how many of a folder's images may be unreadable; more is an error.
         cache_bytes: memory that decoded images may take in all; beyond it files are read again.
         seed: of the splits and the permutations; not of the training.
@@ -34,6 +40,8 @@ class TaskOptions:
     val_fraction: float = 0.0
     halve_test: bool = True
     image_size: int | None = None
+    augmentation: Augmentation = "none"
+    workers: int = 0
     corrupt_fraction: float = 0.05
     cache_bytes: int = 4 * 2**30
     seed: int = 0
