@@ -48,7 +48,9 @@ def paper_tasks(
         tasks.append(_task(official, reading))
         notes += reading.notes()
     shape = (3, crops.size, crops.size)
-    return TaskSequence("paper", tuple(tasks), shape, notes=tuple(notes), splits=_said(options))
+    return TaskSequence(
+        "paper", tuple(tasks), shape, notes=tuple(notes), splits=splits_said(options)
+    )
 
 
 def parsed(argument: str) -> tuple[list[str], Path]:
@@ -86,7 +88,8 @@ def _chosen(official: Official, half: Tensor) -> tuple[Images, list[int]]:
     return chosen, [official.test.labels[number] for number in numbers]
 
 
-def _said(options: TaskOptions) -> str:
+def splits_said(options: TaskOptions) -> str:
+    """How the official test sets are used, in a sentence."""
     if options.halve_test:
         return (
             "The official test set is halved, class by class, into validation and test "
