@@ -44,6 +44,10 @@ def check_record(record, method):
         "evaluation_seconds",
     ]
     assert all(isinstance(record[name], float) for name in numbers)
+    last = record["accuracy"][-1]
+    for j, name in enumerate(record["tasks"]):
+        check_classes(record["accuracy_by_class"][name], name, last[j])
+        check_classes(record["accuracy_by_class_learned"][name], name, record["accuracy"][j][j])
     assert record["error"] is None
     assert record["strength_search"] is None
     assert (record["strength"] is not None) == method.has_strength()
@@ -58,6 +62,12 @@ def check_record(record, method):
         for layer in layers:
             assert layer["quantiles"] == sorted(layer["quantiles"])
             assert len(layer["quantiles"]) == 7
+
+
+def check_classes(by_class, task, accuracy):
+    """Both classes of the task are there; each has 8 test samples."""
+    assert list(by_class) == task.split("-")
+    assert sum(by_class.values()) / 2 == pytest.approx(accuracy, abs=1e-5)
 
 
 def test_the_report_reads_it(tmp_path):

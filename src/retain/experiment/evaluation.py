@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from retain.experiment.precision import Precision
 from retain.models import TaskNetwork
 from retain.tasks import Examples
 
@@ -19,17 +22,45 @@ def pass_size(input_shape: tuple[int, ...]) -> int:
     return BATCH if math.prod(input_shape) <= LARGE_INPUT else LARGE_BATCH
 
 
+@dataclass(frozen=True)
+class Score:
+    """How many examples of each class there are, and how many of them the network gets right."""
+
+    right: Sequence[int]
+    of: Sequence[int]
+
+    @property
+    def accuracy(self) -> float:
+        """The part of all examples, in [0, 1]."""
+        return sum(self.right) / sum(self.of)
+
+    def by_class(self, names: Sequence[str]) -> dict[str, float | None]:
+        """The part of each class, to five digits; None for a class without examples."""
+        return {
+            name: round(right / of, 5) if of else None
+            for name, right, of in zip(names, self.right, self.of)
+        }
+
+
 @torch.no_grad()
-def accuracy(
-    network: TaskNetwork, task: int, examples: Examples, *, size: int, device: torch.device
-) -> float:
-    """The part of `examples` that the network gets right with the head of `task`, in [0, 1]."""
+def score(
+    network: TaskNetwork,
+    task: int,
+    examples: Examples,
+    *,
+    classes: int,
+    size: int,
+    precision: Precision,
+) -> Score:
+    """What the network gets right of `examples`, of so many classes, with the head of `task`."""
     before = network.task, network.training
     network.eval()
     network.task = task
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in examples.batches(size, device=device):
-        right += (network(batch.inputs).argmax(1) == batch.labels).sum()
+    right = torch.zeros(classes, dtype=torch.int64, device=precision.device)
+    with precision.lowered():
+        for batch in examples.batches(size, device=precision.device):
+            correct = network(batch.inputs).argmax(1) == batch.labels
+            right.index_add_(0, batch.labels, correct.long())
     network.task = before[0]
     network.train(before[1])
-    return right.item() / len(examples)
+    return Score(right.tolist(), examples.labels.bincount(minlength=classes).tolist())

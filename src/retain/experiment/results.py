@@ -23,6 +23,7 @@ from retain.experiment.writing import write_atomically
 
 SCHEMA = 1
 FILE = "results.json"
+ByClass = dict[str, dict[str, float | None]]
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Run:
     Attributes:
         strength: λ; with "auto" the one that was chosen last.
         accuracy: R[i][j] on task j after learning task i, in [0, 1]; None where j > i.
+        accuracy_by_class: {task: {class: accuracy}} at the end, of tasks of up to 200 classes.
+        accuracy_by_class_learned: the same of each task right after it was learned.
         before: accuracy on each task before it was learned, with its new head.
         at_random: the same on a network with its first weights.
         memory_bytes_by_task: bytes kept after each task, by kind.
@@ -48,6 +51,8 @@ class Run:
     status: Literal["running", "done", "failed"] = "running"
     error: str | None = None
     accuracy: list[list[float | None]] = field(default_factory=list)
+    accuracy_by_class: ByClass = field(default_factory=dict)
+    accuracy_by_class_learned: ByClass = field(default_factory=dict)
     before: list[float] = field(default_factory=list)
     at_random: list[float] = field(default_factory=list)
     train_seconds: float = 0.0

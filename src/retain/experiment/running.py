@@ -14,13 +14,14 @@ from retain.experiment.failure import described
 from retain.experiment.folder import opened
 from retain.experiment.plan import Job, jobs
 from retain.experiment.progress import watcher
+from retain.experiment.refusals import refuse_what_does_not_fit
 from retain.experiment.results import Results, Run
 from retain.experiment.stage import Stage
 from retain.experiment.work import Work
 from retain.experiment.writing import uninterrupted
 from retain.methods import METHODS
 from retain.methods.method import allocated
-from retain.tasks import TaskOptions, TaskSequence, load_tasks
+from retain.tasks import TaskOptions, load_tasks
 
 VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
 
@@ -56,7 +57,7 @@ def run(
     with reproducible(device):
         sequence = load_tasks(config.tasks, _task_options(config))
         config = replace(config, scenario=sequence.scenario)
-        _refuse_small_tasks(sequence, config.batch_size)
+        refuse_what_does_not_fit(config, sequence)
         stage = Stage(config, sequence, device, watcher(progress))
         needed = _bytes_needed(stage)
         results = Results(config) if folder is None else opened(folder, config, resume, needed)
@@ -138,17 +139,10 @@ def _task_options(config: Config) -> TaskOptions:
         class_order_seed=config.class_order_seed,
         samples_per_class=config.samples_per_class,
         image_size=config.image_size,
+        augmentation=config.augmentation,
+        workers=config.workers,
         val_fraction=VALIDATION if config.chooses_strength else 0.0,
     )
-
-
-def _refuse_small_tasks(sequence: TaskSequence, batch_size: int) -> None:
-    small = [f"{t.name!r} has {len(t.train)}" for t in sequence.tasks if len(t.train) < batch_size]
-    if small:
-        raise ConfigError(
-            f"Fewer training samples than a batch of {batch_size}: {', '.join(small)}. "
-            "Give a smaller batch size or more samples."
-        )
 
 
 def _bytes_needed(stage: Stage) -> int:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from retain.experiment.config import Config
-from retain.experiment.evaluation import accuracy, pass_size
+from retain.experiment.evaluation import Score, pass_size, score
 from retain.experiment.plan import Job
+from retain.experiment.precision import Precision
 from retain.experiment.progress import Watcher
 from retain.experiment.training import optimizer_maker
 from retain.methods import Setting
@@ -44,15 +45,22 @@ class Stage:
             device=self.device,
             scenario=self.sequence.scenario,
             importance_on=job.importance_on or "train",
+            importance_classes=frozenset(self.config.importance_classes),
             pass_size=pass_size(self.sequence.input_shape),
             seed=job.seed,
         )
 
-    def accuracy(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> float:
-        """The part of `examples`, by default the task's test split, that the network gets right."""
-        examples = examples or self.sequence.tasks[task].test
-        size = pass_size(self.sequence.input_shape)
-        return accuracy(network, task, examples, size=size, device=self.device)
+    def score(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> Score:
+        """What the network gets right of `examples`, by default the task's test split."""
+        of = self.sequence.tasks[task]
+        return score(
+            network,
+            task,
+            examples or of.test,
+            classes=len(of.classes),
+            size=pass_size(self.sequence.input_shape),
+            precision=Precision(self.config.amp, self.device),
+        )
 
     def at_random(self, seed: int) -> list[float]:
         """The accuracy on each task of a network with its first weights and a new head."""
@@ -61,6 +69,6 @@ class Stage:
             found = []
             for index, task in enumerate(self.sequence.tasks):
                 network.add_head(len(task.classes))
-                found.append(self.accuracy(network, index))
+                found.append(self.score(network, index).accuracy)
             self._at_random[seed] = found
         return self._at_random[seed]

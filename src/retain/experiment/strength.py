@@ -30,7 +30,7 @@ def choose(method: Method[Any], index: int, stage: Stage, seed: int) -> list[dic
         stage.watch.more(stage.config.epochs * steps)
         order = start_drawing(seed, index)
         learn(learner, index, stage.sequence, stage.config, order=order, watch=stage.watch)
-        return stage.accuracy(network, index, task.val)
+        return stage.score(network, index, task.val).accuracy
 
     def trained_with(strength: float) -> float:
         network.load_state_dict(first)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from retain.experiment.checkpoint import Standing
 from retain.experiment.config import AUTO
+from retain.experiment.evaluation import Score
 from retain.experiment.layers import by_layer
 from retain.experiment.plan import Job
 from retain.experiment.results import Run
@@ -19,6 +20,7 @@ from retain.experiment.strength import choose
 from retain.experiment.training import learn
 from retain.methods import METHODS, Method, options_of
 
+LISTED_CLASSES = 200  # of a task with more, the accuracy is not listed class by class
 Clock = Literal["train_seconds", "importance_seconds", "evaluation_seconds"]
 
 
@@ -67,7 +69,7 @@ class Work:
         if index > 0:
             self._add_head(index)
         with self._timed("evaluation_seconds"):
-            before = self.stage.accuracy(self.network, index)
+            before = self.stage.score(self.network, index).accuracy
             at_random = self.stage.at_random(self.job.seed)[index]
         with self._timed("train_seconds"):
             self._learn(index)
@@ -78,14 +80,28 @@ class Work:
             self.method.end(index, self.stage.sequence)
         with self._timed("evaluation_seconds"):
             watch.phase("evaluation")
-            row = [self.stage.accuracy(self.network, task) for task in range(index + 1)]
+            scores = [self.stage.score(self.network, task) for task in range(index + 1)]
         self.run.before.append(before)
         self.run.at_random.append(at_random)
         self.run.memory_bytes_by_task.append(_larger(learning, self.method.memory_bytes()))
+        row = [score.accuracy for score in scores]
         self.run.accuracy.append([*row, *[None] * (len(tasks) - len(row))])
+        by_class = self._by_class(scores)
+        name = tasks[index].name
+        if name in by_class:
+            self.run.accuracy_by_class_learned[name] = by_class[name]
         if self.run.complete:
+            self.run.accuracy_by_class = by_class
             self.run.importance_by_layer = by_layer(self.method.importance())
             self.run.status = "done"
+
+    def _by_class(self, scores: list[Score]) -> dict[str, dict[str, float | None]]:
+        """Of each task with few enough classes to be listed, the accuracy on each of them."""
+        return {
+            task.name: score.by_class(task.classes)
+            for task, score in zip(self.stage.sequence.tasks, scores)
+            if len(task.classes) <= LISTED_CLASSES
+        }
 
     def _learn(self, index: int) -> None:
         if self.job.strength == AUTO and index > 0:

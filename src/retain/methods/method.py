@@ -31,6 +31,8 @@ class Setting:
         device: where the network and the batches live.
         scenario: "domain-incremental" tasks share one head, which is then protected as well.
         importance_on: the data that importance is computed on; their labels are never used by it.
+        importance_classes: names of classes; of a task that has some of them, importance is
+            computed on those alone.
         pass_size: samples per batch where nothing is trained (importance, recorded outputs).
         seed: of the run.
     """
@@ -40,6 +42,7 @@ class Setting:
     device: torch.device = CPU
     scenario: Scenario = "task-incremental"
     importance_on: ImportanceData = "train"
+    importance_classes: frozenset[str] = frozenset()
     pass_size: int = 500
     seed: int = 0
 
@@ -148,9 +151,17 @@ class Method(Generic[OptionsT]):
     def passes(self, index: int, sequence: TaskSequence) -> Iterator[Minibatch]:
         """Once through the data that importance is computed on, as they look at test time."""
         task = sequence.tasks[index]
+        named = [
+            c for c, name in enumerate(task.classes) if name in self.setting.importance_classes
+        ]
         for split in self.setting.importance_on.split("+"):
             examples = task.train if split == "train" else task.test
-            yield from examples.batches(self.setting.pass_size, device=self.setting.device)
+            if named:
+                examples = examples.select(
+                    torch.isin(examples.labels, torch.tensor(named)).nonzero().flatten()
+                )
+            if len(examples):
+                yield from examples.batches(self.setting.pass_size, device=self.setting.device)
 
 
 def allocated(tensors: Iterable[Tensor]) -> int:
