@@ -13,7 +13,7 @@ from retain.experiment.device import chosen_device, reproducible
 from retain.experiment.failure import described
 from retain.experiment.folder import opened
 from retain.experiment.plan import Job, jobs
-from retain.experiment.progress import watcher
+from retain.experiment.progress import Watcher, watcher
 from retain.experiment.refusals import refuse_what_does_not_fit
 from retain.experiment.results import Results, Run
 from retain.experiment.stage import Stage
@@ -31,7 +31,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run(
-    config: Config, *, out: Path | str | None = None, resume: bool = False, progress: bool = True
+    config: Config,
+    *,
+    out: Path | str | None = None,
+    resume: bool = False,
+    progress: bool | Watcher = True,
 ) -> Results:
     """The results of every job of `config`: each method, strength and seed on the tasks.
 
@@ -41,7 +45,7 @@ def run(
             the results in memory only.
         resume: go on with the run in `out`; it ends with the accuracies of one that was never
             stopped.
-        progress: show how far it is: a bar on a terminal, lines elsewhere.
+        progress: show how far it is: a bar on a terminal, lines elsewhere; or who shall be told.
 
     Raises:
         ConfigError: something that cannot be carried out, found before anything is trained.
@@ -58,7 +62,8 @@ def run(
         sequence = load_tasks(config.tasks, _task_options(config))
         config = replace(config, scenario=sequence.scenario)
         refuse_what_does_not_fit(config, sequence)
-        stage = Stage(config, sequence, device, watcher(progress))
+        watch = progress if isinstance(progress, Watcher) else watcher(progress)
+        stage = Stage(config, sequence, device, watch)
         needed = _bytes_needed(stage)
         results = Results(config) if folder is None else opened(folder, config, resume, needed)
         _carry_out_all(stage, _Books(results, folder, resume))
