@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from retain.cli.datasets import datasets
 from retain.cli.demo import demo
 from retain.cli.importance import importance
 from retain.cli.inspect import inspect
 from retain.cli.report import report
 from retain.cli.run import run
+from retain.cli.study import study
 
 app = typer.Typer(
     help="Teach a trained network something new without losing what it can do.",
@@ -18,5 +20,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, report, importance, inspect):
+for command in (demo, run, study, datasets, report, importance, inspect):
     app.command()(command)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from retain.report.grid import Cell, Grid
@@ -12,16 +10,10 @@ from retain.report.headline import UNKNOWN
 from retain.report.naming import METHODS, method_name
 from retain.report.results import Results, Sequence, Spread, Variant, spread
 from retain.report.words import percent, points
+from retain.studies.published import published
 
 TABLES = ("table2", "table3")
 Key = tuple[str, str | None]  # method, and for Table 3 the data that Ω is computed on
-
-
-def published() -> dict[str, Any]:
-    """The paper's numbers with their source, as the package holds them."""
-    text = files("retain").joinpath("studies/paper.json").read_text(encoding="utf-8")
-    content: dict[str, Any] = json.loads(text)
-    return content
 
 
 def beside_the_paper(results: Results) -> tuple[str, list[Grid]]:

@@ -1,0 +1,118 @@
+"""A study carried out: part after part, resumable, with what could not be run and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from retain.errors import ConfigError, RetainError
+from retain.experiment import Config, Interrupted
+from retain.experiment import run as run_config
+from retain.experiment.device import chosen_device
+from retain.experiment.folder import CHECKPOINTS
+from retain.experiment.plan import jobs
+from retain.experiment.progress import watcher
+from retain.experiment.results import FILE
+from retain.models import build_model
+from retain.models.build import SMALL
+from retain.studies.folder import begin, gather, part_folder, record, recorded, results_of
+from retain.studies.progress import Whole
+from retain.studies.study import Part, Study
+from retain.tasks.crops import PAPER_SIZE
+
+
+def carry_out(
+    study: Study | None, out: Path, *, resume: bool = False, progress: bool = True
+) -> Study:
+    """Run every part of a study that is not done; the study as it could be carried out.
+
+    Args:
+        study: what to run; None with `resume`: what was begun in `out`.
+        out: its folder, with a folder for each part, and results.json with the runs of all.
+        resume: go on with the study in `out`; it ends with the numbers of one never stopped.
+        progress: show how far it is, and how much time is left.
+
+    Raises:
+        ConfigError: something that cannot be carried out, found before anything is trained.
+        FileError: data, weights or results that cannot be read or written.
+        Interrupted: Ctrl-C; what was finished is written.
+
+    A part that cannot be run is skipped, with the reason; if that leaves none, it is an error.
+    """
+    study = _opened(study, out, resume)
+    todo = [part for part in study.parts if not _is_done(out, part)]
+    watch = Whole(watcher(progress), len(todo))
+    try:
+        for part in todo:
+            watch.begin(part.name)
+            try:
+                _run(part, out, watch)
+            except RetainError as error:
+                watch.say(f"{part.name}: not run. {error}")
+                study = study.without(part, str(error))
+                if not study.parts:
+                    raise
+                record(out, study)
+            else:
+                watch.end()
+            gather(out)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted. What was finished is in {out}. "
+            f"Go on with: retain study {study.name} --resume --out {out}"
+        ) from None
+    finally:
+        watch.close()
+        gather(out)
+    return study
+
+
+def _opened(study: Study | None, out: Path, resume: bool) -> Study:
+    """The study, in a folder that can be written to and with a model that can be built."""
+    before = recorded(out) if resume else None
+    if study is None:
+        if before is None:
+            raise ConfigError("Without resume=True, say which study is to be carried out.")
+        study = before
+    if before is not None:
+        differences = before.differences(study)
+        if differences:
+            raise ConfigError(
+                f"The study in {out} was started with other options, so it is not resumed. "
+                "Then → now: " + "; ".join(differences)
+            )
+    for config in _different_models(study):
+        chosen_device(config.device)
+        _build(config)
+    if before is None:
+        begin(out, study)
+    else:
+        record(out, study)
+    return study
+
+
+def _different_models(study: Study) -> list[Config]:
+    """One config for each network with its weights."""
+    return list({(p.config.model, p.config.weights): p.config for p in study.parts}.values())
+
+
+def _build(config: Config) -> None:
+    """See that the network is there and its weights fit, before anything is trained."""
+    if config.model not in SMALL or config.weights is not None:
+        side = config.image_size or PAPER_SIZE
+        shape = (1, 8, 8) if config.tasks == "digits" else (3, side, side)
+        build_model(config.model, input_shape=shape, seed=0, weights=config.weights)
+
+
+def _is_done(out: Path, part: Part) -> bool:
+    results = results_of(out, part)
+    if results is None or len(results.runs) < len(jobs(part.config)):
+        return False
+    return all(run.status == "done" for run in results.runs)
+
+
+def _run(part: Part, out: Path, watch: Whole) -> None:
+    folder = part_folder(out, part)
+    run_config(part.config, out=folder, resume=(folder / FILE).exists(), progress=watch)
+    checkpoints = folder / CHECKPOINTS
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        checkpoints.rmdir()
