@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ STUDIES = {
     "memory": "What each method keeps",
     "adaptation": "Adapting Ω to what is used",
 }
+LISTED = 12  # clauses in a notice
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def notices(results: Results) -> list[Notice]:
                 "paper's data sets. Not comparable with the paper's numbers.",
             )
         )
+    said += _about_the_study(config)
     running, failed = results.with_status("running"), results.with_status("failed")
     if running:
         said.append(
@@ -87,6 +89,33 @@ def notices(results: Results) -> list[Notice]:
                 "what they said is at the end of this page.",
             )
         )
+    return said
+
+
+def _about_the_study(config: Mapping[str, Any]) -> list[Notice]:
+    """Data that are not as published, another protocol, and parts that were not begun yet."""
+    said = []
+    altered, departures = config.get("altered") or {}, list(config.get("departures") or [])
+    if altered:
+        sets = [f"{name} has {what}" for name, what in altered.items()]
+        said.append(
+            Notice(
+                "Not the paper's data.",
+                f"{'. '.join(map(str, sets))}. The paper's numbers are left out beside them.",
+            )
+        )
+    if departures:
+        listed = "; ".join(str(one) for one in departures[:LISTED])
+        said.append(
+            Notice(
+                "Not the paper's protocol.",
+                f"{listed[0].upper()}{listed[1:]}. A difference from the paper's numbers says "
+                "little about either.",
+            )
+        )
+    waiting = list(config.get("waiting") or [])
+    if waiting:
+        said.append(Notice("Not begun yet.", f"{'; '.join(map(str, waiting))}."))
     return said
 
 
@@ -110,6 +139,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     seeds = sorted({run.seed for run in results.runs}) or config.get("seeds") or []
     given = [
         ("Tasks", _tasks(config.get("tasks"))),
+        ("Splits", str(config.get("splits") or "")),
         ("Scenario", str(config.get("scenario") or "").capitalize()),
         ("Model", str(config.get("model") or "") + _weights(config)),
         ("Training", ", ".join(str(part) for part in training if part)),
@@ -134,9 +164,9 @@ def run_name(run: Run) -> str:
     return ", ".join(parts)
 
 
-def listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Names in a sentence: `A`, `A and B`, `A, B and C`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else list(names))
 
 
 def _is_number(value: Any) -> bool:

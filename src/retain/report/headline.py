@@ -117,6 +117,34 @@ def cost(sequence: Sequence) -> Grid | None:
     )
 
 
+def kept_at_each_step(sequence: Sequence) -> Grid | None:
+    """One row a variant: bytes kept after each task, and how many times the network that is."""
+    rows = []
+    for variant in sequence.one_per_method():
+        steps = next((run.memory for run in variant.done if run.memory), ())
+        if steps:
+            sizes = [sum(step.values()) for step in steps]
+            cells = [Cell(size(count), count) for count in sizes]
+            times = sizes[-1] / steps[-1]["model"] if steps[-1].get("model") else None
+            often = Cell(f"{times:.1f}", times) if times else UNKNOWN
+            rows.append((Cell(variant.label), *cells, often))
+    if not rows:
+        return None
+    steps_taken = max(len(row) for row in rows) - 2
+    return Grid(
+        title=f"Kept after each task: {sequence.name}",
+        columns=(
+            "Method",
+            *(str(k + 1) for k in range(steps_taken)),
+            "Times the network",
+        ),
+        groups=(("", 1), ("After task", steps_taken), ("", 1)),
+        rows=tuple(row for row in rows if len(row) == steps_taken + 2),
+        caption="Everything that must be in memory or on disk for the next task, the network "
+        "itself included; of what is only needed while a task is learned, that as well.",
+    )
+
+
 def searches(sequence: Sequence) -> Grid | None:
     """One row a run whose λ was searched for, with what was tried; None when there is none."""
     rows = []

@@ -41,15 +41,19 @@ def in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:
     return tuple(Sequence(tasks, _variants(own)) for tasks, own in by_tasks.items())
 
 
+Key = tuple[str, str | None, tuple[str, ...], str | None, str]  # method, Ω on, classes, form, λ
+NAMED_CLASSES = 3  # more are counted
+
+
 def _variants(runs: list[Run]) -> tuple[Variant, ...]:
     order = {method: place for place, method in enumerate(METHODS)}
-    groups: dict[tuple[str, str | None, str | None, str], list[Run]] = {}
+    groups: dict[Key, list[Run]] = {}
     for run in runs:
-        key = (run.method, run.importance_on, run.form, _strength(run))
+        key = (run.method, run.importance_on, run.importance_classes, run.form, _strength(run))
         groups.setdefault(key, []).append(run)
     keys = sorted(
         groups,
-        key=lambda key: (order.get(key[0], len(order)), key[0], key[2] or ""),
+        key=lambda key: (order.get(key[0], len(order)), key[0], key[3] or ""),
     )
     return tuple(Variant(key[0], _label(key, keys), tuple(groups[key])) for key in keys)
 
@@ -61,18 +65,26 @@ def _strength(run: Run) -> str:
     return "" if run.strength is None else number(run.strength)
 
 
-def _label(
-    key: tuple[str, str | None, str | None, str],
-    keys: list[tuple[str, str | None, str | None, str]],
-) -> str:
+def _label(key: Key, keys: list[Key]) -> str:
     """The method's name, and only what tells it from the same method's other variants."""
-    method, importance_on, form, strength = key
+    method, importance_on, classes, form, strength = key
     others = [other for other in keys if other[0] == method]
     parts = [method_name(method)]
     if importance_on and len({other[1] for other in others}) > 1:
         parts.append(f"Ω on {importance_on}")
-    if form and len({other[2] for other in others}) > 1:
+    if len({other[2] for other in others}) > 1:
+        parts.append(f"Ω on {class_names(classes)}")
+    if form and len({other[3] for other in others}) > 1:
         parts.append(form)
-    if strength and len({other[3] for other in others}) > 1:
+    if strength and len({other[4] for other in others}) > 1:
         parts.append(f"λ = {strength}")
     return ", ".join(parts)
+
+
+def class_names(classes: tuple[str, ...]) -> str:
+    """Classes that Ω is computed on, in few words: `all classes`, `0 and 1`, `7 classes`."""
+    if not classes:
+        return "all classes"
+    if len(classes) > NAMED_CLASSES:
+        return f"{len(classes)} classes"
+    return " and ".join([", ".join(classes[:-1]), classes[-1]] if classes[1:] else classes)

@@ -13,6 +13,8 @@ from retain.report.words import percent, points
 from retain.studies.published import published
 
 TABLES = ("table2", "table3")
+NOT_RUN = (Cell("not run", mark="quiet"), Cell("not run", mark="quiet"))
+NOTHING: Mapping[str, str] = {}
 Key = tuple[str, str | None]  # method, and for Table 3 the data that Ω is computed on
 
 
@@ -24,6 +26,8 @@ def beside_the_paper(results: Results) -> tuple[str, list[Grid]]:
     """
     study, known = results.config.get("study"), published()
     pairs = [sequence for sequence in results.sequences if len(sequence.tasks) == 2]
+    if results.config.get("stand_in") and study not in TABLES:
+        return "", []
     if study not in TABLES:
         return (known[study]["note"], []) if study in ("sequence", "memory") else ("", [])
     if not pairs:
@@ -35,10 +39,18 @@ def beside_the_paper(results: Results) -> tuple[str, list[Grid]]:
             "they would not be comparable.",
             [_ours_alone(study, pairs)],
         )
+    altered = set(results.config.get("altered") or {})
+    if all(altered & set(pair.tasks) for pair in pairs):
+        return (
+            "The layout is the paper's, but the data are not as they were published, so the "
+            "paper's numbers are left out: they would not be comparable.",
+            [_ours_alone(study, pairs)],
+        )
+    skipped = {str(name): str(why) for name, why in (results.config.get("skipped") or {}).items()}
     return (
         f"Of each method the first row is ours, the second the paper's ({table['source']}), the "
         "third ours minus the paper's.",
-        [_side_by_side(study, table, pairs)],
+        [_side_by_side(study, table, pairs, altered, skipped)],
     )
 
 
@@ -57,7 +69,13 @@ def _ours_alone(study: str, pairs: list[Sequence]) -> Grid:
     return _grid(study, [pair.tasks for pair in pairs], rows, heads=1)
 
 
-def _side_by_side(study: str, table: Mapping[str, Any], pairs: list[Sequence]) -> Grid:
+def _side_by_side(
+    study: str,
+    table: Mapping[str, Any],
+    pairs: list[Sequence],
+    altered: set[str],
+    skipped: Mapping[str, str],
+) -> Grid:
     by_tasks = {pair.tasks: pair for pair in pairs}
     theirs = {(row["method"], row.get("importance_on")): row["values"] for row in table["rows"]}
     columns = [tuple(tasks) for tasks in table["sequences"]]
@@ -67,18 +85,28 @@ def _side_by_side(study: str, table: Mapping[str, Any], pairs: list[Sequence]) -
         own = [_ours(key, by_tasks[tasks]) if tasks in by_tasks else None for tasks in columns]
         # The paper has one IMM, and which of the two it is is not recorded: it stands beside both.
         values = theirs.get(("imm", key[1]) if key[0].startswith("imm") else key)
-        rows.append((Cell(_name(key)), Cell("ours"), *(c for o in own for c in _cells(o))))
+        cells = [
+            cell
+            for tasks, numbers in zip(columns, own)
+            for cell in (NOT_RUN if " → ".join(tasks) in skipped else _cells(numbers))
+        ]
+        rows.append((Cell(_name(key)), Cell("ours"), *cells))
         if values:
-            paper = [*values, *[None] * (len(columns) - len(values))]
+            known = [*values, *[None] * (len(columns) - len(values))]
+            paper = [None if altered & set(t) else one for t, one in zip(columns, known)]
             again, quiet = Cell(_name(key), mark="repeat"), Cell("paper", mark="quiet")
             rows.append((again, quiet, *(c for p in paper for c in _paper_cells(p))))
             pairwise = [c for o, p in zip(own, paper) for c in _difference(o, p)]
             rows.append((again, Cell("difference"), *pairwise))
-    return _grid(study, columns, tuple(rows), heads=2)
+    return _grid(study, columns, tuple(rows), heads=2, skipped=skipped)
 
 
 def _grid(
-    study: str, columns: list[tuple[str, ...]], rows: tuple[tuple[Cell, ...], ...], heads: int
+    study: str,
+    columns: list[tuple[str, ...]],
+    rows: tuple[tuple[Cell, ...], ...],
+    heads: int,
+    skipped: Mapping[str, str] = NOTHING,
 ) -> Grid:
     names = ("Method", "Whose")[:heads]
     return Grid(
@@ -86,7 +114,7 @@ def _grid(
         columns=(*names, *("first task, %", "second task, %") * len(columns)),
         groups=(("", heads), *((" → ".join(tasks), 2) for tasks in columns)),
         rows=rows,
-        caption=_CAPTION,
+        caption=_CAPTION + "".join(f" Not run: {name}. {why}" for name, why in skipped.items()),
         heads=heads,
     )
 

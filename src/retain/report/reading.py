@@ -95,11 +95,12 @@ def _checked(content: Any, source: str) -> Results:
 def _config(checks: Checks, given: Any) -> Mapping[str, Any]:
     """What was asked for: any names and values, but these few as the page reads them."""
     config = checks.mapping(given, "config")
-    for name in ("title", "study"):
+    for name in ("title", "study", "stand_in", "splits"):
         checks.text(config.get(name), f"config.{name}")
-    for name in ("methods", "seeds"):
+    for name in ("methods", "seeds", "departures", "adapt_to", "waiting"):
         checks.sequence(config.get(name, []), f"config.{name}")
-    checks.mapping(config.get("skipped") or {}, "config.skipped")
+    for name in ("skipped", "altered"):
+        checks.mapping(config.get(name) or {}, f"config.{name}")
     return config
 
 
@@ -126,10 +127,13 @@ def _run(checks: Checks, given: Any, where: str) -> Run:
         strength=checks.number(run.get("strength"), f"{where}.strength"),
         form=checks.text(run.get("form"), f"{where}.form"),
         importance_on=checks.text(run.get("importance_on"), f"{where}.importance_on"),
+        importance_classes=_names(checks, run, "importance_classes", where),
         measures={name: value for name, value in measures.items() if value is not None},
         memory=_memory(checks, run, where),
         layers=_layers(checks, run.get("importance_by_layer"), f"{where}.importance_by_layer"),
         search=_search(checks, run.get("strength_search"), f"{where}.strength_search"),
+        by_class=_by_class(checks, run, "accuracy_by_class", where),
+        by_class_learned=_by_class(checks, run, "accuracy_by_class_learned", where),
     )
 
 
@@ -198,6 +202,25 @@ def _layers(checks: Checks, given: Any, where: str) -> dict[str, dict[str, Any]]
         if quantiles and len(quantiles) != 7:
             checks.problem(f"{where}.{name}.quantiles", f"should be 7, but are {len(quantiles)}")
     return layers
+
+
+def _names(checks: Checks, given: Mapping[str, Any], field: str, where: str) -> tuple[str, ...]:
+    listed = checks.sequence(given.get(field) or [], f"{where}.{field}")
+    return tuple(checks.name(one, f"{where}.{field}[{k}]") for k, one in enumerate(listed))
+
+
+def _by_class(
+    checks: Checks, run: Mapping[str, Any], field: str, where: str
+) -> dict[str, dict[str, float | None]]:
+    """Accuracy by task and class."""
+    found = {}
+    for task, classes in checks.mapping(run.get(field) or {}, f"{where}.{field}").items():
+        there = f"{where}.{field}.{task}"
+        found[task] = {
+            name: checks.fraction(value, f"{there}.{name}")
+            for name, value in checks.mapping(classes, there).items()
+        }
+    return found
 
 
 def _search(checks: Checks, given: Any, where: str) -> tuple[dict[str, Any], ...]:

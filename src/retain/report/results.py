@@ -9,6 +9,7 @@ from typing import Any
 
 Matrix = tuple[tuple[float | None, ...], ...]
 Bytes = Mapping[str, int]
+ByClass = Mapping[str, Mapping[str, float | None]]  # task: class: accuracy
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,18 @@ class Run:
     strength: float | None = None
     form: str | None = None
     importance_on: str | None = None
+    importance_classes: tuple[str, ...] = ()  # those that Ω was computed on; () is all
     measures: Mapping[str, float] = field(default_factory=dict)  # by results.json's own names
     memory: tuple[Bytes, ...] = ()  # bytes kept after each task, by kind
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # importance_by_layer
     search: tuple[Mapping[str, Any], ...] = ()  # strength_search
+    by_class: ByClass = field(default_factory=dict)  # at the end
+    by_class_learned: ByClass = field(default_factory=dict)  # of each task, right after learning it
+
+    @property
+    def about_importance(self) -> tuple[Hashable, ...]:
+        """What tells runs of one method apart beside λ: the penalty's form, and the data of Ω."""
+        return self.form, self.importance_on, self.importance_classes
 
     @property
     def learned(self) -> int:
@@ -110,7 +119,7 @@ class Sequence:
 
     def one_per_method(self) -> tuple[Variant, ...]:
         """The variants, and of those that differ only in λ the one with the best final accuracy."""
-        return tuple(self._best(lambda v: (v.method, v.runs[0].form, v.runs[0].importance_on)))
+        return tuple(self._best(lambda v: (v.method, *v.runs[0].about_importance)))
 
     def best_by_method(self) -> dict[str, Variant]:
         """Of each method that finished a seed the variant with the best final accuracy."""

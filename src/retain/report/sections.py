@@ -9,6 +9,9 @@ from functools import partial
 from typing import TypeVar
 
 from retain.report import facts
+from retain.report.adaptation import adapted
+from retain.report.facts import listed
+from retain.report.figures.adaptation import adaptation
 from retain.report.figures.importance import importance
 from retain.report.figures.matrices import colour_floor, matrices
 from retain.report.figures.memory import memory
@@ -17,7 +20,7 @@ from retain.report.figures.plasticity import plasticity
 from retain.report.figures.sequence import over_the_sequence
 from retain.report.figures.tradeoff import tradeoffs
 from retain.report.grid import Grid
-from retain.report.headline import cost, headline, searches
+from retain.report.headline import cost, headline, kept_at_each_step, searches
 from retain.report.paper import beside_the_paper
 from retain.report.results import Results, Sequence
 
@@ -54,10 +57,14 @@ class Section:
 
 def sections(results: Results) -> list[Section]:
     """Everything that these results have something to say about."""
+    study = results.config.get("study")
+    if study == "memory":  # made in runs too short for their accuracies to mean anything
+        return [section for section in _of_memory(results) if section]
     floor = min(map(colour_floor, results.sequences), default=0.0)
     paper = _beside_the_paper(results)
     found = [
         paper if paper and paper.parts else None,
+        _adaptation(results) if study == "adaptation" else None,
         _per_sequence(results, "results", "How it ended", grids=lambda s: [headline(s)]),
         _per_sequence(results, "plasticity", "Forgetting against plasticity", pictures=plasticity),
         _per_sequence(results, "tradeoff", "Trade-off over λ", pictures=tradeoffs),
@@ -94,6 +101,38 @@ def sections(results: Results) -> list[Section]:
         Section("config", "How it was run", listing=facts.listing(results)),
     ]
     return [section for section in found if section]
+
+
+def _of_memory(results: Results) -> list[Section | None]:
+    """The study of memory: bytes, and no accuracies."""
+    return [
+        _beside_the_paper(results),
+        _per_sequence(
+            results,
+            "memory",
+            "What each method keeps",
+            "Bytes depend on the network and on the classes, not on how long or how well it is "
+            "trained: they were measured in runs as short as possible, whose accuracies say "
+            "nothing and are not shown.",
+            grids=lambda s: [kept_at_each_step(s)],
+            pictures=memory,
+        ),
+        _failures(results),
+        Section("config", "How it was run", listing=facts.listing(results)),
+    ]
+
+
+def _adaptation(results: Results) -> Section | None:
+    chosen = tuple(results.config.get("adapt_to") or ())
+    return _per_sequence(
+        results,
+        "adaptation",
+        "What is kept, and what is given up",
+        f"Ω is computed on all data of the first task, or only on those of {listed(chosen)}; "
+        "then the second task is learned.",
+        grids=lambda s: [adapted(s, chosen)],
+        pictures=partial(adaptation, chosen=chosen),
+    )
 
 
 def _beside_the_paper(results: Results) -> Section | None:

@@ -52,7 +52,12 @@ def many(count: int, noun: str) -> str:
 
 def summed_up(results: Results) -> str:
     """How much was forgotten, in a sentence or two: "MAS forgot 0.6 points on average; …"."""
+    from retain.report import adaptation
+
     parts = [_unfinished(results)]
+    if results.config.get("study") == "memory":
+        return " ".join(part for part in [*parts, _kept(results)] if part)
+    parts.append(adaptation.said(results))
     forgotten = _forgotten(results.sequences)
     if forgotten:
         hero = "mas" if "mas" in forgotten else _least(forgotten)
@@ -61,6 +66,23 @@ def summed_up(results: Results) -> str:
     elif results.with_status("done"):
         parts.append("With a single task there is nothing to forget.")
     return " ".join(part for part in parts if part)
+
+
+def _kept(results: Results) -> str:
+    """What MAS keeps after the last task against the method that keeps most."""
+    kept: dict[str, float] = {}
+    for sequence in results.sequences:
+        for method, variant in sequence.best_by_method().items():
+            last = next((run.memory[-1] for run in variant.done if run.memory), {})
+            if last.get("model"):
+                kept[method] = sum(last.values()) / last["model"]
+    if not kept:
+        return ""
+    tasks = many(len(results.sequences[0].tasks), "task")
+    most = max(kept, key=lambda method: kept[method])
+    hero = "mas" if "mas" in kept else min(kept, key=lambda method: kept[method])
+    said = f"After {tasks} {method_name(hero)} keeps {kept[hero]:.1f} times the network's own bytes"
+    return f"{said}; {method_name(most)} {kept[most]:.1f} times." if most != hero else f"{said}."
 
 
 def _forgotten(sequences: tuple[Sequence, ...]) -> dict[str, float]:

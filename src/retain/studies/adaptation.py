@@ -9,7 +9,7 @@ from retain.studies.material import Material, Order, Orders
 from retain.studies.planning import setting, study_of
 from retain.studies.study import Part, Study
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 # Digits: so weak that something is forgotten, and there is something to choose.
 DIGITS_STRENGTH = 0.003
 LISTED = 20
