@@ -147,7 +147,7 @@ def test_online_ewc_fades_and_holds_at_the_latest_weights():
 
 def test_si_follows_the_first_task_too():
     network = one_weight()
-    one = method("si", network, damping=0.1)
+    one = method("si", network, damping=0.1, strength=1.0)
     optimizer = torch.optim.SGD([network.backbone[0].weight], lr=0.5)
     with one.protecting(0, optimizer):
         for gradient in (1.0, 0.4):
@@ -163,7 +163,9 @@ def test_si_follows_the_first_task_too():
 
 @pytest.mark.parametrize("name", ["mas", "local-mas", "ewc", "online-ewc", "si"])
 def test_heads_are_free_unless_tasks_share_one(name):
-    apart, shared = learned(name), learned(name, sequence(2, scenario="domain-incremental"))
+    gently = {"strength": 1.0}
+    shared = learned(name, sequence(2, scenario="domain-incremental"), options=gently)
+    apart = learned(name, options=gently)
     assert not [n for n in apart.method.importance() if n.startswith("heads")]
     if name != "local-mas":  # the local rule leaves the layer that makes the output out
         assert [n for n in shared.method.importance() if n.startswith("heads.0")]

@@ -12,16 +12,16 @@ SEEDS = 3
 def demo(seed: int = 0) -> Config:
     """The demonstration's config, with seeds from `seed` on.
 
-    A setting in which fine-tuning forgets tens of points: many small steps of SGD per task.
+    A setting in which fine-tuning forgets tens of points: many large steps of SGD per task.
     """
     return Config(
         tasks="digits",
         model="mlp",
         methods=tuple(METHODS),
         seeds=tuple(range(seed, seed + SEEDS)),
-        epochs=10,
+        epochs=20,
         batch_size=16,
-        lr=0.05,
+        lr=0.1,
         optimizer="sgd",
         title=TITLE,
     )

@@ -17,6 +17,7 @@ from retain.experiment.progress import Watcher, watcher
 from retain.experiment.refusals import refuse_what_does_not_fit
 from retain.experiment.results import Results, Run
 from retain.experiment.stage import Stage
+from retain.experiment.threads import worthwhile_threads
 from retain.experiment.work import Work
 from retain.experiment.writing import uninterrupted
 from retain.methods import METHODS
@@ -66,7 +67,9 @@ def run(
         stage = Stage(config, sequence, device, watch)
         needed = _bytes_needed(stage)
         results = Results(config) if folder is None else opened(folder, config, resume, needed)
-        _carry_out_all(stage, _Books(results, folder, resume))
+        network = stage.network(config.seeds[0])
+        with worthwhile_threads(network, sequence.input_shape, config.batch_size):
+            _carry_out_all(stage, _Books(results, folder, resume))
     return results
 
 

@@ -20,14 +20,15 @@ class EBLLOptions(LwFOptions):
     """Defaults of EBLL, beside those of LwF.
 
     Attributes:
-        alpha: α, the weight of the codes' loss.
+        alpha: α, the weight of the codes' loss, which is a sum: 1/100 of it is the mean over a
+            code of 100 numbers.
         code: numbers in a code.
         encoder_epochs: epochs that a task's auto-encoder is trained for.
         encoder_lr: its learning rate, with Adam.
         reconstruction: the weight of its reconstruction error beside the task's loss.
     """
 
-    alpha: float = 1.0
+    alpha: float = 0.01
     code: int = 100
     encoder_epochs: int = 4
     encoder_lr: float = 1e-3

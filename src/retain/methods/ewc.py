@@ -22,7 +22,7 @@ class EWCOptions(QuadraticOptions):
             ("exact"), or the data's own labels ("empirical").
     """
 
-    strength: float = 100.0
+    strength: float = 1e5
     fisher: FisherKind = "sampled"
 
 

@@ -24,7 +24,7 @@ class SIOptions(QuadraticOptions):
         damping: ξ, which keeps Ω finite where a weight hardly moved.
     """
 
-    strength: float = 1.0
+    strength: float = 3.0
     damping: float = 1e-3
 
 
