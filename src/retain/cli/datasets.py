@@ -89,8 +89,15 @@ def _found(found: list[Inspection]) -> Table:
     for column in ("Name", "Data set", "State", *COUNTED):
         table.add_column(column, justify="right" if column in COUNTED else "left")
     for one in found:
-        table.add_row(one.name, one.title, STATES[one.state], *_counts(one.found, one.expected))
+        table.add_row(one.name, one.title, _state(one), *_counts(one.found, one.expected))
     return table
+
+
+def _state(one: Inspection) -> str:
+    """The state in words; of a set without binding counts also that they are others."""
+    if one.state == "complete" and one.found != one.expected:
+        return "[yellow]other counts[/]"
+    return STATES[one.state]
 
 
 def _counts(found: Counts | None, expected: Counts) -> list[str]:
@@ -108,7 +115,7 @@ def _tell(one: Inspection) -> None:
         lines.append(one.source)
     if not lines:
         return
-    out.print(f"\n[bold]{one.name}[/]: {STATES[one.state]}")
+    out.print(f"\n[bold]{one.name}[/]: {_state(one)}")
     if one.folder is not None:
         out.print(f"  in {one.folder}", markup=False, soft_wrap=True)
     for line in lines:

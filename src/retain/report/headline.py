@@ -178,10 +178,14 @@ def in_terminal(results: Results) -> Table:
     from rich.table import Table
 
     several = len(results.sequences) > 1
-    grids = [headline(sequence) for sequence in results.sequences]
+    if results.config.get("study") == "memory":
+        grids = [grid for s in results.sequences if (grid := kept_at_each_step(s))]
+    else:
+        grids = [headline(sequence) for sequence in results.sequences]
+    columns = grids[0].columns if grids else COLUMNS
     table = Table(title=str(results.config.get("title") or "") or None, caption_justify="left")
     table.caption = grids[0].caption.removesuffix(_BOLD) if grids else "Nothing was run yet."
-    for place, column in enumerate((*(["Tasks"] if several else []), *COLUMNS)):
+    for place, column in enumerate((*(["Tasks"] if several else []), *columns)):
         table.add_column(column, justify="left" if place <= several else "right")
     for sequence, grid in zip(results.sequences, grids):
         table.add_section()

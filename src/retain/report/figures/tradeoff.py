@@ -10,9 +10,10 @@ from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, SURFACE, looks
-from retain.report.naming import BOUNDS, method_name, number
+from retain.report.naming import BOUNDS, class_names, method_name, number
 from retain.report.results import Run, Sequence, Variant, spread
 
+Key = tuple[str, str | None, str | None, tuple[str, ...]]  # method, form, Ω on, classes
 Curve = tuple[str, str, list[tuple[float, float, float]]]  # method, name, [(λ, new, old)]
 
 
@@ -41,17 +42,19 @@ def tradeoffs(sequence: Sequence, prefix: str) -> list[Picture]:
 
 
 def _curves(sequence: Sequence) -> list[Curve]:
-    groups: dict[tuple[str, str | None, str | None], list[Variant]] = {}
+    groups: dict[Key, list[Variant]] = {}
     for variant in sequence.variants:
         first = variant.runs[0]
         if variant.done and first.strength is not None and not first.search:
-            key = (variant.method, first.form, first.importance_on)
+            key = (variant.method, first.form, first.importance_on, first.importance_classes)
             groups.setdefault(key, []).append(variant)
     curves = []
-    for (method, form, data), variants in groups.items():
+    for (method, form, data, classes), variants in groups.items():
         same = [other for other in groups if other[0] == method]
         extra = [form] if form and len({other[1] for other in same}) > 1 else []
         extra += [f"Ω on {data}"] if data and len({other[2] for other in same}) > 1 else []
+        if len({other[3] for other in same}) > 1:
+            extra.append(f"Ω on {class_names(classes)}")
         placed = [(v.runs[0].strength or 0.0, *_place(v.done)) for v in variants]
         points = sorted((s, x, y) for s, x, y in placed if x is not None and y is not None)
         if len(points) > 1:

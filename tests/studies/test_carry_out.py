@@ -1,0 +1,202 @@
+"""A study carried out: written, interrupted, resumed, and what could not be run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from retain import report
+from retain.errors import ConfigError, FileError
+from retain.experiment import Interrupted
+from retain.experiment.progress import Watcher
+from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
+from retain.studies.folder import part_folder, recorded
+from retain.studies.progress import Whole
+
+
+def tiny(name="table3", parts=2, **asked):
+    """A study of digits with few samples, few parts and one seed."""
+    study = study_named(name, Asked("digits", seeds=(0,), epochs=1, device="cpu", **asked))
+    few = [
+        dataclasses.replace(
+            part, config=dataclasses.replace(part.config, samples_per_class=4, batch_size=8)
+        )
+        for part in study.parts
+    ]
+    return dataclasses.replace(study, parts=tuple(few[:parts]))
+
+
+def numbers(folder):
+    runs = json.loads((folder / "results.json").read_text())["runs"]
+    return [(r["part"], r["method"], r["importance_on"], r["accuracy"]) for r in runs]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    study = tiny()
+    assert carry_out(study, out, progress=False) == study
+    return study, out
+
+
+def test_one_file_holds_the_runs_of_all_parts(finished):
+    study, out = finished
+    content = json.loads((out / "results.json").read_text())
+    assert {run["part"] for run in content["runs"]} == {part.name for part in study.parts}
+    assert len(content["runs"]) == 2 * 6
+    assert content["config"]["study"] == "table3"
+    assert content["config"]["waiting"] == []
+    assert content["config"]["lr"] == study.parts[0].config.lr
+    assert "class_order_seed" not in content["config"]  # it differs between the parts
+    assert is_study(out)
+    assert recorded(out) == study
+
+
+def test_the_report_can_be_made_from_the_parts_alone(finished, tmp_path):
+    _, out = finished
+    page = report.write(out)[0].read_bytes()
+    (out / "results.json").unlink()
+    (out / "report.html").unlink()
+    gather(out)
+    assert report.write(out)[0].read_bytes() == page
+    moved = tmp_path / "results.json"
+    moved.write_bytes((out / "results.json").read_bytes())
+    assert report.write(moved)[0].read_bytes() == page
+
+
+def test_it_is_not_started_over_another(finished):
+    study, out = finished
+    with pytest.raises(ConfigError, match=r"holds a study already.*--resume"):
+        carry_out(study, out)
+    other = tiny(strengths={"mas": 5.0})
+    with pytest.raises(ConfigError, match=r"other options.*strengths"):
+        carry_out(other, out, resume=True)
+    with pytest.raises(ConfigError, match=r"study: table3 → table2"):
+        carry_out(tiny("table2"), out, resume=True)
+
+
+def test_resuming_what_is_finished_changes_nothing(finished):
+    _, out = finished
+    before = numbers(out)
+    carry_out(None, out, resume=True, progress=False)
+    assert numbers(out) == before
+
+
+class Impatient(Watcher):
+    """Stops the work after some steps, as Ctrl-C would."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def step(self, loss):
+        self.steps -= 1
+        if self.steps == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("steps", [5, 35, 60])
+def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch, steps):
+    study, out = finished
+    with monkeypatch.context() as patched:
+        patched.setattr("retain.studies.carrying_out.watcher", lambda _: Impatient(steps))
+        with pytest.raises(Interrupted, match="retain study table3 --resume --out"):
+            carry_out(study, tmp_path)
+    stopped = json.loads((tmp_path / "results.json").read_text())
+    assert len(stopped["runs"]) < len(numbers(out)) or stopped["runs"][-1]["status"] == "running"
+    report.write(tmp_path)
+    carry_out(None, tmp_path, resume=True, progress=False)
+    assert numbers(tmp_path) == numbers(out)
+
+
+def test_a_part_that_cannot_be_run_says_why_and_the_others_go_on(tmp_path):
+    study = tiny()
+    first = study.parts[0]
+    greedy = dataclasses.replace(first, config=dataclasses.replace(first.config, batch_size=4000))
+    study = dataclasses.replace(study, parts=(greedy, study.parts[1]))
+    carried = carry_out(study, tmp_path, progress=False)
+    assert [part.name for part in carried.parts] == [study.parts[1].name]
+    assert "Fewer training samples" in carried.skipped[first.name]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert "Fewer training samples" in content["config"]["skipped"][first.name]
+    assert "Fewer training samples" in report.write(tmp_path)[0].read_text()
+
+
+def test_a_study_of_which_nothing_can_be_run_is_an_error(tmp_path):
+    (part, *_) = tiny().parts
+    greedy = dataclasses.replace(part, config=dataclasses.replace(part.config, batch_size=4000))
+    with pytest.raises(ConfigError, match="Fewer training samples"):
+        carry_out(dataclasses.replace(tiny(), parts=(greedy,)), tmp_path, progress=False)
+
+
+def test_weights_that_do_not_fit_are_listed_before_anything_is_written(tmp_path):
+    torch.save({"layers.0.weight": torch.zeros(3, 3)}, tmp_path / "w.pt")
+    study = tiny(weights=str(tmp_path / "w.pt"))
+    with pytest.raises(FileError, match=r"missing(.|\n)*layers.2.weight(.|\n)*misshapen"):
+        carry_out(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="Nothing was trained"):
+        carry_out(tiny(), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("content", ["", '{"schema": 1', "[]", '{"schema": 1}', '{"schema": 9}'])
+def test_a_broken_record_is_told(tmp_path, content):
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises((FileError, ConfigError), match=r"schema|record of a study"):
+        carry_out(None, tmp_path, resume=True)
+
+
+def test_a_broken_part_is_named(finished, tmp_path):
+    study, _ = finished
+    carry_out(study, tmp_path / "new", progress=False)
+    broken = part_folder(tmp_path / "new", study.parts[0]) / "results.json"
+    broken.write_text(broken.read_text()[:200])
+    with pytest.raises(FileError, match="is not the results of a run"):
+        gather(tmp_path / "new")
+
+
+class Heard(Watcher):
+    """Remembers how many steps it was told to expect, and what was said."""
+
+    def __init__(self):
+        self.total, self.said = 0, []
+
+    def start(self, steps):
+        self.total = steps
+
+    def more(self, steps):
+        self.total += steps
+
+    def say(self, line):
+        self.said.append(line)
+
+
+def test_time_left_counts_parts_that_were_not_begun():
+    heard = Heard()
+    whole = Whole(heard, 3)
+    whole.begin("a")
+    whole.start(10)
+    assert heard.total == 30
+    whole.more(2)  # a strength is being searched for
+    assert heard.total == 36
+    for _ in range(12):
+        whole.step(torch.tensor(0.0))
+    whole.end()
+    assert heard.said == ["a (part 1 of 3)", "1 of 3 parts done, about 0 s left"]
+    whole.begin("b")
+    whole.start(24)
+    assert heard.total == 12 + 24 + 18
+    whole.begin("c")
+    whole.start(6)
+    assert heard.total == 12 + 24 + 6
+
+
+def test_a_study_that_is_not_one():
+    with pytest.raises(ConfigError, match="not the record of a study"):
+        Study.from_json({"study": "table2"})
