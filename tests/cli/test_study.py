@@ -140,5 +140,5 @@ def test_alexnet_goes_through_all_eight_miniatures(miniatures, tmp_path):
         assert run["tasks"] == list(PAPER_SETS)
         assert None not in run["accuracy"][-1]
     page = (tmp_path / "report.html").read_text()
-    for said in ("Quick run.", "untrained weights", "Not the paper&#39;s data."):
+    for said in ("Quick run.", "untrained weights", "Not the data as published."):
         assert said in page

@@ -24,11 +24,21 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "an unfinished run": made_up.unfinished,
     "the paper's table 2": made_up.table2,
     "table 3 on stand-ins": made_up.table3,
+    "a part of table 2": made_up.table2_in_part,
+    "what each method keeps": made_up.memory_study,
+    "adaptation": made_up.adaptation_study,
     "long names": made_up.long_names,
     "nothing yet": lambda: made_up.results(()),
 }
 
-NAMES_APART = ("one method", "eleven methods", "eight tasks", "several strengths", "long names")
+NAMES_APART = (
+    "one method",
+    "eleven methods",
+    "eight tasks",
+    "several strengths",
+    "adaptation",
+    "long names",
+)
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,25 @@ def test_stand_ins_are_never_beside_the_paper_s_numbers() -> None:
         assert all(f"{value['first']:.2f}" not in text for value in row["values"])
 
 
+def test_what_was_not_run_and_what_is_not_comparable_is_in_the_table() -> None:
+    _, (grid,) = beside_the_paper(read(made_up.table2_in_part()))
+    rows = {(r[0].text, r[1].text): [cell.text for cell in r[2:]] for r in grid.rows}
+    assert rows["MAS", "ours"][2:4] == ["not run", "not run"]
+    assert "scenes → birds. MIT Indoor Scenes 67: not found in data." in grid.caption
+    assert rows["MAS", "paper"][:2] == ["53.24 (−0.4)", "55.00"]
+    assert rows["MAS", "paper"][4:] == ["–"] * 4  # flowers are not as they were published
+    assert rows["MAS", "difference"][4:] == ["–"] * 4
+    assert rows["MAS", "ours"][4] != "–"
+
+
+def test_data_that_are_all_altered_are_not_beside_the_paper_s_numbers() -> None:
+    made = made_up.table2_in_part()
+    made["config"]["altered"] = {"birds": "3 of 200 classes"}
+    lead, (grid,) = beside_the_paper(read(made))
+    assert "not as they were published" in lead
+    assert "Whose" not in grid.columns
+
+
 @pytest.mark.parametrize("study", ["sequence", "memory"])
 def test_a_study_without_known_numbers_says_so(study: str) -> None:
     lead, grids = beside_the_paper(read(made_up.results(study=study)))

@@ -97,11 +97,11 @@ def _about_the_study(config: Mapping[str, Any]) -> list[Notice]:
     said = []
     altered, departures = config.get("altered") or {}, list(config.get("departures") or [])
     if altered:
-        sets = [f"{name} has {what}" for name, what in altered.items()]
+        sets = [f"{name} ({what})" for name, what in altered.items()]
         said.append(
             Notice(
-                "Not the paper's data.",
-                f"{'. '.join(map(str, sets))}. The paper's numbers are left out beside them.",
+                "Not the data as published.",
+                f"Other counts in {', '.join(sets)}. The paper's numbers are left out beside them.",
             )
         )
     if departures:

@@ -169,7 +169,9 @@ def _cells(numbers: Numbers | None) -> tuple[Cell, Cell]:
         return UNKNOWN, UNKNOWN
     first, drop, second = numbers
     change = f" ({points(drop.mean)})" if drop else ""
-    return Cell(percent(first) + change), Cell(percent(second))
+    # The paper's two digits for one number; with a spread the second digit says nothing.
+    digits = 2 if first is None or first.sd is None else 1
+    return Cell(percent(first, digits) + change), Cell(percent(second, digits))
 
 
 def _paper_cells(values: Mapping[str, float] | None) -> tuple[Cell, Cell]:

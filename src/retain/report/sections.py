@@ -140,7 +140,8 @@ def _beside_the_paper(results: Results) -> Section | None:
     if not lead:
         return None
     parts = (Part("paper", grids=tuple(grids)),) if grids else ()
-    return Section("paper", "Beside the paper", lead, parts)
+    alone = results.config.get("stand_in") and parts
+    return Section("paper", "In the paper's layout" if alone else "Beside the paper", lead, parts)
 
 
 def _per_sequence(

@@ -57,7 +57,9 @@ def summed_up(results: Results) -> str:
     parts = [_unfinished(results)]
     if results.config.get("study") == "memory":
         return " ".join(part for part in [*parts, _kept(results)] if part)
-    parts.append(adaptation.said(results))
+    adapted = adaptation.said(results)
+    if adapted:
+        return " ".join(part for part in [*parts, adapted] if part)
     forgotten = _forgotten(results.sequences)
     if forgotten:
         hero = "mas" if "mas" in forgotten else _least(forgotten)
@@ -128,7 +130,8 @@ def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:
     if len([method for method in forgotten if method not in BOUNDS]) < 3:
         return ""
     aside = "Joint training aside, " if "joint" in forgotten else ""
-    said = "no other method forgot less" if least == hero else f"{method_name(least)} forgot least"
+    none_less = _size_of(forgotten[hero]) == _size_of(forgotten[least])
+    said = "no other method forgot less" if none_less else f"{method_name(least)} forgot least"
     return aside + (said if aside else said[0].upper() + said[1:]) + "."
 
 

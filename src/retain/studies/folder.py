@@ -116,7 +116,7 @@ def gather(folder: Path) -> Path:
     config = {
         **_common(configs),
         **study.said(),
-        "tasks": f"{study.stand_in or study.data}: {_tasks(study)}",
+        "tasks": f"{study.stand_in}: {_tasks(study)}" if study.stand_in else _tasks(study),
         "waiting": [part.name for part, results in found if results is None],
         "parts": {part.name: config for (part, _), config in zip(found, configs)},
     }

@@ -98,7 +98,9 @@ class PaperData:
     def _remarks(self, names: Iterable[str]) -> tuple[str, ...]:
         seen = [self._look(name) for name in names]
         return tuple(
-            f"{one.name}: {'; '.join(one.problems)}" for one in seen if one.state == "usable"
+            f"{one.name}: {'; '.join(one.problems)}"
+            for one in seen
+            if one.state == "usable" and not _is_far(one)
         )
 
 
@@ -115,10 +117,9 @@ def _is_far(seen: Inspection) -> bool:
 def _counts(seen: Inspection) -> str:
     if seen.found is None:
         return ""
-    said = [
-        f"{count} classes, {train} images to learn from, {test} test images"
-        for count, train, test in (
-            (one.classes, one.train, one.test) for one in (seen.found, seen.expected)
-        )
-    ]
-    return f"{said[0]}; as published: {said[1]}"
+    kinds = (("classes", "classes"), ("train", "images to learn from"), ("test", "test images"))
+    return ", ".join(
+        f"{getattr(seen.found, kind)} of {getattr(seen.expected, kind)} {what}"
+        for kind, what in kinds
+        if getattr(seen.found, kind) != getattr(seen.expected, kind)
+    )
