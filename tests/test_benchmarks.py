@@ -101,6 +101,14 @@ def test_cases_are_found_by_name():
         cases.chosen(["vgg"], every=False)
 
 
+def test_the_naive_penalty_is_the_penalty():
+    penalty, model = module("penalty"), small()
+    memory = penalty.remembered(model)
+    ours, naive = (make(model, memory)() for make in penalty.SCALARS.values())
+    torch.testing.assert_close(ours, naive)
+    assert all(g.abs().max() > 0 for g in ours)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["importance.py", "local.py"])
 def test_a_table_is_printed_and_written(script, tmp_path):
