@@ -23,7 +23,7 @@ from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, refuse_optimizer
 from retain.memory.estimator import Estimator
 from retain.memory.reading import batches_in, blaming, progress_of
-from retain.memory.running import Running, refuse_non_finite
+from retain.memory.running import Running
 from retain.memory.state import State
 from retain.memory.terms import Merge, Storage, Term, holds, merged
 from retain.outputs import OutputPicker
@@ -150,7 +150,6 @@ class Memory:
                     if running.samples + batch.samples > wanted:
                         batch = batch.take(0, int(wanted) - running.samples)
                     sums = estimator(batch)
-                    refuse_non_finite(sums)
                     running.add(sums, batch.samples)
                     running.routes = dict(estimator.routes)
                 self._state = replace(self._state, running=running)

@@ -19,5 +19,9 @@ class Estimator(Protocol):
         ...
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums; they may be overwritten by the next call."""
+        """The sums; they may be overwritten by the next call.
+
+        Raises:
+            NonFiniteError: NaN or infinity in any of them.
+        """
         ...

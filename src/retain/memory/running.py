@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.errors import InputError, ModelError, NonFiniteError
+from retain.errors import InputError, ModelError
 from retain.importance import Importance
 
 
@@ -103,21 +103,3 @@ class Running:
         running.sums, running.routes = dict(sums), dict(routes)
         running._count.fill_(samples)
         return running
-
-
-def refuse_non_finite(sums: Mapping[str, Tensor]) -> None:
-    """Nothing, if every sum is finite.
-
-    Raises:
-        NonFiniteError: NaN or infinity; names the parameters.
-    """
-    names = [name for name, given in sums.items() if given.numel()]
-    if not names:
-        return
-    # The largest of numbers ≥ 0 is finite if and only if all of them are; NaN goes through max().
-    device = sums[names[0]].device
-    largest = torch.stack([sums[name].detach().max().float().to(device) for name in names])
-    bad = [name for name, fine in zip(names, torch.isfinite(largest).tolist()) if not fine]
-    if bad:
-        shown = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
-        raise NonFiniteError(f"NaN or infinity in the gradients of {shown}.")

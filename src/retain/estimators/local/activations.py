@@ -68,8 +68,8 @@ def relu6(z: Tensor) -> Tensor:
 
 
 def hardtanh(z: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """σ = z between the bounds."""
-    return _slope("hardtanh")(F.hardtanh(z, min_val, max_val), z, min_val, max_val)
+    """σ = z between the bounds, and σ′ = 0 on and beyond them."""
+    return _slope("hardtanh")(z, z, min_val, max_val)
 
 
 def clamp(z: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
@@ -98,8 +98,8 @@ def prelu(z: Tensor, weight: Tensor) -> Tensor:
 
 
 def threshold(z: Tensor, threshold: float, value: float) -> Tensor:
-    """σ = z above the threshold, a constant below."""
-    return _slope("threshold")(F.threshold(z, threshold, value), z, threshold)
+    """σ = z above the threshold, a constant, without slope, below."""
+    return _slope("threshold")(z, z, threshold)
 
 
 def elu(z: Tensor, alpha: float = 1.0) -> Tensor:
@@ -183,7 +183,7 @@ def softshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
 
 def hardshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
     """σ = z, and 0 within λ of it."""
-    return _slope("hardshrink")(F.hardshrink(z, lambd), z, lambd)
+    return _slope("hardshrink")(z, z, lambd)
 
 
 def clamp_min(z: Tensor, min: float) -> Tensor:

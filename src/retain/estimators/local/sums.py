@@ -105,22 +105,22 @@ def _rows(
 
 def _deltas(layer: Layer, output: Tensor, alone: bool) -> Tensor:
     """δ = ∂‖y_l‖²/∂z of y_l = σ(s z + …), shaped like z."""
-    sigma = layer.activation
-    # δ = 2 σ(z) σ′(z)
-    deltas = output * 2 if sigma is None else sigma.half_slope(output).mul_(2)
-    if layer.scale is None:
-        return deltas
-    # A channel's sign is the same in every sample, so that |s| gives the same |gₖ|; it keeps δ
-    # from being negative. Uses that are summed before |·| need the sign itself.
-    scale = layer.scale.to(deltas.dtype)
-    return deltas.mul_((scale.abs() if alone else scale).view(-1, *[1] * (deltas.ndim - 2)))
+    sigma, factor = layer.activation, torch.tensor(2, dtype=output.dtype, device=output.device)
+    if layer.scale is not None:
+        # A channel's sign is the same in every sample, so that |s| gives the same |gₖ|; it keeps δ
+        # from being negative. Uses that are summed before |·| need the sign itself.
+        scale = layer.scale.to(output.dtype)
+        factor = (factor * (scale.abs() if alone else scale)).view(-1, *[1] * (output.ndim - 2))
+    # δ = 2 σ(z) σ′(z) s
+    return output * factor if sigma is None else sigma.half_slope(output).mul_(factor)
 
 
 def _add_weight(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks, total: Sum) -> None:
     one_position = len(inputs) == blocks.samples and deltas[0].numel() == deltas.shape[1]
     if one_position:
         # gₖ = δₖ ⊗ yₖ, so Σₖ|gₖ| is the batch's gradient with |δ| and |y|
-        _add_batch(layer, inputs.abs(), deltas.abs_(), total)
+        positive = inputs if _no_negative(inputs) else inputs.abs()
+        _add_batch(layer, positive, deltas.abs_(), total)
     elif _no_negative(deltas) and _no_negative(inputs):
         # nothing is negative: Σₖ|gₖ| = Σₖ gₖ, the batch's gradient
         _add_batch(layer, inputs, deltas, total)
