@@ -32,9 +32,9 @@ class IMMOptions:
     """Defaults of IMM.
 
     Attributes:
-        strength: λ of L2-transfer, which holds a task's weights near the last task's; 0 is none. The
-            merge gives the task at hand only its share of the weights: where they went far, it
-            is learned badly.
+        strength: λ of L2-transfer, which holds a task's weights near the last task's; 0 is none.
+            The merge gives the task at hand only its share of the weights: where they went far,
+            it is learned badly.
         form: of L2-transfer's penalty.
         weight_transfer: start a task from the last one's weights, or else from the first weights.
         drop_transfer: the part of the nodes that fall back to the last task's weights in a step.
