@@ -7,6 +7,8 @@ from torch import Tensor
 
 # A buffer of this many numbers stays in a core's second-level cache (1 MiB of float32).
 CACHED = 1 << 18
+# One of this many in the last-level cache; matrix products of fewer rows are less efficient.
+BLOCK = 1 << 20
 
 
 class Sum:

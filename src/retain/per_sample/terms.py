@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
-from retain.per_sample.sums import CACHED, Sum
+from retain.per_sample.products import abs_product, product
+from retain.per_sample.sums import BLOCK, CACHED, Sum
 
 
 class Term(Protocol):
@@ -118,19 +119,20 @@ def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
 def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     """One sample at a time, and of a large weight only as many rows as stay in the cache."""
     n, p, q = len(left_ntp), left_ntp.shape[2], right_ntq.shape[2]
-    rows = max(1, min(p, CACHED // q))
-    buffer = torch.empty(rows, q, dtype=left_ntp.dtype, device=left_ntp.device)
+    rows = max(1, min(p, BLOCK // q))
     fresh, matrix = total.empty, total.matrix(p)
     for start in range(0, p, rows):
         block = matrix[start : start + rows]
-        part = buffer[: len(block)]
+        if fresh:
+            block.zero_()
         for k in range(n):
             # gₖ = Lₖᵀ Rₖ
-            into = block if fresh and k == 0 else part
-            torch.mm(left_ntp[k, :, start : start + rows].T, right_ntq[k], out=into)
-            total.raised_(into)
-            if into is part:
-                block.add_(part)
+            left, right = left_ntp[k, :, start : start + rows], right_ntq[k]
+            if total.power == 1:
+                block.add_(abs_product(left, right))
+            else:
+                gradient = product(left, right)
+                block.addcmul_(gradient, gradient)
     total.empty = False
 
 
