@@ -9,6 +9,7 @@ from .image_folders import write_folder
 
 
 def examples(root, **options):
+    options = {"augmentation": "crop-flip", **options}
     return load_tasks(f"folders:a={root}", **options).tasks[0].train
 
 
@@ -41,8 +42,53 @@ def test_the_result_does_not_depend_on_what_is_kept_in_memory(tmp_path):
         assert torch.equal(a.inputs, b.inputs)
 
 
-def test_an_image_that_vanishes_is_an_error_with_its_name(tmp_path):
-    split = examples(write_folder(tmp_path), image_size=32, cache_bytes=0)
+@pytest.mark.parametrize("stored", [(40, 30), (20, 24)])  # reduced when read, enlarged later
+@pytest.mark.parametrize("kept", [0, 5])
+def test_processes_give_what_memory_gives(tmp_path, stored, kept):
+    root = write_folder(tmp_path, size=stored)
+    memory = examples(root, image_size=16 if stored[0] > 30 else 64)
+    kept_bytes = kept * memory.pixels.get(0).numel()
+    read = examples(root, image_size=memory.crops.size, cache_bytes=kept_bytes, workers=2)
+    assert not read.pixels.in_memory(range(12))
+    state = torch.get_rng_state()
+    for a, b in zip(epoch(memory, 0), epoch(read, 0), strict=True):
+        assert torch.equal(a.inputs, b.inputs)
+        assert torch.equal(a.labels, b.labels)
+    for a, b in zip(memory.batches(5), read.batches(5), strict=True):
+        assert torch.equal(a.inputs, b.inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_splits_that_share_a_generator_do_not_depend_on_reading_ahead(tmp_path):
+    root = write_folder(tmp_path)
+
+    def mixed(**options):
+        split = examples(root, image_size=32, **options)
+        generator = torch.Generator().manual_seed(0)
+        streams = [split.batches(4, shuffle=generator, train=True) for _ in range(2)]
+        return [batch.inputs for pair in zip(*streams) for batch in pair]
+
+    for a, b in zip(mixed(), mixed(cache_bytes=0, workers=1), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees(tmp_path):
+    split = examples(write_folder(tmp_path), image_size=32, augmentation="none")
+    assert split.deterministic
+    whole = next(split.batches(12)).inputs
+    for batch in (*epoch(split, 0), next(split.batches(12, train=True))):
+        assert torch.equal(batch.inputs, whole[batch.indices])
+
+
+def test_only_training_data_is_augmented(tmp_path):
+    root = write_folder(tmp_path, splits=("train", "val", "test"))
+    task = load_tasks(f"folders:a={root}", augmentation="crop-flip").tasks[0]
+    assert [e.deterministic for e in (task.train, task.val, task.test)] == [False, True, True]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_is_an_error_with_its_name(tmp_path, workers):
+    split = examples(write_folder(tmp_path), image_size=32, cache_bytes=0, workers=workers)
     (tmp_path / "train" / "red" / "2.png").unlink()
     with pytest.raises(FileError, match=r"2\.png cannot be read any more"):
         list(split.batches(5))
@@ -84,15 +130,19 @@ def test_images_of_their_own_size_are_used_as_they_are(tmp_path):
         assert torch.equal(batch.inputs[number], expected)
 
 
+def at_random(crops, images):
+    return crops.cut(images, crops.drawn(len(images), torch.Generator().manual_seed(0)))
+
+
 def test_crops_of_the_paper():
     crops = Crops(224)
     assert (crops.side, crops.border) == (256, 0)
     rows = torch.arange(256, dtype=torch.uint8).view(1, 256, 1).expand(3, 256, 256)
     columns = rows.transpose(1, 2).contiguous()
-    centre = crops.centred([rows.contiguous(), columns])
+    centre = crops.cut([rows.contiguous(), columns], None)
     assert centre[0, 0, :, 0].tolist() == list(range(16, 240))
     assert centre[1, 0, 0, :].tolist() == list(range(16, 240))
-    drawn = crops.random([columns] * 400, torch.Generator().manual_seed(0))[:, 0, 0]
+    drawn = at_random(crops, [columns] * 400)[:, 0, 0]
     flipped = drawn[:, 0] > drawn[:, -1]
     assert 150 < flipped.sum() < 250
     assert set(drawn.amin(1).tolist()) == set(range(33))
@@ -103,7 +153,7 @@ def test_small_images_are_shifted_into_a_border():
     crops = Crops(32)
     assert (crops.side, crops.border) == (32, 4)
     image = torch.full((3, 32, 32), 9, dtype=torch.uint8)
-    drawn = crops.random([image] * 300, torch.Generator().manual_seed(0))
+    drawn = at_random(crops, [image] * 300)
     rows = (drawn[:, 0].amax(2) == 9).sum(1)
     assert set(rows.tolist()) == set(range(28, 33))
 
@@ -124,5 +174,5 @@ def test_reduced_as_torchvision_does(tmp_path):
     split = examples(root)
     protocol = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
     expected = protocol(Image.open(root / "train" / "green" / "0.png"))
-    got = split.crops.centred([split.pixels.get(0)])[0]
+    got = split.crops.cut([split.pixels.get(0)], None)[0]
     assert (got.int() - expected.int()).abs().max() <= 1

@@ -30,6 +30,8 @@ def test_scenarios():
 
 def test_options_that_do_not_fit():
     refused("digits", image_size=224, match="as they are")
+    refused("digits", augmentation="crop-flip", match="for tasks of image files")
+    refused("digits", augmentation="crop-flop", match=r"Did you mean 'crop-flip'")
     refused("digits", classes_per_task=3, match="fewer than two classes")
     refused("digits", classes_per_task=1, match="fewer than two classes")
     refused("digits", samples_per_class=0, match="at least 1")

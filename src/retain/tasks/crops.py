@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ SMALL = 64
 SHIFT = 1 / 8
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Place(NamedTuple):
+    """Where a square is cut from an image, in numbers from [0, 1), and whether it is flipped."""
+
+    down: float
+    right: float
+    flip: float
 
 
 @dataclass(frozen=True)
@@ -40,31 +49,32 @@ class Crops:
         """Pixels by which a random square may reach out of the image."""
         return round(self.size * SHIFT) if self.size <= SMALL else 0
 
-    def random(self, images: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """Random squares, uint8 [n, 3, size, size], half of them flipped, of n images."""
-        images = self._resized(images)
-        # Three random numbers in [0, 1) per image: down, right, flip.
-        drawn = torch.rand(len(images), 3, generator=generator, dtype=torch.float64)
+    def drawn(self, count: int, generator: torch.Generator) -> list[Place]:
+        """Random places of squares in `count` images, whatever the size of those."""
+        numbers = torch.rand(count, 3, generator=generator, dtype=torch.float64)
+        return [Place(*three) for three in numbers.tolist()]
+
+    def cut(self, images: Sequence[Tensor], places: Sequence[Place] | None) -> Tensor:
+        """Squares at `places`, or in the middle, uint8 [n, 3, size, size], of n images."""
         batch = torch.zeros(len(images), 3, self.size, self.size, dtype=torch.uint8)
-        for square, image, (down, right, _) in zip(batch, images, drawn.tolist()):
-            top = self._offset(image.shape[1], down)
-            left = self._offset(image.shape[2], right)
+        if places is None:
+            return self._centred(batch, self._resized(images))
+        for square, image, place in zip(batch, self._resized(images), places):
+            top = self._offset(image.shape[1], place.down)
+            left = self._offset(image.shape[2], place.right)
             self._copy(square, image, top, left)
-        flipped = drawn[:, 2] < 0.5
+        flipped = torch.tensor([place.flip < 0.5 for place in places], dtype=torch.bool)
         batch[flipped] = batch[flipped].flip(-1)
         return batch
 
-    def centred(self, images: Sequence[Tensor]) -> Tensor:
-        """The squares in the middle, uint8 [n, 3, size, size], of n images."""
-        images = self._resized(images)
-        batch = torch.zeros(len(images), 3, self.size, self.size, dtype=torch.uint8)
+    def _centred(self, batch: Tensor, images: Sequence[Tensor]) -> Tensor:
         for square, image in zip(batch, images):
             top, left = ((length - self.size) // 2 for length in image.shape[1:])
             self._copy(square, image, top, left)
         return batch
 
     def _offset(self, length: int, drawn: float) -> int:
-        """A place between −border and the last one, for a number drawn from [0, 1)."""
+        """An offset between −border and the last one, for a number drawn from [0, 1)."""
         places = length - self.size + 2 * self.border + 1
         return int(drawn * places) - self.border
 

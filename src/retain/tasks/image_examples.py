@@ -1,35 +1,52 @@
-"""Examples that are images: random crops to train on, centre crops to measure on."""
+"""Examples that are images: random squares to train on, the middle ones to measure on."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from retain.errors import InputError
+from retain.tasks.ahead import Part, squares
 from retain.tasks.crops import Crops, normalised
-from retain.tasks.images import THREADS, Pixels
+from retain.tasks.images import Pixels
 from retain.tasks.task import Device, Minibatch
-
-# Batches that are decoded ahead of the one in use.
-AHEAD = 2
 
 
 class ImageExamples:
-    """The images `numbers` [n] of `pixels`, with their labels [n]."""
+    """The images `numbers` [n] of `pixels`, with their labels [n].
 
-    deterministic = False
+    Args:
+        pixels: the images.
+        labels: their labels.
+        crops: what is cut from them.
+        augmented: cut at random places, and flip, with `train=True`; else from the middle, too.
+        workers: processes that read what is not in memory; with 0 threads do.
+        numbers: which of the images; None is all.
+    """
 
     def __init__(
-        self, pixels: Pixels, labels: Tensor, crops: Crops, numbers: Tensor | None = None
+        self,
+        pixels: Pixels,
+        labels: Tensor,
+        crops: Crops,
+        *,
+        augmented: bool = False,
+        workers: int = 0,
+        numbers: Tensor | None = None,
     ) -> None:
         self.pixels = pixels
         self.labels = labels
         self.crops = crops
+        self.augmented = augmented
+        self.workers = workers
         self.numbers = torch.arange(len(pixels)) if numbers is None else numbers
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether training inputs are the same in every epoch."""
+        return not self.augmented
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,10 +62,10 @@ class ImageExamples:
         """One epoch; see `Examples.batches`. Inputs are normalised, [n, 3, size, size].
 
         Raises:
-            InputError: `train` without a generator, which crops and flips are drawn from.
+            InputError: augmented training data without a generator to draw from.
             FileError: a file that was there before cannot be read any more.
         """
-        if train and shuffle is None:
+        if train and self.augmented and shuffle is None:
             raise InputError(
                 "Training batches of images are cropped and flipped at random: give a generator "
                 "with shuffle=torch.Generator().manual_seed(…), or leave train=True out."
@@ -56,33 +73,31 @@ class ImageExamples:
         count = len(self)
         order = torch.arange(count) if shuffle is None else torch.randperm(count, generator=shuffle)
         parts = order.split(size)
-        for indices, images in zip(parts, self._decoded(parts)):
-            if train and shuffle is not None:
-                crops = self.crops.random(images, shuffle)
-            else:
-                crops = self.crops.centred(images)
-            labels = self.labels[indices]
+        for indices, cut in zip(parts, self._squares(parts, shuffle if train else None)):
+            inputs, labels = cut, self.labels[indices]
             if device is not None:
-                crops, labels = crops.to(device), labels.to(device)
-            yield Minibatch(normalised(crops), labels, indices)
+                inputs, labels = inputs.to(device), labels.to(device)
+            yield Minibatch(normalised(inputs), labels, indices)
 
     def select(self, indices: Tensor) -> ImageExamples:
         """The examples at `indices`, in that order; the images are shared."""
-        return ImageExamples(self.pixels, self.labels[indices], self.crops, self.numbers[indices])
+        return ImageExamples(
+            self.pixels,
+            self.labels[indices],
+            self.crops,
+            augmented=self.augmented,
+            workers=self.workers,
+            numbers=self.numbers[indices],
+        )
 
-    def _decoded(self, parts: tuple[Tensor, ...]) -> Iterator[list[Tensor]]:
-        """The images of each part; threads decode those of the next parts meanwhile."""
+    def _squares(
+        self, parts: tuple[Tensor, ...], generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
+        """The squares of each part. All is drawn at once: reading ahead changes no number."""
         numbers = [self.numbers[part].tolist() for part in parts]
-        if all(map(self.pixels.in_memory, numbers)):
-            yield from ([self.pixels.get(number) for number in part] for part in numbers)
-            return
-        with ThreadPoolExecutor(THREADS) as pool:
-            ahead = deque(
-                [pool.submit(self.pixels.get, number) for number in part]
-                for part in numbers[:AHEAD]
-            )
-            for coming in range(AHEAD, AHEAD + len(numbers)):
-                ready = ahead.popleft()
-                if coming < len(numbers):
-                    ahead.append([pool.submit(self.pixels.get, n) for n in numbers[coming]])
-                yield [image.result() for image in ready]
+        if generator is None or not self.augmented:
+            asked = [Part(part, None) for part in numbers]
+        else:
+            drawn = iter(self.crops.drawn(len(self), generator))
+            asked = [Part(part, [next(drawn) for _ in part]) for part in numbers]
+        return squares(self.pixels, self.crops, asked, workers=self.workers)

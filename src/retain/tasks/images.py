@@ -55,6 +55,9 @@ class Pixels(Protocol):
     def get(self, number: int) -> Tensor:
         """The image of that number."""
 
+    def to_read_again(self) -> Pixels:
+        """The same images without what memory holds of files: cheap to send to a process."""
+
 
 @dataclass(frozen=True)
 class PixelsInMemory:
@@ -72,6 +75,10 @@ class PixelsInMemory:
     def get(self, number: int) -> Tensor:
         """The image of that number, uint8 [3, h, w]."""
         return self.images[number]
+
+    def to_read_again(self) -> PixelsInMemory:
+        """The images as they are: there are no files."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,10 @@ class PixelsOfFiles:
         if decoded.failure:
             raise FileError(f"{self.files[number].path} cannot be read any more: {decoded.failure}")
         return decoded.pixels
+
+    def to_read_again(self) -> PixelsOfFiles:
+        """The files, none of them kept."""
+        return PixelsOfFiles(self.files, self.side, [None] * len(self.files))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
@@ -15,7 +15,7 @@ from retain.tasks.folders import USAGE as FOLDERS_USAGE
 from retain.tasks.folders import folder_tasks
 from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
 from retain.tasks.images import Progress
-from retain.tasks.options import TaskOptions
+from retain.tasks.options import Augmentation, TaskOptions
 from retain.tasks.paper.load import USAGE as PAPER_USAGE
 from retain.tasks.paper.load import paper_tasks
 from retain.tasks.task import Scenario, TaskSequence
@@ -74,7 +74,14 @@ def _chosen(options: TaskOptions, given: dict[str, Any]) -> TaskOptions:
         raise ConfigError(
             f"No option of tasks is called {', '.join(unknown)}.{hints} Known: {', '.join(known)}."
         )
-    return replace(options, **given)
+    options = replace(options, **given)
+    if options.augmentation not in get_args(Augmentation):
+        raise ConfigError(
+            f"Unknown augmentation {options.augmentation!r}."
+            f"{did_you_mean(options.augmentation, get_args(Augmentation))} "
+            f"Known: {', '.join(get_args(Augmentation))}."
+        )
+    return options
 
 
 def _in_scenario(sequence: TaskSequence, wanted: Scenario | None) -> TaskSequence:
@@ -103,6 +110,11 @@ def _no_images(name: str, side: int, options: TaskOptions) -> None:
             f"image_size={options.image_size} was given, but the images of {name} are used as "
             f"they are ({side}×{side}); a model that needs larger ones enlarges them itself. "
             "Leave image_size out."
+        )
+    if options.augmentation != "none":
+        raise ConfigError(
+            f"augmentation={options.augmentation!r} was given, but the images of {name} are used "
+            "as they are; it is for tasks of image files (folders, paper). Leave augmentation out."
         )
 
 

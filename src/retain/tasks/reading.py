@@ -15,6 +15,7 @@ from retain.tasks.image_examples import ImageExamples
 from retain.tasks.images import (
     ImageFile,
     MemoryBudget,
+    Pixels,
     PixelsInMemory,
     PixelsOfFiles,
     Progress,
@@ -64,13 +65,18 @@ class Reading:
         every = torch.tensor(labels, dtype=torch.int64)
         few = few_per_class(every, self.options.samples_per_class, seed=self.options.seed)
         if isinstance(images, torch.Tensor):
-            return ImageExamples(PixelsInMemory(images[few]), every[few], self.crops)
+            return self._examples(name, PixelsInMemory(images[few]), every[few])
         chosen = [images[number] for number in few.tolist()]
         readable, kept = self._read(f"{self.name} {name}", chosen)
         split_labels = every[few][torch.tensor(readable, dtype=torch.int64)]
         self._nothing_lost(name, set(split_labels.tolist()))
         pixels = PixelsOfFiles([chosen[n] for n in readable], self.crops.side, kept)
-        return ImageExamples(pixels, split_labels, self.crops)
+        return self._examples(name, pixels, split_labels)
+
+    def _examples(self, split: str, pixels: Pixels, labels: torch.Tensor) -> ImageExamples:
+        augmented = split == "train" and self.options.augmentation == "crop-flip"
+        workers = self.options.workers
+        return ImageExamples(pixels, labels, self.crops, augmented=augmented, workers=workers)
 
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing about what was read.
