@@ -253,3 +253,14 @@ def test_a_folder_cannot_resume_a_config_that_only_differs_in_what_it_left_open(
     resolved = dataclasses.replace(asked, scenario="task-incremental")
     run(resolved, out=tmp_path, resume=True, progress=False)
     assert isinstance(asked, Config)
+
+
+def test_what_a_killed_run_was_writing_is_swept_away(tmp_path):
+    config = Config(tasks="digits", model="mlp", methods=("finetune",), epochs=1)
+    run(config, out=tmp_path, progress=False)
+    left = [tmp_path / ".results.json.abc.tmp", tmp_path / "checkpoints" / ".tmpAbC"]
+    for path in left:
+        path.write_bytes(b"half")
+    run(config, out=tmp_path, resume=True, progress=False)
+    assert not any(path.exists() for path in left)
+    assert (tmp_path / "results.json").exists()

@@ -73,6 +73,7 @@ def _fresh(folder: Path, config: Config) -> Results:
 def _try_writing(folder: Path, needed: int) -> None:
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         probe = folder / f".probe-{secrets.token_hex(4)}"
         try:
             write_atomically(probe, b"x" * 4096)
@@ -89,3 +90,10 @@ def _try_writing(folder: Path, needed: int) -> None:
             f"{folder} has {free / 1e6:.0f} MB left, and the run may need {needed / 1e6:.0f} MB. "
             "Nothing was trained; free some space or choose another --out."
         )
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what a killed run was just writing; what it was to replace is whole."""
+    halves = [*folder.glob(".*.tmp"), *folder.glob(".probe-*"), *(folder / CHECKPOINTS).glob(".*")]
+    for half in halves:
+        half.unlink(missing_ok=True)

@@ -10,10 +10,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from torch import Tensor
 
 LOSS_EVERY = 0.5  # seconds between looks at the loss, each of which waits for the device
+LINE_EVERY = 10.0  # seconds between lines while files are read
 
 
 class Watcher:
     """Is told what a run does, and shows nothing; `loss` is a tensor that should rarely be read."""
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """So many of the image files of a split were read."""
 
     def start(self, steps: int) -> None:
         """The run begins; it is expected to take so many steps of training."""
@@ -38,7 +42,17 @@ class Watcher:
 
 
 class Lines(Watcher):
-    """A plain line per finished task, for logs and pipes."""
+    """A plain line per finished task, and now and then while files are read: for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.told = time.monotonic()
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Print a line if the last one is a while ago."""
+        now = time.monotonic()
+        if now - self.told >= LINE_EVERY:
+            self.told = now
+            self.say(f"reading {what}: {done}/{total}")
 
     def say(self, line: str) -> None:
         """Print the line to standard error, at once."""
@@ -63,6 +77,16 @@ class Live(Watcher):
         self.done = 0
         self.shown = 0.0
         self.what = ""
+        self.readings: dict[str, TaskID] = {}
+
+    def reading(self, what: str, done: int, total: int) -> None:
+        """Show a bar for the split, until all of it is read."""
+        if what not in self.readings:
+            bar = self.progress.add_task("", total=total, job="reading", at=what, phase="")
+            self.readings[what] = bar
+            self.progress.start()
+        bar = self.readings[what]
+        self.progress.update(bar, completed=done, visible=done < total)
 
     def start(self, steps: int) -> None:
         """Show the bar."""

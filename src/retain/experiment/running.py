@@ -60,10 +60,13 @@ def run(
         raise ConfigError("resume=True needs out=, the folder of the run to go on with.")
     device = chosen_device(config.device)
     with reproducible(device):
-        sequence = load_tasks(config.tasks, _task_options(config))
+        watch = progress if isinstance(progress, Watcher) else watcher(progress)
+        try:
+            sequence = load_tasks(config.tasks, _task_options(config), progress=watch.reading)
+        finally:
+            watch.stop()
         config = replace(config, scenario=sequence.scenario)
         refuse_what_does_not_fit(config, sequence)
-        watch = progress if isinstance(progress, Watcher) else watcher(progress)
         stage = Stage(config, sequence, device, watch)
         needed = _bytes_needed(stage)
         results = Results(config) if folder is None else opened(folder, config, resume, needed)
