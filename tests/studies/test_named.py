@@ -68,7 +68,8 @@ def test_memory_measures_every_method_and_needs_no_weights(miniatures):
 
 
 def test_what_is_asked_for_wins_and_is_said(miniatures):
-    study = planned("table2", miniatures, epochs=3, model="resnet18", weights="none", seeds=(4, 5))
+    asked = {"epochs": 3, "model": "resnet18", "weights": "none", "seeds": (4, 5)}
+    study = planned("table2", miniatures, **asked, lr=0.5, image_size=64, samples_per_class=2)
     config = study.parts[0].config
     assert (config.epochs, config.model, config.weights, config.seeds) == (
         3,
@@ -77,7 +78,14 @@ def test_what_is_asked_for_wins_and_is_said(miniatures):
         (4, 5),
     )
     said = "; ".join(study.departures)
-    for departure in ("epochs 3 (protocol: 100)", "model resnet18", "untrained weights"):
+    for departure in (
+        "epochs 3 (protocol: 100)",
+        "model resnet18",
+        "untrained weights",
+        "learning rate 0.5",
+        "images of 64 pixels (protocol: 224)",
+        "2 images of each class (protocol: all)",
+    ):
         assert departure in said
 
 
@@ -166,6 +174,10 @@ def test_folders_stand_in(tmp_path):
     assert study.parts[0].config.batch_size == 12  # no larger than the training set
     assert study.parts[0].config.image_size == 32
     assert planned("table2", given, model="resnet18").parts[0].config.image_size is None
+    asked = {"image_size": 96, "samples_per_class": 2, "lr": 0.5, "optimizer": "adam"}
+    config = planned("table2", given, model="resnet18", batch_size=3, **asked).parts[0].config
+    assert {name: getattr(config, name) for name in asked} == asked
+    assert config.batch_size == 3
     two = planned("table2", given, sets=("a", "b"))
     assert [p.name for p in two.parts] == ["a → b", "b → a"]
     with pytest.raises(ConfigError, match="--sets names e"):

@@ -56,6 +56,15 @@ def study(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Every method runs once per seed.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs per task.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd (momentum 0.9) or adam.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side that image files are cropped to.")
+    ] = None,
+    samples_per_class: Annotated[
+        int | None, typer.Option(help="At most so many images of a class in each split.")
+    ] = None,
     strength: Annotated[
         list[str] | None,
         typer.Option(help="λ by method, as in retain run: mas=1,ewc=400, mas=0.1:1:10, auto."),
@@ -89,6 +98,11 @@ def study(
             weights=weights,
             seeds=whole_numbers(seeds, "--seeds") if seeds is not None else (),
             epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            optimizer=optimizer,
+            image_size=image_size,
+            samples_per_class=samples_per_class,
             strengths=strengths(strength or [], METHODS),
             forms=names(form or ""),
             adapt_to=names(adapt_to or ""),

@@ -23,6 +23,11 @@ class Asked:
         weights: "default" for the library's own, a file, or "none" for untrained ones.
         seeds: every method runs once per seed.
         epochs: epochs per task.
+        batch_size: samples per step.
+        lr: learning rate.
+        optimizer: "sgd" or "adam".
+        image_size: side of the square that image files are cropped to.
+        samples_per_class: at most so many images of a class in each split.
         strengths: λ by method, as in a run.
         forms: forms of the quadratic penalty, as in a run.
         adapt_to: the classes of the first task that matter, in the study of adaptation.
@@ -38,6 +43,11 @@ class Asked:
     weights: str | None = None
     seeds: tuple[int, ...] = ()
     epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    optimizer: str | None = None
+    image_size: int | None = None
+    samples_per_class: int | None = None
     strengths: Mapping[str, Strength | Sequence[Strength]] = field(default_factory=dict)
     forms: tuple[str, ...] = ()
     adapt_to: tuple[str, ...] = ()
@@ -51,6 +61,11 @@ class Asked:
         given = {
             "model": self.model,
             "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "optimizer": self.optimizer,
+            "image_size": self.image_size,
+            "samples_per_class": self.samples_per_class,
             "device": self.device,
             "workers": self.workers,
         }

@@ -47,7 +47,7 @@ def setting(material: Material, asked: Asked, order: Order, **own: Any) -> Confi
     kept = {method: strength for method, strength in strengths.items() if method in methods}
     settings["strengths"] = {**kept, **asked.strengths}
     settings["weights"] = _weights(asked, settings)
-    if settings["model"] not in SMALL:
+    if settings["model"] not in SMALL and asked.image_size is None:
         settings.pop("image_size", None)
     return Config(**settings)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from retain.experiment import Config
+from retain.tasks.crops import PAPER_SIZE
 
 # AlexNet pre-trained on ImageNet (the paper); optimiser, schedule, λ and form of the penalty: the
 # authors' public code; crops and flips: the public code of the survey of De Lange et al.
@@ -47,6 +48,8 @@ def departures(config: Config) -> Iterator[str]:
         yield "untrained weights (protocol: pre-trained on ImageNet)"
     elif config.weights != "default":
         yield f"weights from {config.weights} (protocol: pre-trained on ImageNet)"
+    if config.image_size not in (None, PAPER_SIZE):
+        yield f"images of {config.image_size} pixels (protocol: {PAPER_SIZE})"
     if config.samples_per_class is not None:
         yield f"{config.samples_per_class} images of each class (protocol: all)"
     used = config.strengths_of("mas")
