@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 
 from retain.models import build_model
 from retain.tasks import load_tasks
+from retain.tasks.crops import normalised
 
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
 VEHICLES = ("airplane", "automobile", "ship", "truck")
@@ -41,6 +43,20 @@ def test_tasks_from_photographs(tasks, size):
     assert batch.inputs.shape == (16, 3, size, size)
     assert batch.inputs.mean().abs() < 1
     assert 0.5 < batch.inputs.std() < 1.5
+
+
+def test_the_example_gives_its_network_the_pixels_that_it_was_trained_on():
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout())
+    model = runpy.run_path(str(EXAMPLE))["Pretrained"](network)
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    seen: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    before = [buffer.clone() for buffer in network.buffers()]
+    model.train()(normalised(images))
+    torch.testing.assert_close(seen[0], (images.float() - 127) / 128, atol=1e-5, rtol=0)
+    assert network[1].training
+    # The statistics of batch-norm did not follow the batch.
+    assert all(map(torch.equal, before, network.buffers()))
 
 
 @pytest.mark.slow
