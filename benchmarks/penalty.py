@@ -5,26 +5,22 @@ python benchmarks/penalty.py [--only NAME …] [--rounds 9] [--json FILE]
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import retain
 from cases import CASES, Case, torchvision
-from measure import THREADS, Run, Times, interleaved, peak_bytes, peak_in_fresh_process
+from measure import THREADS, Run, Times, forget_peak, interleaved, peak_bytes, peak_in_fresh_process
+from records import Row, arguments, keep, of_ratios, show
 from retain.batches import Batch
 from retain.outputs import first_tensor
 
-STREAM_TARGET, NAIVE_TARGET, STEP_TARGET = 1.5, 1 / 3, 1.03
+STREAM_TARGET, NAIVE_TARGET, STEP_TARGET = 1.5, 3.0, 1.03
+TEMPORARY_TARGET = 0.1  # of the weights: a part in the cache is far less, a copy is 1
 FORMS = ("gradient", "proximal", "adaptive")
 STREAM = "stream: read 3, write 1"
 ARITHMETIC = "AlexNet's weights"
@@ -33,19 +29,6 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "ResNet-18": lambda model: SGD(model.parameters(), lr=1e-6, momentum=0.9),
     "GPT-2 6×384, tied": lambda model: AdamW(model.parameters(), lr=1e-6),
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One piece of work as a ratio to what it is held against; without a target, for comparison."""
-
-    model: str
-    work: str
-    against: str
-    against_ms: float
-    ratio: float
-    target: float | None
-    more_memory: float | None = None  # at its peak, beside its result, in multiples of the weights
 
 
 class Standing(SGD):
@@ -109,29 +92,33 @@ def by_formula(model: nn.Module, memory: retain.MAS) -> Run:
     return run
 
 
-SCALARS = {"penalty()": by_penalty, "naive autograd": by_formula}
+PENALTY, NAIVE = "penalty() and its gradient", "naive sum by autograd"
+SCALARS = {PENALTY: by_penalty, NAIVE: by_formula}
 
 
 def arithmetic(rounds: int) -> list[Row]:
     """The forms against the stream, and the scalar against the formula as it is written."""
     forms = FORMS[:2]  # the third is the second where there is no Adam
     times = timed({STREAM: stream(), **{form: attached(form) for form in forms}}, rounds)
-    rows = [
-        Row(
-            *(ARITHMETIC, f"attach, {form}", STREAM, times.milliseconds(STREAM)),
-            *(times.ratio(form, STREAM), STREAM_TARGET if form == "gradient" else None),
-        )
-        for form in forms
-    ]
+    rows = []
+    for form in forms:
+        aim = {
+            "target": STREAM_TARGET if form == "gradient" else None,
+            "base": times.milliseconds(STREAM),
+        }
+        ratios = times.ratios(form, STREAM)
+        rows.append(of_ratios(ARITHMETIC, f"attach, {form} form", STREAM, ratios, **aim))
     model = torchvision("alexnet")()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
     memory = remembered(model)
     times = timed({name: make(model, memory) for name, make in SCALARS.items()}, rounds)
-    naive, milliseconds = "naive autograd", times.milliseconds("naive autograd")
+    aim = {"target": NAIVE_TARGET, "at_least": True, "base": times.milliseconds(NAIVE)}
+    ratios = times.ratios(NAIVE, PENALTY)
+    rows.append(of_ratios(ARITHMETIC, f"{PENALTY}, how many times as fast", NAIVE, ratios, **aim))
     for name in SCALARS:
-        ratio, target = times.ratio(name, naive), None if name == naive else NAIVE_TARGET
-        more = peak_in_fresh_process(__file__, ["--peak", name])
-        size = 4 * sum(p.numel() for p in model.parameters())
-        rows.append(Row(ARITHMETIC, name, naive, milliseconds, ratio, target, more / size - 1))
+        more = peak_in_fresh_process(__file__, ["--peak", name], repeats=2) / size - 1
+        target = TEMPORARY_TARGET if name == PENALTY else None
+        rows.append(Row(ARITHMETIC, f"{name}, memory", "its result", more, "× P", target))
     return rows
 
 
@@ -140,8 +127,7 @@ def print_peak(name: str) -> None:
     torch.set_num_threads(THREADS)
     model = torchvision("alexnet")()
     run = SCALARS[name](model, remembered(model))
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed leaves the process (glibc),
-    Path("/proc/self/clear_refs").write_text("5")  # and the peak so far is forgotten (Linux)
+    forget_peak()
     before = peak_bytes()
     run()
     print(peak_bytes() - before)
@@ -165,10 +151,12 @@ def steps(case: Case, rounds: int) -> list[Row]:
     handles = [memory.attach(optimizers[form], form=form) for form in FORMS]
     times = timed({way: stepping(optimizer) for way, optimizer in optimizers.items()}, rounds)
     del handles
+    aim = {"target": STEP_TARGET, "base": times.milliseconds("plain")}
     return [
-        Row(
-            *(f"{case.name}, n = {case.samples}", f"step, {form}", "the step unprotected"),
-            *(times.milliseconds("plain"), times.ratio(form, "plain"), STEP_TARGET),
+        of_ratios(
+            *(case.label, f"a training step, {form} form", "the same step unprotected"),
+            *(times.ratios(form, "plain"),),
+            **aim,
         )
         for form in FORMS
     ]
@@ -182,58 +170,34 @@ def timed(ways: dict[str, Run], rounds: int) -> Times:
     return times
 
 
-def table(rows: list[Row]) -> Table:
-    """The rows, with what was missed in red."""
-    shown = Table(title=f"Protection, {THREADS} threads, medians over rounds")
-    for name in ("model", "work", "against"):
-        shown.add_column(name, no_wrap=True)
-    for name in ("ms", "ratio", "target", "+ P"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.caption = "+ P: peak memory beside the result, in multiples of the weights"
-    for row in rows:
-        colour = "default" if row.target is None else "green" if row.ratio <= row.target else "red"
-        shown.add_row(
-            *(row.model, row.work, row.against, f"{row.against_ms:.1f}"),
-            f"[{colour}]{row.ratio:.3f}[/]",
-            "" if row.target is None else f"≤ {row.target:.2f}",
-            "" if row.more_memory is None else f"{row.more_memory:.2f}",
-        )
-    return shown
-
-
-def measured(only: list[str], rounds: int) -> list[Row]:
-    """All rows, or those of the models whose name contains one of the words."""
+def pieces(only: list[str]) -> list[Callable[[int], list[Row]]]:
+    """All measurements, or those of the models whose name contains one of the words."""
 
     def wanted(name: str) -> bool:
         return not only or any(word.lower() in name.lower() for word in only)
 
-    rows = arithmetic(rounds) if wanted(ARITHMETIC) else []
-    for case in CASES:
-        if case.name in OPTIMIZERS and wanted(case.name):
-            rows += steps(case, rounds)
-    if not rows:
+    found: list[Callable[[int], list[Row]]] = [arithmetic] if wanted(ARITHMETIC) else []
+    cases = [case for case in CASES if case.name in OPTIMIZERS and wanted(case.label)]
+    found += [partial(steps, case) for case in cases]
+    if not found:
         raise SystemExit(f"Nothing is called {only}. Known: {[ARITHMETIC, *OPTIMIZERS]}.")
-    return rows
+    return found
 
 
 def main() -> None:
     """Measure, print, and write down."""
-    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--only", nargs="+", default=[], help="models whose name contains this")
-    options.add_argument("--rounds", type=int, default=9)
-    options.add_argument("--json", type=Path, help="write the rows to this file")
-    options.add_argument("--peak", choices=SCALARS, help=argparse.SUPPRESS)
+    options = arguments(__doc__, rounds=9)
+    options.add_argument("--peak", choices=SCALARS, help="(of a fresh process)")
     given = options.parse_args()
     if given.peak:
         print_peak(given.peak)
         return
-    rows = measured(given.only, given.rounds)
-    console = Console()
-    console.width = max(console.width, 110)
-    console.print(table(rows))
-    if given.json:
-        report = {"threads": THREADS, "rounds": given.rounds, "rows": [asdict(r) for r in rows]}
-        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rows: list[Row] = []
+    for piece in pieces(given.only):
+        rows += piece(given.rounds)
+        if given.json:
+            keep(rows, given.json)
+    show(rows, "Protection")
 
 
 if __name__ == "__main__":

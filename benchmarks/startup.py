@@ -5,12 +5,11 @@ python benchmarks/startup.py [--rounds 9] [--json FILE]
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
+
+from records import Row, arguments, keep, quartiles, show
 
 TARGET = 0.2  # seconds
 SCRIPT = """
@@ -32,21 +31,25 @@ def once() -> tuple[float, float]:
     return torch_seconds, more
 
 
+def measured(rounds: int) -> Row:
+    """The median over fresh processes of what the import adds."""
+    once()  # files come from the disk the first time
+    torch_seconds, more = zip(*(once() for _ in range(rounds)))
+    low, middle, high = quartiles(more)
+    return Row(
+        *("the package", "import retain", "beyond import torch", middle),
+        **{"unit": "s", "target": TARGET, "low": low, "high": high, "rounds": rounds},
+        base=1e3 * statistics.median(torch_seconds),
+    )
+
+
 def main() -> None:
     """Measure, print, and write down."""
-    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--rounds", type=int, default=9)
-    options.add_argument("--json", type=Path, help="write the medians to this file")
-    given = options.parse_args()
-    once()  # files come from the disk the first time
-    torch_seconds, more = (
-        statistics.median(seconds) for seconds in zip(*(once() for _ in range(given.rounds)))
-    )
-    met = "met" if more <= TARGET else "MISSED"
-    print(f"import torch {torch_seconds:.2f} s, retain + {more:.3f} s; ≤ {TARGET} s: {met}")
+    given = arguments(__doc__, rounds=9).parse_args()
+    rows = [measured(given.rounds)]
+    show(rows, "Importing the library")
     if given.json:
-        report = {"torch_seconds": torch_seconds, "retain_seconds": more, "target": TARGET}
-        given.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        keep(rows, given.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Ways to Σₖ|∂‖F(xₖ)‖²/∂θ|, ours and others', and the plain pass that all are compared with.
 
 Each way is made for a model and a batch, and is then a function to call. None may hold more than
-`HELD` bytes of per-sample gradients at once; those that make n × P of them go in chunks.
+`HELD` bytes of per-sample gradients at once; those that make n × P of them go in chunks. All of
+them take the absolute value of every sample's gradient, and return its sum over the samples.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 import retain
 from retain.batches import Batch
+from retain.borrowed import borrowed
 from retain.estimators.mas import SquaredNorm
 from retain.outputs import first_tensor
-from retain.per_sample import sums_by_loop
+from retain.per_sample import PerSample, sums_by_loop
 
 HELD = 1 << 30
 Run = Callable[[], object]
@@ -38,6 +40,19 @@ def omega(model: nn.Module, raw: Any) -> Run:
     memory = retain.MAS(model)
     memory.observe([raw], progress=False)
     return lambda: memory.observe([raw], progress=False)
+
+
+def squares(model: nn.Module, raw: Any) -> Run:
+    """The engine with power 2, as the Fisher information wants it, on the same ‖F(xₖ)‖²."""
+    batch, parameters = Batch.of(raw), dict(model.named_parameters())
+    engine = PerSample(model, parameters, SquaredNorm(), power=2)
+
+    def run() -> dict[str, Tensor]:
+        with borrowed(model):
+            return engine(batch)
+
+    run()
+    return run
 
 
 def first_omega(model: nn.Module, raw: Any) -> Run:
@@ -92,7 +107,7 @@ def opacus(model: nn.Module, raw: Any) -> Run:
         for part in chunks(model, batch):
             squared_norms(sampler, part).sum().backward()
             for name, p in model.named_parameters():
-                sums[name] += p.grad_sample.abs_().sum(0)
+                sums[name] += given(name, p, "grad_sample").abs_().sum(0)
                 p.grad_sample = None
             sampler.zero_grad()
         return sums
@@ -114,12 +129,20 @@ def backpack(model: nn.Module, raw: Any) -> Run:
             with package.backpack(BatchGrad()):
                 squared_norms(extended, part).sum().backward()
             for name, p in extended.named_parameters():
-                sums[name] += p.grad_batch.abs_().sum(0)
+                sums[name] += given(name, p, "grad_batch").abs_().sum(0)
                 del p.grad_batch
             extended.zero_grad()
         return sums
 
     return run
+
+
+def given(name: str, parameter: nn.Parameter, attribute: str) -> Tensor:
+    """The per-sample gradients that a package has put on a parameter."""
+    found = getattr(parameter, attribute, None)
+    if not isinstance(found, Tensor):
+        raise NotImplementedError(f"no per-sample gradient for {name}")
+    return found
 
 
 def squared_norms(model: nn.Module, batch: Batch) -> Tensor:
@@ -136,5 +159,10 @@ def chunks(model: nn.Module, batch: Batch) -> Iterator[Batch]:
 
 
 # Ours and the plain pass must run; of the others it is said why they cannot.
-OWN = {"plain": plain, "omega": omega, "first": first_omega}
-OTHERS = {"vmap": vmap, "loop": loop, "opacus": opacus, "backpack": backpack}
+OWN = {"plain": plain, "Ω": omega, "Ω, power 2": squares, "Ω, first call": first_omega}
+OTHERS = {
+    "vmap(grad)": vmap,
+    "single-sample loop": loop,
+    "Opacus": opacus,
+    "BackPACK": backpack,
+}

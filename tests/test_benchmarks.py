@@ -1,6 +1,5 @@
 """The benchmarks measure what they say: every way computes the same, and ratios are of pairs."""
 
-import dataclasses
 import importlib
 import json
 import subprocess
@@ -31,16 +30,30 @@ def small():
     return nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)).eval()
 
 
-@pytest.mark.parametrize("way", ["vmap", "loop", "opacus", "backpack"])
+@pytest.mark.parametrize("way", ["vmap(grad)", "single-sample loop", "Opacus", "BackPACK"])
 def test_the_others_compute_what_we_do(way, monkeypatch):
     ways, model = module("ways"), small()
-    if way in ("opacus", "backpack"):
-        pytest.importorskip(way)
+    if way in ("Opacus", "BackPACK"):
+        pytest.importorskip(way.lower())
     monkeypatch.setattr(ways, "HELD", 200)  # so that they have to go in chunks
     memory = module("retain").MAS(model).observe([INPUTS], progress=False)
     theirs = ways.OTHERS[way](small_copy(model), INPUTS)()
     for name, ours in memory.observed.items():
         torch.testing.assert_close(theirs[name] / len(INPUTS), ours)
+
+
+def test_squares_are_of_every_sample():
+    ways, model = module("ways"), small()
+    found = ways.OWN["Ω, power 2"](model, INPUTS)()
+    for name, p in model.named_parameters():
+        each = [torch.autograd.grad(model(x[None]).square().sum(), p)[0] ** 2 for x in INPUTS]
+        torch.testing.assert_close(found[name], torch.stack(each).sum(0))
+
+
+def test_a_way_that_leaves_out_a_parameter_is_no_result():
+    ways = module("ways")
+    with pytest.raises(NotImplementedError, match=r"no per-sample gradient for 0\.bias"):
+        ways.given("0.bias", nn.Parameter(torch.ones(2)), "grad_sample")
 
 
 def small_copy(model):
@@ -61,6 +74,19 @@ def test_ratios_are_inside_a_round():
     times = module("measure").Times({"a": [2.0, 30.0, 4.0], "b": [1.0, 10.0, 4.0]}, {})
     assert times.ratio("a", to="b") == 2.0
     assert times.milliseconds("b") == 4000.0
+
+
+def test_a_slow_way_may_do_fewer_rounds(monkeypatch):
+    measure, seconds = module("measure"), {"plain": 1.0, "ours": 9.0, "theirs": 9.0}
+    monkeypatch.setattr(measure, "timed", lambda run: seconds[run()])
+    ways = {name: lambda name=name: name for name in seconds}
+    times = measure.interleaved(ways, rounds=7, patient=["theirs"])
+    assert {name: len(took) for name, took in times.seconds.items()} == {
+        "plain": 7,
+        "ours": 7,
+        "theirs": measure.FEW,
+    }
+    assert times.ratios("theirs", "plain") == [9.0] * measure.FEW
 
 
 def test_ways_take_turns_and_a_failure_is_a_result():
@@ -109,13 +135,114 @@ def test_the_naive_penalty_is_the_penalty():
     assert all(g.abs().max() > 0 for g in ours)
 
 
+def row(measured, model="A, n = 2", work="Ω", **more):
+    return module("records").Row(model, work, "plain", measured, **more)
+
+
+def test_met_is_judged_at_the_decimals_that_are_shown():
+    assert [row(x, target=1.05).met for x in (1.054, 1.056)] == [True, False]
+    assert [row(x, target=4.0, at_least=True).met for x in (3.996, 3.9)] == [True, False]
+    assert row(1.0).met is None
+    assert row(None, target=1.0).met is None
+
+
+def test_a_file_keeps_rows_and_replaces_what_is_measured_again(tmp_path, capsys):
+    records, file = module("records"), tmp_path / "results" / "rows.json"
+    records.keep([row(2.0), row(3.0, model="B")], file)
+    records.keep([row(1.0), row(4.0, work="first"), row(5.0, at=2.0)], file)
+    about, rows = records.read(file)
+    assert about["threads"] == records.THREADS
+    assert about["versions"]["torch"] == module("importlib.metadata").version("torch")
+    assert [(r.model, r.work, r.measured) for r in rows] == [
+        ("A, n = 2", "Ω", 1.0),
+        ("B", "Ω", 3.0),
+        ("A, n = 2", "first", 4.0),
+        ("A, n = 2", "Ω", 5.0),
+    ]
+    other = json.loads(file.read_text()) | {"machine": "another"}
+    file.write_text(json.dumps(other))
+    records.keep([row(7.0)], file)
+    assert "begun anew" in capsys.readouterr().err
+    assert [r.measured for r in records.read(file)[1]] == [7.0]
+
+
+def written_report(tmp_path, monkeypatch, rows):
+    records, report = module("records"), module("report")
+    for name, of_file in rows.items():
+        records.keep(of_file, tmp_path / f"{name}.json")
+    out = tmp_path / "docs" / "performance.md"
+    monkeypatch.setattr(sys, "argv", ["report", "--results", str(tmp_path), "--out", str(out)])
+    return report, out
+
+
+def test_the_page_shows_met_and_missed_and_why_a_way_could_not_run(tmp_path, monkeypatch):
+    gain = module("importance").GAIN
+    report, out = written_report(
+        tmp_path,
+        monkeypatch,
+        {
+            "importance": [
+                row(1.01, target=1.05, base=3.0),
+                row(1.5, model="B, n = 3", target=1.1, base=2.0),
+                row(None, work="Opacus", reason="ValueError: no"),
+                row(4.5, work=gain, target=4.0, at_least=True),
+            ],
+            "growth": [row(float(x), model="classes", work="exact", at=x) for x in (2, 4, 8)],
+        },
+    )
+    with pytest.raises(SystemExit, match=r"does not say why: Ω, B, n = 3: 1\.50"):
+        report.main()
+    page = out.read_text(encoding="utf-8")
+    assert "2 of 3 targets are met" in page
+    assert "| A, n = 2 | 3.0 | 1.01 ✓ |" in page
+    assert "**1.50** ✗" in page
+    assert "Opacus — A: `ValueError: no`" in page
+    assert "| — |" in page
+    assert "∝ x^1.00" in page
+    picture = (tmp_path / "docs" / "pictures" / "growth-classes.svg").read_text()
+    assert "fill: #ffffff" in picture  # on pages of any colour
+
+
+def test_a_missed_target_is_explained_by_the_section_about_it(tmp_path):
+    report, file = module("report"), tmp_path / "limits.md"
+    file.write_text("# Title\n\n## Ω* | A, n = *; C*\n\nSlow.\n\nVery.\n\n## x | *\n\nNo.\n")
+    known = report.limits(file)
+    assert [limit.text for limit in known] == ["Slow.\n\nVery.", "No."]
+    rows = [row(2.0, target=1.0), row(2.0, model="B", target=1.0), row(0.5, "C", target=1.0)]
+    used, alone = report.explained(rows, known)
+    assert used == known[:1]
+    assert [r.model for r in alone] == ["B"]
+    assert report.heading(used[0], rows) == "Ω — A, n = 2: 2.00 (≤ 1)"
+
+
+def test_everything_is_measured_into_a_file_that_the_page_reads():
+    everything, report = module("everything"), module("report")
+    scripts = {script for script, *_ in everything.pieces().values()}
+    assert {script.removesuffix(".py") for script in scripts} == set(report.NAMES)
+    piece = everything.command("growth.py", ["--only", "tasks"], "nice -n 5")
+    assert piece[:3] == ["nice", "-n", "5"]
+    assert piece[-1] == str(FOLDER / "results" / "growth.json")
+
+
+SMALLEST = {
+    "importance.py": ["--only", "mlp", "--rounds", "1"],
+    "local.py": ["--only", "mlp", "--rounds", "1"],
+    "penalty.py": ["--only", "resnet", "--rounds", "1"],
+    "growth.py": ["--only", "classes", "--rounds", "1"],
+    "startup.py": ["--rounds", "1"],
+    "run.py": ["--epochs", "1", "--rounds", "1"],
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["importance.py", "local.py"])
+@pytest.mark.parametrize("script", SMALLEST)
 def test_a_table_is_printed_and_written(script, tmp_path):
+    if script == "run.py" and not Path("/usr/share/datasets/fashion-mnist").exists():
+        pytest.skip("needs Fashion-MNIST")
     out = tmp_path / "rows.json"
-    command = [sys.executable, FOLDER / script, "--only", "mlp", "--rounds", "1", "--json", out]
+    command = [sys.executable, FOLDER / script, *SMALLEST[script], "--json", out]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "MLP 784-400-400-10" in done.stdout
-    (row,) = json.loads(out.read_text())["rows"]
-    assert row["plain_ms"] > 0
-    assert dataclasses.is_dataclass(module("importance").Row)
+    _, rows = module("records").read(out)
+    assert rows
+    assert all(r.measured is not None or r.reason for r in rows)
+    assert all(r.work.split()[0] in done.stdout for r in rows)
