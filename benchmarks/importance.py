@@ -12,15 +12,18 @@ import copy
 import warnings
 
 import torch
+from torch import Tensor
 
+import retain
 from cases import CASES, Case, chosen
-from measure import FEW, SLOW, THREADS, forget_peak, interleaved, peak_bytes, reason
+from measure import FEW, SLOW, THREADS, Run, forget_peak, interleaved, peak_bytes, reason
 from measure import peak_in_fresh_process as fresh
 from records import PLAIN, Row, arguments, keep, of_ratios, show
 from ways import OTHERS, OWN
 
 PARTS = ("own", "others", "memory")
 FIRST_TARGET, MEMORY_TARGET = 3.0, 2.0
+TOLERANCE = 1e-3  # of another way's result, relative to ours
 GAIN, FASTEST = "Ω, how many times as fast", "the fastest other way"
 PEAK = "Ω, more peak memory"
 CAPTION = (
@@ -49,10 +52,11 @@ def others(case: Case, rounds: int) -> list[Row]:
     """The other ways against the plain pass, and ours against the fastest of them."""
     model, raw = case.make()
     ways = {name: OWN[name](model, raw) for name in ("plain", "Ω")}
+    ours = retain.MAS(model).observe([raw], progress=False).observed
     failed = {}
     for name, make in OTHERS.items():
         try:
-            ways[name] = make(copy.deepcopy(model), raw)
+            ways[name] = agreeing(make(copy.deepcopy(model), raw), ours)
         except Exception as error:  # not installed, or not able to take this model
             failed[name] = reason(error)
     times = interleaved(ways, rounds=rounds, patient=OTHERS)
@@ -71,6 +75,29 @@ def others(case: Case, rounds: int) -> list[Row]:
         aim = {"target": case.gain, "at_least": True, "base": took, "reason": f"it is {fastest}"}
         rows.append(of_ratios(case.label, GAIN, FASTEST, ratios, **aim))
     return rows
+
+
+def agreeing(run: Run, ours: retain.Importance) -> Run:
+    """The way, which is compared with our result when it goes for the first time."""
+    checked = False
+
+    def running() -> None:
+        nonlocal checked
+        sums = run()
+        if not checked:
+            assert isinstance(sums, dict)
+            error = sum(norm(sums[name] / ours.samples - mean) ** 2 for name, mean in ours.items())
+            size = sum(norm(mean) ** 2 for mean in ours.values())
+            if not error <= TOLERANCE**2 * size:
+                raise ValueError(f"its Σ|g| differs from ours by {(error / size) ** 0.5:.1e}")
+            checked = True
+
+    return running
+
+
+def norm(tensor: Tensor) -> float:
+    """‖t‖₂."""
+    return float(torch.linalg.vector_norm(tensor.double()))
 
 
 def memory(case: Case, repeats: int = 3) -> list[Row]:

@@ -56,6 +56,16 @@ def test_a_way_that_leaves_out_a_parameter_is_no_result():
         ways.given("0.bias", nn.Parameter(torch.ones(2)), "grad_sample")
 
 
+def test_another_way_has_to_agree_with_ours():
+    importance, model = module("importance"), small()
+    ours = module("retain").MAS(model).observe([INPUTS], progress=False).observed
+    sums = {name: mean * len(INPUTS) for name, mean in ours.items()}
+    importance.agreeing(lambda: sums, ours)()
+    wrong = sums | {"0.weight": sums["0.weight"] * 1.1}
+    with pytest.raises(ValueError, match=r"differs from ours by"):
+        importance.agreeing(lambda: wrong, ours)()
+
+
 def small_copy(model):
     copy = small()
     copy.load_state_dict(model.state_dict())
