@@ -80,7 +80,7 @@ class PerSample:
             self._together(graph, batch.samples, plan, trusted)
             self._loop(batch, target, plan.lost | self._mistrusted)
         sums = {name: total.result() for name, total in self._sums.items()}
-        broken = [name for name, total in sums.items() if not torch.isfinite(total.sum())]
+        broken = [name for name, total in self._sums.items() if not total.finite]
         if broken:
             raise NonFiniteError(
                 f"NaN or infinity in the gradients of {_some(broken)}. Nothing of this batch was "

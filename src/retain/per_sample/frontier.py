@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.graph import Graph, Output, is_custom, operation, shape_of
-from retain.per_sample.layout import Layout, fit, owners
+from retain.per_sample.layout import Layout, find_layout
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
 # parameter as their only input does not make the result a parameter's.
@@ -121,9 +121,9 @@ def _probe(
         arrived = [g for g in gradients if g is not None]
         if layouts is None or not arrived:
             continue
-        owner = owners(arrived, samples)
-        if owner is None:
+        layout = find_layout(arrived, samples)
+        if layout is None:
             found[node] = None
         else:
-            layouts[output] = fit(owner, samples)
+            layouts[output] = layout
     return found

@@ -89,8 +89,11 @@ class Energies:
         for output, grad in enumerate(grads):
             layout = self._layouts.get((at, output))
             if grad is not None and isinstance(layout, Blocks):
-                split = layout.split(grad.abs()).movedim(layout.dim + 1, 0)
-                self._of[at, output] = split.flatten(1).sum(1, dtype=torch.float64)
+                split = layout.split(grad)
+                over = [d for d in range(split.ndim) if d != layout.dim + 1]
+                wide = None if grad.dtype.itemsize >= 4 else torch.float32
+                energy = torch.linalg.vector_norm(split, ord=1, dim=over, dtype=wide)
+                self._of[at, output] = energy.double()
 
     def times(self, weights: Tensor) -> Mapping[Key, Tensor]:
         """What each share must become when sample k's score is weighted with weights[k]."""

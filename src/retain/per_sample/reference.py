@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.per_sample.score import Score
+from retain.per_sample.sums import CACHED
 
 
 def sums_by_loop(
@@ -27,7 +28,7 @@ def sums_by_loop(
     With several scores per sample the powers are summed over them as well. A parameter that a
     sample does not use gets 0 from it. `target` belongs to the whole batch and is cut along.
     """
-    sums = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    sums: dict[str, Tensor] = {}
     leaves = list(parameters.values())
     for k in range(batch.samples):
         with torch.enable_grad():
@@ -37,8 +38,21 @@ def sums_by_loop(
         for index, s in enumerate(scores):
             last = index == len(scores) - 1
             gradients = torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
-            for name, g in zip(sums, gradients):
+            for name, g in zip(parameters, gradients):
                 if g is not None:
-                    # Σ |gₖ|ᵖ   (MAS, eq. 2, for p = 1; the diagonal Fisher for p = 2)
-                    sums[name] += g.abs() if power == 1 else g.square()
-    return sums
+                    _add_power(sums, name, g.to_dense() if g.is_sparse else g, power)
+    unused = parameters.keys() - sums.keys()
+    sums |= {name: torch.zeros_like(parameters[name], requires_grad=False) for name in unused}
+    return {name: sums[name] for name in parameters}
+
+
+def _add_power(sums: dict[str, Tensor], name: str, gradient: Tensor, power: int) -> None:
+    """Σ |gₖ|ᵖ (MAS, eq. 2, for p = 1; the diagonal Fisher for p = 2), with no P-sized temporary."""
+    raised = torch.abs if power == 1 else torch.square
+    if name not in sums:
+        sums[name] = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        raised(gradient, out=sums[name])
+        return
+    pieces = zip(sums[name].view(-1).split(CACHED), gradient.reshape(-1).split(CACHED))
+    for total, piece in pieces:
+        total.add_(raised(piece))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from retain.per_sample.products import product
+
 # A buffer of this many numbers stays in a core's second-level cache (1 MiB of float32).
 CACHED = 1 << 18
 # One of this many in the last-level cache; matrix products of fewer rows are less efficient.
@@ -21,10 +23,20 @@ class Sum:
         self.total = torch.empty(shape, dtype=wide, device=device)
         self.power = power
         self.empty = True
+        self._bounded = True  # whether everything added is known to be finite
 
     def clear(self) -> None:
         """Begin again; the memory is kept."""
         self.empty = True
+        self._bounded = True
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is no NaN and no infinity in the sum."""
+        if self.empty or self._bounded:
+            return True
+        # one quick pass; a sum over all may overflow where no element does
+        return bool(self.total.sum().isfinite()) or bool(self.total.isfinite().all())
 
     def result(self) -> Tensor:
         """The sum; zeros where nothing was added."""
@@ -44,6 +56,7 @@ class Sum:
 
     def add(self, powers: Tensor) -> None:
         """Add what has been raised to the power already."""
+        self._bounded = False
         if self.empty:
             self.total.copy_(powers)
             self.empty = False
@@ -51,14 +64,27 @@ class Sum:
             self.total.add_(powers)
 
     def matrix(self, rows: int) -> Tensor:
-        """The sum as a matrix, such as a convolution's weight by output channels."""
+        """The sum as a matrix to add to, such as a convolution's weight by output channels."""
+        self._bounded = False
         return self.total.view(rows, -1)
+
+    def add_rows(self, index_r: Tensor, powers_rd: Tensor) -> None:
+        """Add rows, raised to the power already, in their places: those of an embedding."""
+        self.result().index_add_(0, index_r, powers_rd)
+        self._bounded = False
 
     def add_product(self, left_rp: Tensor, right_rq: Tensor) -> None:
         """Add left ᵀ right; both hold r rows and have been raised to the power."""
-        matrix = self.matrix(left_rp.shape[1])
-        if self.empty:
+        bounded, matrix = self._bounded, self.matrix(left_rp.shape[1])
+        if matrix.numel() <= BLOCK:
+            self.add(product(left_rp, right_rq).view(self.total.shape))
+        elif self.empty:
             torch.mm(left_rp.T, right_rq, out=matrix)
             self.empty = False
         else:
             matrix.addmm_(left_rp.T, right_rq)
+        # Σ left · right ≤ r · max left · max right: far fewer numbers to look at than the sum has
+        small = left_rp.numel() + right_rq.numel() < matrix.numel()
+        if small and bounded and len(left_rp):
+            bound = len(left_rp) * float(left_rp.amax()) * float(right_rq.amax())
+            self._bounded = bound < torch.finfo(matrix.dtype).max / 2

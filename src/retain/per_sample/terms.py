@@ -213,7 +213,7 @@ def sum_lookups(terms: Sequence[Lookups], total: Sum) -> None:
     # one number for each (sample, token): those that coincide are summed before the power
     keys, place = torch.unique(owner[owned] * vocabulary + tokens, return_inverse=True)
     met = values.new_zeros(len(keys), values.shape[1]).index_add_(0, place, values)
-    total.result().index_add_(0, keys % vocabulary, total.raised_(met))
+    total.add_rows(keys % vocabulary, total.raised_(met))
 
 
 @dataclass(eq=False)
