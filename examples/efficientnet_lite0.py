@@ -26,14 +26,16 @@ class Pretrained(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        # Channels last: on a CPU a step takes a third less time.
+        self.network = network.to(memory_format=torch.channels_last)
         # (x − 127) / 128, as EfficientNet-Lite was trained on, of x = 255 (σ · image + μ)
         self.register_buffer("scale", 255 * STD / 128, persistent=False)
         self.register_buffer("shift", (255 * MEAN - 127) / 128, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n, classes] of images [n, 3, h, w]."""
-        logits: Tensor = self.network(images * self.scale + self.shift)
+        pixels = images * self.scale + self.shift
+        logits: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))
         return logits
 
     def train(self, mode: bool = True) -> Pretrained:
