@@ -10,6 +10,7 @@ from torch import nn
 from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import ModelError, NonFiniteError
+from retain.estimators.local.activations import NEVER_NEGATIVE, silu
 from retain.estimators.local_mas import LocalRule
 
 from .local_cases import CASES, Residual, Twice, two_layers
@@ -46,6 +47,12 @@ def test_is_exact(name):
     assert all(total.count_nonzero() for total in truth.values())
     sums = sums_of(model, inputs, batch_dim=case.batch_dim)
     assert_same(sums, truth, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_never_negative_is_not():
+    z = torch.linspace(-9, 9, 1001, dtype=torch.float64)
+    assert all((formula(z) >= 0).all() for formula in NEVER_NEGATIVE)
+    assert (silu(z) < 0).any()
 
 
 def test_hebb():

@@ -32,10 +32,12 @@ class Case:
     tokens: int = 0  # > 0: the inputs are token numbers below this
 
 
-def conv(stride: int = 1, groups: int = 1, dilation: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
+def conv(
+    stride: int = 1, groups: int = 1, dilation: int = 1, padding: int = 1
+) -> Callable[[Tensor, Tensor], Tensor]:
     def meet(x: Tensor, p: Tensor) -> Tensor:
         function = [F.conv1d, F.conv2d, F.conv3d][p.ndim - 3]
-        return function(x, p, stride=stride, groups=groups, dilation=dilation, padding=1)
+        return function(x, p, stride=stride, groups=groups, dilation=dilation, padding=padding)
 
     return meet
 
@@ -78,6 +80,15 @@ CASES = {
     "conv2d, many pixels": Case("Convolution", (4, 3, 3, 3), (3, 20, 20), conv(), "convolution"),
     "conv2d, depthwise": Case(
         "Convolution", (6, 1, 3, 3), (6, 5, 5), conv(groups=6), "convolution"
+    ),
+    "conv2d, depthwise, many pixels": Case(
+        "Convolution", (3, 1, 3, 3), (3, 20, 20), conv(groups=3), "convolution"
+    ),
+    "conv2d, depthwise, a large kernel with stride": Case(
+        "Convolution", (6, 1, 5, 4), (6, 20, 21), conv(2, 6, padding=2), "convolution"
+    ),
+    "conv2d, depthwise, a large kernel with stride and dilation": Case(
+        "Convolution", (4, 1, 7, 5), (4, 40, 37), conv(3, 4, 2, padding=0), "convolution"
     ),
     "conv2d, groups and dilation": Case(
         "Convolution", (4, 3, 3, 3), (6, 8, 8), conv(groups=2, dilation=2), "convolution"

@@ -39,6 +39,11 @@ class Activation:
         """Whether σ has a parameter per channel, so that it matters which dimension counts them."""
         return self.formula is prelu
 
+    @property
+    def never_negative(self) -> bool:
+        """Whether σ(z)·σ′(z) ≥ 0 for every z."""
+        return self.formula in NEVER_NEGATIVE
+
     def half_slope(self, z: Tensor) -> Tensor:
         """σ(z)·σ′(z), elementwise, in a tensor of its own."""
         return self.formula(z, *self.arguments, **self.options)
@@ -201,6 +206,10 @@ KNOWN = (
     *(elu, celu, selu, gelu, silu, mish, hardswish, hardsigmoid, sigmoid, tanh, softplus),
     *(logsigmoid, softsign, tanhshrink, softshrink, hardshrink),
 )
+
+
+# σ and σ′ are never of different signs.
+NEVER_NEGATIVE = frozenset({relu, relu6, sigmoid, hardsigmoid, softplus})
 
 
 def _functions_called(name: str) -> set[Any]:

@@ -117,11 +117,13 @@ def _deltas(layer: Layer, output: Tensor, alone: bool) -> Tensor:
 
 def _add_weight(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks, total: Sum) -> None:
     one_position = len(inputs) == blocks.samples and deltas[0].numel() == deltas.shape[1]
+    # separate channels: all samples' gradients are at hand at once, and small
+    separate = layer.call.convolving is not None and layer.call.weight.shape[1] == 1
     if one_position:
         # gₖ = δₖ ⊗ yₖ, so Σₖ|gₖ| is the batch's gradient with |δ| and |y|
         positive = inputs if _no_negative(inputs) else inputs.abs()
         _add_batch(layer, positive, deltas.abs_(), total)
-    elif _no_negative(deltas) and _no_negative(inputs):
+    elif not separate and _no_negative_deltas(layer, deltas) and _no_negative(inputs):
         # nothing is negative: Σₖ|gₖ| = Σₖ gₖ, the batch's gradient
         _add_batch(layer, inputs, deltas, total)
     else:
@@ -146,6 +148,11 @@ def _term(layer: Layer, inputs: Tensor, deltas: Tensor, blocks: Blocks) -> Term:
         return weight_term(inputs, deltas, weight, call.convolving, blocks)
     left, right = (inputs, deltas) if call.inputs_first else (deltas, inputs)
     return Factors(left, right, blocks)
+
+
+def _no_negative_deltas(layer: Layer, deltas: Tensor) -> bool:
+    """Whether σσ′ says so, or else a look at them; batch-norm's factor came without its sign."""
+    return bool(layer.activation and layer.activation.never_negative) or _no_negative(deltas)
 
 
 def _no_negative(tensor: Tensor) -> bool:

@@ -11,15 +11,21 @@ from torch import Tensor
 
 from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.rules.elementwise import rows
-from retain.per_sample.terms import Factors, OneByOne, Rows, Term
+from retain.per_sample.sums import CACHED
+from retain.per_sample.terms import Factors, OneByOne, Patches, Rows, Term
 
 # With fewer pixels than this, a convolution of one sample keeps a core less busy than the matrix
-# product of its unfolded input (measured with kernels of 3²: 0.7 × as quick at 14², twice at 7²).
-FEW_PIXELS = 100
+# product of its patches (measured with kernels of 3²: twice as quick at 7², 1.25 × at 14², 0.8 ×
+# at 56²).
+FEW_PIXELS = 400
 # With fewer than this, separate channels of all samples are better taken at once than sample by
-# sample (measured with kernels of 3²: five times slower at 56², 5 × as quick at 14²).
-FEW_PIXELS_OF_CHANNELS = 256
+# sample (measured with kernels of 3²: as quick at 56², 2.6 × at 28², 4 × at 14²).
+FEW_PIXELS_OF_CHANNELS = 1000
 HELD = 1 << 22  # numbers: gradients of samples that may be held at once
+# Where channels are separate, oneDNN has a quick weight gradient up to this size only (measured: 5²
+# at 28² takes 60 × as long as `_as_kernels`, 7² at 56² 13 ×).
+QUICK_KERNEL = 3
+AT_ONCE = 1 << 20  # numbers: inputs of samples that are rearranged together, within the cache
 
 
 def convolution(
@@ -54,12 +60,19 @@ def weight_term(
     plain = inputs.ndim == 4 and settings.groups == 1 and not settings.transposed
     whole = len(grad) == layout.samples
     small = weight[0, 0].numel() == 1 and not any(settings.padding)
-    if (pixels <= FEW_PIXELS or small) and plain and whole:
-        return _unfolded(inputs, grad, weight, settings)
+    if plain and whole and small:
+        return _pointwise(inputs, grad, settings)
+    if plain and whole and pixels <= FEW_PIXELS:
+        held = layout.samples * (pixels * weight[0].numel() + weight.numel())
+        several = 2 * weight.numel() <= CACHED and held <= HELD
+        return (_unfolded if several else _patches)(inputs, grad, weight, settings)
     several = settings.groups > 1 and not settings.transposed
-    few = pixels <= FEW_PIXELS_OF_CHANNELS and layout.samples * weight.numel() <= HELD
-    if several and few and whole:
-        return _as_groups(inputs, grad, weight, settings)
+    few = pixels <= FEW_PIXELS_OF_CHANNELS
+    if several and whole and layout.samples * weight.numel() <= HELD:
+        if max(weight.shape[2:]) > QUICK_KERNEL and _separate(inputs, weight):
+            return _as_kernels(inputs, grad, weight, settings)
+        if few:
+            return _as_groups(inputs, grad, weight, settings)
 
     def gradient(sample: int) -> Tensor:
         d, x = (layout.split(t)[:, sample].flatten(0, 1) for t in (grad, inputs))
@@ -75,6 +88,29 @@ def weight_gradient(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Sett
     return cast(Tensor, found[1])
 
 
+def _separate(inputs: Tensor, weight: Tensor) -> bool:
+    """Whether every channel has its own kernel, in what oneDNN convolves quickly."""
+    own = weight.shape[:2] == (inputs.shape[1], 1)
+    suits = inputs.device.type == "cpu" and inputs.dtype == torch.float32 and inputs.ndim == 4
+    return own and suits and torch.backends.mkldnn.is_available()
+
+
+def _as_kernels(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
+    """Separate channels: δ is itself a kernel with which each sample's input is convolved."""
+    channels, _, high, wide = weight.shape
+    each = max(1, AT_ONCE // inputs[0].numel())
+    # g[u, v] = Σ_hw δ[h, w] x[s h + d u, s w + d v]: stride s and dilation d change places
+    parts = [
+        F.conv2d(
+            x.reshape(1, -1, *x.shape[2:]), d.reshape(-1, 1, *d.shape[2:]), None,
+            tuple(settings.dilation), tuple(settings.padding), tuple(settings.stride),
+            groups=len(x) * channels,
+        )[..., :high, :wide].reshape(len(x), *weight.shape)
+        for x, d in zip(inputs.split(each), grad.split(each))
+    ]  # fmt: skip
+    return Rows(torch.cat(parts), "convolution")
+
+
 def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
     """The batch as one sample of n times the groups, whose weights are those of every sample."""
     n = len(grad)
@@ -84,15 +120,35 @@ def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings)
     return Rows(found.view(n, *weight.shape), "convolution")
 
 
-def _unfolded(inputs: Tensor, grad_nptt: Tensor, weight: Tensor, settings: Settings) -> Factors:
+def _pointwise(inputs: Tensor, grad: Tensor, settings: Settings) -> Factors:
+    """A kernel of one pixel: a matrix product of channels, pixel by pixel."""
+    step, other = settings.stride
+    seen_nqt = inputs[:, :, ::step, ::other].flatten(2)
+    return Factors(grad.flatten(2).mT, seen_nqt.mT, None, "convolution")
+
+
+def _unfolded(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Factors:
     """The convolution as the matrix product that it is: one row per pixel of the result."""
-    kernel = tuple(weight.shape[2:])
-    dilation, padding, stride = map(tuple, (settings.dilation, settings.padding, settings.stride))
-    if kernel == (1, 1) and not any(padding):
-        columns_nqt = inputs[:, :, :: stride[0], :: stride[1]].flatten(2)
-    else:
-        columns_nqt = F.unfold(inputs, kernel, dilation, padding, stride)
-    return Factors(grad_nptt.flatten(2).mT, columns_nqt.mT, None, "convolution")
+    geometry = (settings.dilation, settings.padding, settings.stride)
+    columns_nqt = F.unfold(inputs, weight.shape[2:], *map(tuple, geometry))
+    return Factors(grad.flatten(2).mT, columns_nqt.mT, None, "convolution")
+
+
+def _patches(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Patches:
+    """The same without unfolding all samples at once; for larger weights."""
+    (step, other), (above, left) = settings.stride, settings.padding
+    padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, above, above)).contiguous()
+    n, _, _, channels = padded.shape
+    height, width = grad.shape[2:]
+    along = padded.stride()
+    patches = padded.as_strided(
+        (n, height, width, *weight.shape[2:], channels),
+        (
+            *(along[0], step * along[1], other * along[2]),
+            *(settings.dilation[0] * along[1], settings.dilation[1] * along[2], 1),
+        ),
+    )
+    return Patches(grad.flatten(2), patches)
 
 
 def _settings(node: Any) -> Settings:
