@@ -149,4 +149,4 @@ def _read_split(data: IdxSet, paths: dict[str, Path], split: str) -> tuple[Tenso
             f"{paths[f'{split} labels']} should hold labels 0 … {len(data.classes) - 1}, each at "
             f"least once; found {labels.unique().tolist()}."
         )
-    return images.unsqueeze(1).float().div(255), labels.long()
+    return images.unsqueeze(1).float().div_(255), labels.long()
