@@ -94,7 +94,11 @@ def _climb(
             between.add(node)
         else:
             unknown.append(node)
-    return between, uses, unknown
+    # Where a node may be of parameters alone, what uses it is looked at in the same pass.
+    doubtful = [n for n in unknown if all(below in between for below, _ in n.next_functions)]
+    users = [user for node in doubtful for user, _ in graph.users.get(node, ())]
+    seen = set(unknown) | known.keys()
+    return between, uses, unknown + [u for u in dict.fromkeys(users) if u not in seen]
 
 
 def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:

@@ -234,6 +234,46 @@ def sum_over_samples(term: OneByOne, samples: int, total: Sum) -> None:
         total.add(total.raised(term.gradient(k)))
 
 
+@dataclass(eq=False)
+class Patches:
+    """gₖ = Dₖ Cₖ, a convolution as a matrix product; Cₖ holds the patch that each pixel sees.
+
+    D [n, p, t]; `patches` [n, height, width, *kernel, q], a view of the input, channels last, with
+    t = height · width. Channels are last since rows of many neighbours are quickly gathered, and
+    since matrix libraries like C [t, kernel · q] best. Of the patches, one sample's exist at once.
+    """
+
+    grad_npt: Tensor
+    patches: Tensor
+    route: str = "convolution"
+
+    def columns(self, sample: int) -> Tensor:
+        """Cₖ [t, kernel · q]."""
+        return self.patches[sample].reshape(self.grad_npt.shape[2], -1)
+
+    def as_weight(self, matrix: Tensor) -> Tensor:
+        """A matrix like Dₖ Cₖ, seen as the weight [p, q, *kernel]."""
+        return matrix.view(-1, *self.patches.shape[3:]).movedim(-1, 1)
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add gₖ to `out`."""
+        out += self.as_weight(product(self.grad_npt[sample].T, self.columns(sample)))
+
+
+def sum_patches(term: Patches, total: Sum) -> None:
+    """Add Σₖ |gₖ|ᵖ."""
+    n, p = term.grad_npt.shape[:2]
+    powers = total.total.new_zeros(p, total.total[0].numel())
+    for k in range(n):
+        left, right = term.grad_npt[k].T, term.columns(k)
+        if total.power == 1:
+            powers.add_(abs_product(left, right))
+        else:
+            gradient = product(left, right)
+            powers.addcmul_(gradient, gradient)
+    total.add(term.as_weight(powers))
+
+
 def sum_terms(terms: Sequence[Term], samples: int, total: Sum) -> None:
     """Add Σₖ |Σ_uses gₖ|ᵖ, in the quickest way that the kinds of terms allow."""
     if all(isinstance(term, Factors) for term in terms):
@@ -242,6 +282,8 @@ def sum_terms(terms: Sequence[Term], samples: int, total: Sum) -> None:
         sum_rows([t for t in terms if isinstance(t, Rows)], total)
     elif all(isinstance(term, Lookups) for term in terms):
         sum_lookups([t for t in terms if isinstance(t, Lookups)], total)
+    elif len(terms) == 1 and isinstance(terms[0], Patches):
+        sum_patches(terms[0], total)
     elif len(terms) == 1 and isinstance(terms[0], OneByOne):
         sum_over_samples(terms[0], samples, total)
     else:
