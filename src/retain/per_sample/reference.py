@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,12 +38,19 @@ def sums_by_loop(
         for index, s in enumerate(scores):
             last = index == len(scores) - 1
             gradients = torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
-            for name, g in zip(parameters, gradients):
-                if g is not None:
-                    _add_power(sums, name, g.to_dense() if g.is_sparse else g, power)
+            _add_powers(sums, parameters, gradients, power)
+            del gradients  # those of the next sample would stand beside them
     unused = parameters.keys() - sums.keys()
     sums |= {name: torch.zeros_like(parameters[name], requires_grad=False) for name in unused}
     return {name: sums[name] for name in parameters}
+
+
+def _add_powers(
+    sums: dict[str, Tensor], names: Iterable[str], gradients: Iterable[Tensor | None], power: int
+) -> None:
+    for name, g in zip(names, gradients):
+        if g is not None:
+            _add_power(sums, name, g.to_dense() if g.is_sparse else g, power)
 
 
 def _add_power(sums: dict[str, Tensor], name: str, gradient: Tensor, power: int) -> None:
