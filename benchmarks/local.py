@@ -1,6 +1,6 @@
 """What the local rule costs against a plain forward pass, observing and while serving.
 
-python benchmarks/local.py [--all] [--only NAME …] [--rounds 9] [--json FILE]
+python benchmarks/local.py [--all] [--only NAME …] [--rounds 7] [--json FILE]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def measured(case: Case, *, rounds: int) -> list[Row]:
             plain()
 
     once = interleaved({"plain": plain, "ours": observing(model, raw)}, rounds=rounds)
-    served = interleaved({"plain": calls, "ours": serving(model, calls)}, rounds=rounds)
+    served = interleaved({"plain": calls, "ours": serving(model, calls)}, rounds=rounds, warm_up=1)
     rows = []
     for times, work, against, target in (
         (once, OBSERVE, "plain forward, no_grad", OBSERVE_TARGET),
@@ -68,7 +68,7 @@ def serving(model: nn.Module, calls: Callable[[], None]) -> Callable[[], object]
 
 def main() -> None:
     """Measure, print, and write down."""
-    options = arguments(__doc__, rounds=9)
+    options = arguments(__doc__, rounds=7)
     options.add_argument("--all", action="store_true", help="every model, not only the core")
     given = options.parse_args()
     rows: list[Row] = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from growth import CURVES, pictures
-from importance import FIRST_TARGET, GAIN, MEMORY_TARGET, PEAK
+from importance import FIRST_TARGET, GAIN, MEMORY_TARGET, PEAK, gains
 from local import OBSERVE, SERVE
 from records import Row, read
 
@@ -144,6 +144,7 @@ def main() -> None:
     given = options.parse_args()
     kept = {name: read(given.results / f"{name}.json") for name in NAMES}
     rows = {name: found for name, (_, found) in kept.items()}
+    rows["importance"] += gains(rows["importance"])
     judged_rows = [row for name in NAMES[:-1] for row in rows[name]]
     used, alone = explained(judged_rows, limits(HERE / "limits.md"))
     drawn = pictures(rows["growth"], given.out.parent / "pictures")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+MLP = "MLP 784-400-400-10, n = 256"
 INPUTS = torch.randn(5, 4)
 
 
@@ -186,7 +187,6 @@ def written_report(tmp_path, monkeypatch, rows):
 
 
 def test_the_page_shows_met_and_missed_and_why_a_way_could_not_run(tmp_path, monkeypatch):
-    gain = module("importance").GAIN
     report, out = written_report(
         tmp_path,
         monkeypatch,
@@ -194,20 +194,22 @@ def test_the_page_shows_met_and_missed_and_why_a_way_could_not_run(tmp_path, mon
             "importance": [
                 row(1.01, target=1.05, base=3.0),
                 row(1.5, model="B, n = 3", target=1.1, base=2.0),
-                row(None, work="Opacus", reason="ValueError: no"),
-                row(4.5, work=gain, target=4.0, at_least=True),
+                row(None, MLP, work="BackPACK", reason="ValueError: no"),
+                row(2.0, MLP, target=1.05, base=3.0),
+                row(9.0, MLP, work="Opacus"),
+                row(8.0, MLP, work="vmap(grad)"),
             ],
             "growth": [row(float(x), model="classes", work="exact", at=x) for x in (2, 4, 8)],
         },
     )
-    with pytest.raises(SystemExit, match=r"does not say why: Ω, B, n = 3: 1\.50"):
+    with pytest.raises(SystemExit, match=r"does not say why: Ω, B, n = 3: 1\.50; Ω, MLP"):
         report.main()
     page = out.read_text(encoding="utf-8")
-    assert "2 of 3 targets are met" in page
+    assert "2 of 4 targets are met" in page
+    assert f"| {MLP} | 8.00 |  | 9.00 | — | 4.00 ✓ | ≥ 4 |" in page
     assert "| A, n = 2 | 3.0 | 1.01 ✓ |" in page
     assert "**1.50** ✗" in page
-    assert "Opacus — A: `ValueError: no`" in page
-    assert "| — |" in page
+    assert "BackPACK — MLP 784-400-400-10: `ValueError: no`" in page
     assert "∝ x^1.00" in page
     picture = (tmp_path / "docs" / "pictures" / "growth-classes.svg").read_text()
     assert "fill: #ffffff" in picture  # on pages of any colour
