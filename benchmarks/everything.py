@@ -73,7 +73,7 @@ def main() -> None:
         failed += [name] if done.returncode else []
     if failed:
         raise SystemExit(f"Failed: {'; '.join(failed)}.")
-    subprocess.run([sys.executable, HERE / "report.py"], check=True)
+    raise SystemExit(subprocess.run([sys.executable, HERE / "report.py"], check=False).returncode)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
 """Ways to Σₖ|∂‖F(xₖ)‖²/∂θ|, ours and others', and the plain pass that all are compared with.
 
-Each way is made for a model and a batch, and is then a function to call. None may hold more than
-`HELD` bytes of per-sample gradients at once; those that make n × P of them go in chunks. All of
-them take the absolute value of every sample's gradient, and return its sum over the samples.
+Each way is made for a model and a batch, and is then a function to call. Those that make n × P
+numbers go in chunks, of whichever size turns out to be quickest for them. All of the others take
+the absolute value of every sample's gradient, and return its sum over the samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import retain
+from measure import Run, timed
 from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.estimators.mas import SquaredNorm
 from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
 
-HELD = 1 << 30
-Run = Callable[[], object]
+HELD = (1 << 24, 1 << 26, 1 << 28, 1 << 30)  # bytes of per-sample gradients at once, to be tried
 
 
 def plain(model: nn.Module, raw: Any) -> Run:
@@ -68,7 +69,7 @@ def loop(model: nn.Module, raw: Any) -> Run:
 
 
 def vmap(model: nn.Module, raw: Any) -> Run:
-    """`torch.func.vmap(grad)`, in chunks of as many samples as may be held."""
+    """`torch.func.vmap(grad)`, in chunks."""
     batch = Batch.of(raw)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
@@ -80,14 +81,14 @@ def vmap(model: nn.Module, raw: Any) -> Run:
 
     each = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0))
 
-    def run() -> dict[str, Tensor]:
+    def run(size: int) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        for part in chunks(model, batch):
+        for part in chunks(batch, size):
             for name, gradients in each(parameters, (part.args, part.kwargs)).items():
                 sums[name] += gradients.abs_().sum(0)
         return sums
 
-    return run
+    return quickest(run, model, batch)
 
 
 def opacus(model: nn.Module, raw: Any) -> Run:
@@ -102,9 +103,9 @@ def opacus(model: nn.Module, raw: Any) -> Run:
         if hasattr(module, "inplace"):
             module.inplace = False  # its hooks refuse it
 
-    def run() -> dict[str, Tensor]:
+    def run(size: int) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-        for part in chunks(model, batch):
+        for part in chunks(batch, size):
             squared_norms(sampler, part).sum().backward()
             for name, p in model.named_parameters():
                 sums[name] += given(name, p, "grad_sample").abs_().sum(0)
@@ -112,7 +113,7 @@ def opacus(model: nn.Module, raw: Any) -> Run:
             sampler.zero_grad()
         return sums
 
-    return run
+    return quickest(run, model, batch)
 
 
 def backpack(model: nn.Module, raw: Any) -> Run:
@@ -123,9 +124,9 @@ def backpack(model: nn.Module, raw: Any) -> Run:
     batch = Batch.of(raw)
     extended = package.extend(model, use_converter=True)
 
-    def run() -> dict[str, Tensor]:
+    def run(size: int) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(p) for name, p in extended.named_parameters()}
-        for part in chunks(model, batch):
+        for part in chunks(batch, size):
             with package.backpack(BatchGrad()):
                 squared_norms(extended, part).sum().backward()
             for name, p in extended.named_parameters():
@@ -134,7 +135,7 @@ def backpack(model: nn.Module, raw: Any) -> Run:
             extended.zero_grad()
         return sums
 
-    return run
+    return quickest(run, model, batch)
 
 
 def given(name: str, parameter: nn.Parameter, attribute: str) -> Tensor:
@@ -150,10 +151,26 @@ def squared_norms(model: nn.Module, batch: Batch) -> Tensor:
     return first_tensor(batch.call(model)).flatten(1).square().sum(1)
 
 
-def chunks(model: nn.Module, batch: Batch) -> Iterator[Batch]:
-    """The batch in parts whose per-sample gradients may be held at once."""
+def quickest(
+    run: Callable[[int], dict[str, Tensor]], model: nn.Module, batch: Batch
+) -> Callable[[], dict[str, Tensor]]:
+    """The way with the size of chunk that is quickest for it: all are tried at the first call."""
     one = sum(p.numel() * p.element_size() for p in model.parameters())
-    size = max(1, HELD // one)
+    sizes = sorted({min(batch.samples, max(1, held // one)) for held in HELD})
+    best: list[int] = sizes if len(sizes) == 1 else []
+
+    def running() -> dict[str, Tensor]:
+        if not best:
+            run(sizes[0])
+            took = {size: timed(partial(run, size)) for size in sizes}
+            best.append(min(took, key=took.__getitem__))
+        return run(best[0])
+
+    return running
+
+
+def chunks(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in parts of so many samples."""
     for start in range(0, batch.samples, size):
         yield batch.take(start, start + size)
 

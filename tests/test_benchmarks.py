@@ -36,7 +36,7 @@ def test_the_others_compute_what_we_do(way, monkeypatch):
     ways, model = module("ways"), small()
     if way in ("Opacus", "BackPACK"):
         pytest.importorskip(way.lower())
-    monkeypatch.setattr(ways, "HELD", 200)  # so that they have to go in chunks
+    monkeypatch.setattr(ways, "HELD", (200, 300))  # so that they have to go in chunks
     memory = module("retain").MAS(model).observe([INPUTS], progress=False)
     theirs = ways.OTHERS[way](small_copy(model), INPUTS)()
     for name, ours in memory.observed.items():
@@ -73,12 +73,23 @@ def small_copy(model):
     return copy
 
 
-def test_chunks_are_bounded_and_complete(monkeypatch):
+def test_chunks_are_complete():
     ways, batches = module("ways"), module("retain.batches")
-    monkeypatch.setattr(ways, "HELD", 2 * 4 * sum(p.numel() for p in small().parameters()))
-    parts = list(ways.chunks(small(), batches.Batch.of(INPUTS)))
+    parts = list(ways.chunks(batches.Batch.of(INPUTS), 2))
     assert [part.samples for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part.args[0] for part in parts]), INPUTS)
+
+
+def test_others_go_in_the_chunks_that_are_quickest_for_them(monkeypatch):
+    ways, batches = module("ways"), module("retain.batches")
+    model, called, seconds = small(), [], iter([3.0, 1.0, 2.0])
+    one = 4 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(ways, "HELD", (one, 2 * one, 9 * one))
+    monkeypatch.setattr(ways, "timed", lambda run: (run(), next(seconds))[1])
+    run = ways.quickest(lambda size: called.append(size) or {}, model, batches.Batch.of(INPUTS))
+    run()
+    run()
+    assert called == [1, 1, 2, 5, 2, 2]  # warming up, trying, and then the quickest
 
 
 def test_ratios_are_inside_a_round():
