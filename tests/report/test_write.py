@@ -47,6 +47,14 @@ def test_the_same_results_give_the_same_files(tmp_path: Path) -> None:
     assert [a.read_bytes() for a in first] == [b.read_bytes() for b in second]
 
 
+def test_what_images_were_made_into_is_told_and_paths_may_break(tmp_path: Path) -> None:
+    asked = {"image_size": 96, "samples_per_class": 50, "augmentation": "crop-flip"}
+    results = made_up.results(("mas",), ("a", "b"), seeds=(0,), model="my/<net>.py:made", **asked)
+    page = retain.report.write(results, tmp_path)[0].read_text()
+    assert "<dd>96 × 96 pixels, 50 of each class, random crops and flips</dd>" in page
+    assert "<dd>my/<wbr>&lt;net&gt;.py:<wbr>made</dd>" in page
+
+
 def test_nothing_outside_the_page_is_asked_for(tmp_path: Path) -> None:
     page = retain.report.write(SMALL, tmp_path)[0].read_text()
     assert "http:" not in page.replace("http://www.w3.org/", "")

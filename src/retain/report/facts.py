@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("Scenario", str(config.get("scenario") or "").capitalize()),
         ("Model", str(config.get("model") or "") + _weights(config)),
         ("Training", ", ".join(str(part) for part in training if part)),
+        ("Images", ", ".join(part for part in _images(config) if part)),
         ("Strength λ", _strengths(results.runs)),
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})" if seeds else ""),
         ("Device", str(config["device"]) if config.get("device") not in (None, "auto") else ""),
@@ -179,6 +180,14 @@ def _counted(value: Any, noun: str) -> str | None:
 
 def _tasks(spec: Any) -> str:
     return str(spec) if spec else "these tasks"
+
+
+def _images(config: Mapping[str, Any]) -> Iterator[str]:
+    """What was made of image files: their size, how many of them, what training does to them."""
+    side, few = config.get("image_size"), config.get("samples_per_class")
+    yield f"{side} × {side} pixels" if side else ""
+    yield f"{few} of each class" if few else ""
+    yield "random crops and flips" if config.get("augmentation") == "crop-flip" else ""
 
 
 def _weights(config: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("retain.report"), autoescape=True, trim_blocks=True
     )
+    environment.filters["breakable"] = _breakable
     page: str = environment.get_template("page.html").render(
         title=facts.title(results),
         summary=summed_up(results),
@@ -84,6 +86,12 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
         source=Path(results.source).name,
     )
     return page, files
+
+
+def _breakable(text: str) -> Any:
+    """The text as HTML, with a chance of a new line inside of paths and names of files."""
+    markup = needs("markupsafe").Markup
+    return markup("<wbr>").join(re.split(r"(?<=[/:_])(?=\S)", text))
 
 
 def _fields(value: Any) -> dict[str, Any]:
