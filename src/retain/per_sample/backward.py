@@ -42,8 +42,18 @@ class PerSampleBackward:
             for use in group.uses:
                 self._by_node.setdefault(graph.order[use.node], []).append((group, use))
 
-    def run(self, weights: Tensor, *, also: Callable[[int, Grads], None] | None = None) -> None:
-        """Add Σₖ|∂(weights·s)ₖ/∂θ|ᵖ to every sum; `also` sees every gradient at the frontier."""
+    def run(
+        self,
+        weights: Tensor,
+        *,
+        also: Callable[[int, Grads], None] | None = None,
+        keep: bool = True,
+    ) -> None:
+        """Add Σₖ|∂(weights·s)ₖ/∂θ|ᵖ to every sum; `also` sees every gradient at the frontier.
+
+        The graph may be let go on the way, unless `keep`: that saves as much memory as in an
+        ordinary backward pass.
+        """
         waiting = {group: len(group.uses) for group in self.plan.groups}
         terms: dict[Group, list[Found]] = {group: [] for group in self.plan.groups}
 
@@ -57,7 +67,9 @@ class PerSampleBackward:
                 if not waiting[group] and self._at_once(group, terms[group]):
                     del terms[group]
 
-        self._pass(weights, arrive)
+        # What is pulled back needs the graph; whether anything is, the first pass has shown.
+        self._pass(weights, arrive, keep=keep or self.plan.pulls_back is not False)
+        self.plan.pulls_back = any(terms.values())
         with torch.no_grad():
             # While autograd runs, a node's own backward leaves out what the pass does not need:
             # what has to be pulled back waits until the pass is over.
@@ -72,11 +84,13 @@ class PerSampleBackward:
         """Show the gradients at the frontier, and compute nothing else."""
         self._pass(weights, lambda node, grads: see(self.graph.position[node], grads))
 
-    def _pass(self, weights: Tensor, arrive: Callable[[Node, Grads], None]) -> None:
+    def _pass(
+        self, weights: Tensor, arrive: Callable[[Node, Grads], None], *, keep: bool = True
+    ) -> None:
         watch = {node: partial(arrive, node) for node in self._by_node}
         stops = [self.graph.order[at] for at in self.plan.stops]
         with torch.no_grad():
-            self.graph.backward(weights, stops, watch)
+            self.graph.backward(weights, stops, watch, keep=keep)
 
     def _term(self, node: Node, use: Use, grads: Grads) -> tuple[Output, Term]:
         """What one use contributes, and to which result's gradient."""

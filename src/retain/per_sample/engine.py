@@ -176,7 +176,7 @@ class PerSample:
     def _together(self, graph: Graph, samples: int, plan: Plan, trusted: bool) -> None:
         """The sums of the whole batch; a plan that is not trusted is verified on the way."""
         if trusted:
-            self._run(graph, samples, plan)
+            self._run(graph, samples, plan, keep=False)
             return
         weights = verifying_weights(samples, graph.scores.dtype, graph.scores.device)
         expected, seen = Energies(plan), Energies(plan)
@@ -186,15 +186,25 @@ class PerSample:
         if not seen.agree(expected, weights):
             # the few samples were laid out in another way than the batch: look at the batch itself
             plan = self._probe(graph, samples)
-            self._run(graph, samples, plan)
+            self._run(graph, samples, plan, keep=False)
             return
         self._keep(graph, samples, plan, None)
 
-    def _run(self, graph: Graph, samples: int, plan: Plan, *, also: Energies | None = None) -> None:
+    def _run(
+        self,
+        graph: Graph,
+        samples: int,
+        plan: Plan,
+        *,
+        also: Energies | None = None,
+        keep: bool = True,
+    ) -> None:
         self._clear()
         backward = PerSampleBackward(graph, plan, self._sums, samples)
-        for at, row in enumerate(graph.rows()):
-            backward.run(row, also=also.see if also is not None and at == 0 else None)
+        rows = graph.rows()
+        for at, row in enumerate(rows, 1):
+            see = also.see if also is not None and at == 1 else None
+            backward.run(row, also=see, keep=keep or at < len(rows))
         self.routes.update(backward.routes)
         self._mistrusted.update(backward.opaque)
 

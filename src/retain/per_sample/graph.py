@@ -106,16 +106,19 @@ class Graph:
         used = {user.next_functions[index][1] for user, index in self.users.get(node, ())}
         return sorted(used) or [0]
 
-    def gradients(self, weights: Tensor, wanted: Iterable[Output]) -> list[Tensor | None]:
+    def gradients(
+        self, weights: Tensor, wanted: Iterable[Output], *, keep: bool = True
+    ) -> list[Tensor | None]:
         """∂(Σ weights·scores) with respect to each wanted result, and nothing else computed.
 
-        The graph is kept, so that the operations can be asked again.
+        The graph is kept, so that the operations can be asked again; or else its activations are
+        let go as the pass no longer needs them.
         """
         edges = [GradientEdge(node, output) for node, output in wanted]
         if not edges:
             return []
         found = torch.autograd.grad(
-            self.scores, edges, grad_outputs=weights, retain_graph=True, allow_unused=True
+            self.scores, edges, grad_outputs=weights, retain_graph=keep, allow_unused=True
         )
         return list(found)
 
@@ -124,11 +127,14 @@ class Graph:
         weights: Tensor,
         stops: Iterable[Node],
         watch: Mapping[Node, Callable[[tuple[Tensor | None, ...]], None]],
+        *,
+        keep: bool = True,
     ) -> None:
         """One backward pass, down to `stops`, that shows each watched node its gradients.
 
         Gradients of ordinary weights are never computed: only what lies between the scores and
         `stops` runs. Nodes in `stops` are watched too; what reaches them is shown at the end.
+        `keep` the graph for another pass, or let it go on the way.
         """
         stopping = list(stops)
         held = set(stopping)
@@ -139,7 +145,7 @@ class Graph:
         ]
         wanted = [(node, output) for node in stopping for output in self.outputs(node)]
         try:
-            arrived = dict(zip(wanted, self.gradients(weights, wanted)))
+            arrived = dict(zip(wanted, self.gradients(weights, wanted, keep=keep)))
         finally:
             for hook in hooks:
                 hook.remove()

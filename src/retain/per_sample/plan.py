@@ -26,6 +26,7 @@ class Plan:
     stops: tuple[int, ...]
     shapes: dict[Key, torch.Size]
     copying: dict[Group, bool] = field(default_factory=dict)
+    pulls_back: bool | None = None  # whether operations are asked again after a pass; None: not run
 
     @property
     def certain(self) -> bool:
