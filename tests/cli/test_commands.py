@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -109,7 +110,9 @@ def test_resume_needs_no_options_and_refuses_others(tmp_path):
         (["--strength", "finetune=1"], "finetune has no strength"),
         (["--strength", "mas=x"], "--strength has 'mas=x'"),
         (["--strength", "maas=1"], "Did you mean 'mas'"),
+        (["--methods", "finetune", "--strength", "1"], "none of the methods has a strength"),
         (["--seeds", "a"], "expected whole numbers"),
+        (["--classes-per-task", "11"], "classes_per_task is 11, but there are 10 classes"),
         (["--set", "mas.lambda=1"], "mas has no option 'lambda'"),
         (["--scenario", "class-incremental"], "scenario"),
         (["--batch-size", "4000"], "Fewer training samples than a batch of 4000"),
@@ -139,6 +142,22 @@ def test_an_unwritable_folder(tmp_path):
     assert refused(retain(*TINY, "--out", tmp_path / "file" / "out"), "Nothing was trained")
 
 
+def test_warnings_are_told_once_and_in_words(tmp_path, photos):
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        folder = tmp_path / "set" / name
+        folder.mkdir(parents=True)
+        for photo in photos.rglob("*.png"):
+            Image.open(photo).convert("L").save(folder / photo.name)
+    result = retain(
+        "run", "--tasks", f"folders:a={tmp_path / 'set'}", "--model", "cnn", "--image-size", 16,
+        "--batch-size", 4, "--epochs", 1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("20 of 20 images are not RGB") == 1
+    assert "Note: a: 20 of 20" in result.stderr
+    assert "UserWarning" not in result.stderr
+
+
 def test_a_failed_run_is_told_and_is_an_exit_code_of_one(tmp_path):
     result = retain(*TINY, "--out", tmp_path, "--lr", "1e30", "--optimizer", "sgd")
     assert result.exit_code == 1
@@ -154,8 +173,6 @@ def test_a_report_of_nothing(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    from PIL import Image
-
     folder = tmp_path / "photos" / "deep"
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -218,6 +235,15 @@ def test_importance_of_nothing(tmp_path, model):
     assert refused(retain("importance", model, "--data", empty, *out), "holds no image")
     assert refused(retain("importance", model, "--data", tmp_path / "no", *out), "not a folder")
     assert refused(retain("importance", "resnet8", "--data", empty, *out))
+
+
+@pytest.mark.parametrize("file", ["nowhere/o.safetensors", "photos"])
+def test_importance_that_could_not_be_written_is_not_computed(
+    tmp_path, photos, model, file, monkeypatch
+):
+    monkeypatch.setattr(MAS, "observe", lambda *_, **__: pytest.fail("computed"))
+    result = retain("importance", model, "--data", photos, "--out", tmp_path / file)
+    assert refused(result, "Nothing was computed")
 
 
 def test_inspect_what_is_none_of_ours(tmp_path):

@@ -73,6 +73,9 @@ def test_one_strength_and_several_are_numbers():
         ({"methods": ()}, "methods is empty"),
         ({"methods": ("mas", "mas")}, "methods names something twice"),
         ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": (0, -1)}, "seeds has -1; expected whole numbers, 0 or more"),
+        ({"seeds": (1.5,)}, "seeds has 1.5; expected whole numbers"),
+        ({"options": {"mas": {"form": "foo"}}}, "expected 'gradient' or 'proximal' or 'adaptive'"),
         ({"optimizer": "adamw"}, "Unknown optimizer 'adamw'. Did you mean 'adam'"),
         ({"forms": ("proximale",)}, "Unknown form 'proximale'"),
         ({"importance_on": ("tests",)}, "Unknown importance_on 'tests'. Did you mean 'test'"),
@@ -107,6 +110,12 @@ def test_all_problems_are_told_at_once():
 def test_unknown_names_from_a_file():
     with pytest.raises(ConfigError, match=r"'epoch'\. Did you mean 'epochs'"):
         Config.from_json({"tasks": "digits", "epoch": 1})
+
+
+def test_a_strength_given_as_an_option_is_a_number_like_any_other():
+    (job,) = jobs(Config("digits", methods=("mas",), options={"mas": {"strength": 2}}))
+    assert isinstance(job.strength, float)
+    assert job.strength == 2.0
 
 
 def test_jobs_seed_after_seed_and_only_what_applies():

@@ -4,9 +4,12 @@ import json
 import pytest
 import torch
 
+from retain import files
 from retain.errors import ConfigError, FileError, InputError
-from retain.experiment import Config, Interrupted, Results, run
+from retain.experiment import Config, Interrupted, Results, UnwrittenError, run
 from retain.experiment import work as work_module
+from retain.experiment.checkpoint import Checkpoint
+from retain.experiment.progress import Watcher
 from retain.methods import METHODS
 from retain.methods.mas import MAS
 
@@ -264,3 +267,82 @@ def test_what_a_killed_run_was_writing_is_swept_away(tmp_path):
     run(config, out=tmp_path, resume=True, progress=False)
     assert not any(path.exists() for path in left)
     assert (tmp_path / "results.json").exists()
+
+
+# ---- what was damaged ----
+
+
+def stopped(folder, monkeypatch, after=8):
+    """A run that was stopped in the middle of its second job."""
+    real, calls = work_module.learn, []
+
+    def pressed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work_module, "learn", pressed)
+        with pytest.raises(Interrupted):
+            run(tiny(), out=folder, progress=False)
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    return checkpoint
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_another_network(path):
+    tensors, header = files.read(path, "checkpoint")
+    tensors["network.backbone.1.weight"] = torch.zeros(2, 3)
+    files.write(path, "checkpoint", tensors, {"run": header["run"]})
+
+
+@pytest.mark.parametrize("damage", [cut_off, of_another_network, lambda p: p.write_bytes(b"")])
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch, damage):
+    damage(stopped(tmp_path, monkeypatch))
+    said = []
+
+    class Listener(Watcher):
+        def say(self, line):
+            said.append(line)
+
+    resumed = run(tiny(), out=tmp_path, resume=True, progress=Listener())
+    assert accuracies(resumed) == accuracies(run(tiny(), progress=False))
+    (line,) = [line for line in said if "checkpoint" in line]
+    assert line.startswith("mas-1.0-adaptive-train-seed0: begun anew, since its checkpoint cannot")
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_damaged_file_of_results_says_what_to_do(tmp_path):
+    run(tiny(methods=("finetune",)), out=tmp_path, progress=False)
+    cut_off(tmp_path / "results.json")
+    with pytest.raises(FileError, match="remove it and start the run again"):
+        run(tiny(methods=("finetune",)), out=tmp_path, resume=True, progress=False)
+
+
+def test_results_of_a_newer_version_are_not_called_damaged(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": 9}')
+    with pytest.raises(FileError, match=r"has schema 9; this version of retain reads 1\.$"):
+        Results.read(tmp_path)
+
+
+@pytest.mark.parametrize("target", [Results, Checkpoint])
+def test_a_disk_that_fills_up_while_training(tmp_path, monkeypatch, target):
+    whole = accuracies(run(tiny(), progress=False))
+    method = "write" if target is Results else "save"
+    real, calls = getattr(target, method), []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise FileError("Cannot write it: [Errno 28] No space left on device.")
+        return real(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(target, method, full)
+        with pytest.raises(UnwrittenError, match=r"No space left.*What was finished is in.*resume"):
+            run(tiny(), out=tmp_path, progress=False)
+    assert accuracies(run(tiny(), out=tmp_path, resume=True, progress=False)) == whole

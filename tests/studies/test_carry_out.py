@@ -10,7 +10,7 @@ import torch
 
 from retain import report
 from retain.errors import ConfigError, FileError
-from retain.experiment import Interrupted
+from retain.experiment import Interrupted, Results
 from retain.experiment.progress import Watcher
 from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
 from retain.studies.folder import part_folder, recorded
@@ -200,3 +200,23 @@ def test_time_left_counts_parts_that_were_not_begun():
 def test_a_study_that_is_not_one():
     with pytest.raises(ConfigError, match="not the record of a study"):
         Study.from_json({"study": "table2"})
+
+
+def test_a_disk_that_fills_up_stops_the_study_and_leaves_no_part_out(tmp_path, monkeypatch):
+    study, out = tiny(), tmp_path / "out"
+    real, calls = Results.write, []
+
+    def full(self, folder):
+        calls.append(1)
+        if len(calls) == 5:
+            raise FileError("Cannot write it: [Errno 28] No space left on device.")
+        return real(self, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Results, "write", full)
+        with pytest.raises(FileError, match=r"No space left.*retain study table3 --resume") as told:
+            carry_out(study, out, progress=False)
+    assert "retain run" not in str(told.value)
+    assert recorded(out) == study
+    assert carry_out(None, out, resume=True, progress=False) == study
+    assert len(numbers(out)) == 2 * 6

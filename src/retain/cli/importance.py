@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from retain import MAS, LocalMAS
 from retain.cli.speaking import out, plainly
-from retain.errors import ConfigError
+from retain.errors import ConfigError, FileError
 from retain.experiment.device import chosen_device
 from retain.models.from_file import model_from_file
 from retain.models.named import named_model
@@ -49,6 +50,7 @@ def importance(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Compute how much each weight of a model matters on a folder of images, without labels."""
+    _refuse_unwritable(file)
     place = chosen_device(device)
     examples = _images(data, image_size)
     network = _model(model, weights).to(place)
@@ -60,6 +62,19 @@ def importance(
 
 
 importance.__doc__ = (importance.__doc__ or "") + EXAMPLES
+
+
+def _refuse_unwritable(file: Path) -> None:
+    """Find out now, and not after hours of computing."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError("it is a folder")
+        with tempfile.TemporaryFile(dir=file.resolve().parent):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"Cannot write {file}: {error}. Nothing was computed; choose another --out."
+        ) from None
 
 
 def _model(spec: str, weights: str | None) -> nn.Module:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,12 +24,16 @@ err = Console(stderr=True, highlight=False)
 
 
 def plainly(command: Callable[P, R]) -> Callable[P, R]:
-    """The command, with errors raised on purpose told in words and an exit code of 2."""
+    """The command, with errors raised on purpose told in words and an exit code of 2.
+
+    Warnings are told in words as well, and each of them once.
+    """
 
     @wraps(command)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with _warnings_in_words():
+                return command(*args, **kwargs)
         except RetainError as error:
             err.print("[bold red]Error:[/] ", end="")
             err.print(str(error), markup=False, soft_wrap=True)
@@ -37,3 +43,20 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(INTERRUPTED) from None
 
     return told
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """Within it warnings are lines on standard error, without the place in the code."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_where: Any, **_more: Any) -> None:
+        text = str(message)
+        if text not in told:
+            told.add(text)
+            err.print("[yellow]Note:[/] ", end="")
+            err.print(text, markup=False, soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -34,7 +34,7 @@ def strengths(given: Iterable[str], methods: Iterable[str]) -> dict[str, tuple[S
     """`mas=1,ewc=400`, `mas=0.1:1:10` (several, for a sweep), `mas=auto`, or `auto` for all.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: something else, or a strength for all where no method has one.
     """
     found: dict[str, tuple[Strength, ...]] = {}
     for part in (part for text in given for part in names(text)):
@@ -44,6 +44,12 @@ def strengths(given: Iterable[str], methods: Iterable[str]) -> dict[str, tuple[S
             found[method] = (*found.get(method, ()), *chosen)
         else:
             having = [m for m in methods if m in METHODS and METHODS[m].has_strength()]
+            if not having:
+                able = ", ".join(name for name in METHODS if METHODS[name].has_strength())
+                raise ConfigError(
+                    f"--strength {part}: none of the methods has a strength λ to set. "
+                    f"Methods that have one: {able}."
+                )
             found |= dict.fromkeys(having, chosen)
     return found
 

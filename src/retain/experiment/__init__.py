@@ -2,6 +2,6 @@
 
 from retain.experiment.config import Config
 from retain.experiment.results import Results, Run
-from retain.experiment.running import Interrupted, run
+from retain.experiment.running import Interrupted, UnwrittenError, run
 
-__all__ = ["Config", "Interrupted", "Results", "Run", "run"]
+__all__ = ["Config", "Interrupted", "Results", "Run", "UnwrittenError", "run"]

@@ -152,6 +152,9 @@ def _problems(config: Config) -> Iterable[str]:
         yield f"lr_drop_every is {config.lr_drop_every}; expected a number of epochs, or None."
     if config.workers < 0:
         yield f"workers is {config.workers}; expected 0 or more."
+    for seed in config.seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            yield f"seeds has {seed!r}; expected whole numbers, 0 or more."
     yield from _strength_problems(config)
     for method, options in config.options.items():
         if method not in METHODS:

@@ -43,7 +43,7 @@ def _of_method(method: str, seed: int, config: Config) -> Iterator[Job]:
     defaults = options_of(method, config.options.get(method, {}))
     strengths: tuple[Strength | None, ...] = (None,)
     if kind.has_strength():
-        strengths = config.strengths_of(method) or (defaults.strength,)
+        strengths = config.strengths_of(method) or (float(defaults.strength),)
     forms = (config.forms or (defaults.form,)) if kind.has_form() else (None,)
     data = config.importance_on if kind.chooses_data else (None,)
     for strength in strengths:

@@ -180,11 +180,18 @@ class Results:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema"] != SCHEMA:
-                raise FileError(f"{path} has schema {content['schema']}; expected {SCHEMA}.")
+                raise FileError(
+                    f"{path} has schema {content['schema']}; this version of retain reads {SCHEMA}."
+                )
             config = Config.from_json(content["config"])
             runs = [Run.from_json(run) for run in content["runs"]]
         except FileNotFoundError:
             raise FileError(f"There is no {path}, so there is no run to go on with.") from None
+        except FileError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"{path} is not the results of a run: {error}.") from None
+            raise FileError(
+                f"{path} is not the results of a run: {error}. If it was damaged, remove it and "
+                "start the run again: with the same seeds it ends with the same numbers."
+            ) from None
         return cls(config, runs, dict(content["versions"]))

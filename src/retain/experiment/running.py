@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retain.errors import ConfigError
+from retain.errors import ConfigError, FileError
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
 from retain.experiment.device import chosen_device, reproducible
@@ -31,6 +32,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a message that says how to go on."""
 
 
+class UnwrittenError(FileError):
+    """The run's own files cannot be written; `__cause__` says why, without how to go on."""
+
+
 def run(
     config: Config,
     *,
@@ -52,6 +57,7 @@ def run(
         ConfigError: something that cannot be carried out, found before anything is trained.
         FileError: data or results that cannot be read or written.
         Interrupted: Ctrl-C; what was finished is written.
+        UnwrittenError: the disk is full, or the folder gone; what was finished is as it was.
 
     A method that fails is a failed run in the results, with its error; the others go on.
     """
@@ -102,7 +108,9 @@ def _carry_out_all(stage: Stage, books: _Books) -> None:
         for place, job in todo:
             _carry_out(place, job, stage, books)
     except KeyboardInterrupt:
-        raise Interrupted(_how_to_go_on(books.folder)) from None
+        raise Interrupted(f"Interrupted. {_how_to_go_on(books.folder)}") from None
+    except FileError as error:  # of our own files: what a job does wrong is in its record
+        raise UnwrittenError(f"{error} {_how_to_go_on(books.folder)}") from error
     finally:
         stage.watch.stop()
 
@@ -132,15 +140,31 @@ def _carry_out(place: int, job: Job, stage: Stage, books: _Books) -> None:
 
 def _task_by_task(job: Job, stage: Stage, checkpoint: Checkpoint | None) -> Iterator[Work]:
     """The work on a job, once for what is on disk and once after each task that is learned."""
-    work = Work(job, stage)
-    standing = checkpoint.load() if checkpoint is not None else None
-    if standing is not None:
-        work.resume(standing)
+    work = _resumed(job, stage, checkpoint) if checkpoint is not None else None
+    if work is None:
+        work = Work(job, stage)
+    else:
         stage.watch.more(-_steps(job, stage, until=len(work.run.accuracy)))
         yield work
     while not work.run.complete:
         work.learn_next()
         yield work
+
+
+def _resumed(job: Job, stage: Stage, checkpoint: Checkpoint) -> Work | None:
+    """The work where its checkpoint left it; None if there is none, or none that can be used."""
+    try:
+        standing = checkpoint.load()
+        if standing is None:
+            return None
+        work = Work(job, stage)
+        work.resume(standing)
+    except (FileError, KeyError, RuntimeError, ValueError) as error:  # begun anew it ends the same
+        stage.watch.say(
+            f"{job.label}: begun anew, since its checkpoint cannot be used. {described(error)}"
+        )
+        return None
+    return work
 
 
 def _task_options(config: Config) -> TaskOptions:
@@ -180,8 +204,8 @@ def _line(job: Job, run: Run) -> str:
 
 def _how_to_go_on(folder: Path | None) -> str:
     if folder is None:
-        return "Interrupted. Nothing was kept: the run had no out folder."
+        return "Nothing was kept: the run had no out folder."
     return (
-        f"Interrupted. What was finished is in {folder}. "
-        f"Go on with: retain run --resume --out {folder}"
+        f"What was finished is in {folder}. Go on with: retain run --resume --out "
+        f"{shlex.quote(str(folder))}"
     )

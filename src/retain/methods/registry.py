@@ -54,13 +54,25 @@ def options_of(name: str, given: Mapping[str, Any]) -> Any:
             near = did_you_mean(option, types)
             problems.append(f"{name} has no option {option!r}.{near} {known}")
         elif not _fits(value, types[option]):
-            expected = getattr(types[option], "__name__", None) or types[option]
+            expected = _described(types[option])
             problems.append(f"{name}.{option} is {value!r}; expected {expected}.")
         else:
             values[option] = value
     if problems:
         raise ConfigError(" ".join(problems))
     return kind(**values)
+
+
+def _described(expected: Any) -> str:
+    """A type as one would say it: a word, or the values that there are."""
+    arguments = get_args(expected)
+    if get_origin(expected) is Literal:
+        return " or ".join(map(repr, arguments))
+    if get_origin(expected) in (Union, UnionType):
+        return " or ".join(_described(one) for one in arguments)
+    if get_origin(expected) is tuple:
+        return f"several of {_described(arguments[0])}"
+    return "None" if expected is type(None) else str(getattr(expected, "__name__", expected))
 
 
 def _fits(value: object, expected: Any) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
-from retain.errors import ConfigError, RetainError
-from retain.experiment import Config, Interrupted
+from retain.errors import ConfigError, FileError, RetainError
+from retain.experiment import Config, Interrupted, UnwrittenError
 from retain.experiment import run as run_config
 from retain.experiment.device import chosen_device
 from retain.experiment.folder import CHECKPOINTS
@@ -46,6 +48,8 @@ def carry_out(
             watch.begin(part.name)
             try:
                 _run(part, out, watch)
+            except UnwrittenError:
+                raise
             except RetainError as error:
                 watch.say(f"{part.name}: not run. {error}")
                 study = study.without(part, str(error))
@@ -56,14 +60,21 @@ def carry_out(
                 watch.end()
             gather(out)
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"Interrupted. What was finished is in {out}. "
-            f"Go on with: retain study {study.name} --resume --out {out}"
-        ) from None
+        raise Interrupted(f"Interrupted. {_how_to_go_on(study, out)}") from None
+    except UnwrittenError as error:  # it says how to go on with the part alone
+        raise FileError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
     finally:
         watch.close()
-        gather(out)
+        with suppress(FileError):  # what stopped the study is to be told, not what came of it
+            gather(out)
     return study
+
+
+def _how_to_go_on(study: Study, out: Path) -> str:
+    return (
+        f"What was finished is in {out}. Go on with: retain study {study.name} --resume --out "
+        f"{shlex.quote(str(out))}"
+    )
 
 
 def _opened(study: Study | None, out: Path, resume: bool) -> Study:

@@ -68,8 +68,13 @@ def dealt(classes: int, per_task: int, *, order_seed: int | None = None) -> list
         order_seed: shuffle the classes first; None keeps their order.
 
     Raises:
-        ConfigError: some task would have fewer than two classes.
+        ConfigError: some task would have fewer than two classes, or there are not as many.
     """
+    if per_task > classes:
+        raise ConfigError(
+            f"classes_per_task is {per_task}, but there are {classes} classes. "
+            "Give at most so many."
+        )
     if per_task < 2 or classes < 2 or classes % per_task == 1:
         raise ConfigError(
             f"{classes} classes, {per_task} per task: some task would have fewer than two classes, "
