@@ -91,7 +91,7 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
 def _breakable(text: str) -> Any:
     """The text as HTML, with a chance of a new line inside of paths and names of files."""
     markup = needs("markupsafe").Markup
-    return markup("<wbr>").join(re.split(r"(?<=[/:_])(?=\S)", text))
+    return markup("<wbr>").join(re.split(r"(?<=[/:])(?=\S)", text))
 
 
 def _fields(value: Any) -> dict[str, Any]:
