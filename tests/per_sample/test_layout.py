@@ -10,6 +10,8 @@ from retain.per_sample.layout import (
     NOBODY,
     Blocks,
     Owners,
+    find_blocks,
+    find_layouts,
     fit,
     owners,
     probe_weights,
@@ -109,3 +111,39 @@ def test_only_keeps_one_sample(layout: Blocks | str) -> None:
 def test_verifying_weights_differ_from_sample_to_sample(samples: int) -> None:
     weights = verifying_weights(samples, torch.float32, torch.device("cpu"))
     assert len(weights.unique()) == samples
+
+
+@pytest.mark.parametrize("samples", [3, 5, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dim", "outer", "inner"), [(0, 1, 1), (1, 1, 1), (0, 1, 6), (0, 6, 1), (1, 2, 3)]
+)
+def test_regular_layouts_are_those_that_fit_every_owner(
+    samples: int, dtype: torch.dtype, dim: int, outer: int, inner: int
+) -> None:
+    layout = Blocks(dim, outer, samples, inner)
+    size = outer * samples * inner
+    owner = torch.empty((size, 4) if dim == 0 else (7, size), dtype=torch.long)
+    view = layout.split(owner).movedim(dim + 1, -1)
+    view.copy_(torch.arange(samples).expand(view.shape))
+    assert find_layouts(probes(owner, samples, dtype), samples) == [layout]
+    assert fit(owner, samples) == (layout, True)
+
+
+def test_one_foreign_element_makes_a_layout_irregular() -> None:
+    """Also where a glance does not see it."""
+    owner = torch.arange(3)[:, None].expand(3, 1000).clone()
+    owner[2, 777] = 0
+    (layout,) = find_layouts(probes(owner, 3), 3)
+    assert isinstance(layout, Owners)
+    assert torch.equal(layout.owner.expand(owner.shape), owner)
+
+
+def test_every_layout_that_fits_is_found() -> None:
+    """One live row in 8, as of a class token: with three samples, four layouts fit."""
+    owner = torch.full((24, 2), NOBODY)
+    owner[::8] = torch.arange(3)[:, None]
+    weights = probe_weights(3, torch.float32, torch.device("cpu"))
+    found = find_blocks(probes(owner, 3), weights)
+    assert [layout.inner for layout in found] == [2, 8]
+    assert fit(owner, 3) == (found[0], False)

@@ -50,15 +50,20 @@ def _bytes(*tensors: Tensor) -> int:
 
 
 def refuse_interaction(
-    model: nn.Module, batch: Batch, output: OutputPicker, together: Tensor
+    model: nn.Module,
+    batch: Batch,
+    output: OutputPicker,
+    together: Tensor,
+    singly: list[Tensor] | None,
 ) -> None:
     """Raise if the samples of `batch` do not give the same outputs alone as `together`.
+
+    `singly` has the output of each sample alone; None if the model cannot take one sample.
 
     Raises:
         ModelError: naming the first module, in order of execution, whose output depends on the
             other samples, or that gives something else each time.
     """
-    singly = _alone(model, batch, output)
     if singly is not None and all(
         o.shape[1:] == together.shape[1:] and len(o) == 1 for o in singly
     ):
@@ -83,15 +88,6 @@ def refuse_size(model: nn.Module, batch: Batch, part: Batch) -> NoReturn:
         ModelError: naming the module that failed.
     """
     _raise(model, batch, [part], f"fails with {part.samples} of the {batch.samples} samples")
-
-
-def _alone(model: nn.Module, batch: Batch, output: OutputPicker) -> list[Tensor] | None:
-    """The output of each sample alone; None if the model cannot take one sample."""
-    try:
-        with torch.no_grad():
-            return [output(batch.take(k, k + 1).call(model)) for k in range(batch.samples)]
-    except (RuntimeError, ValueError, IndexError):
-        return None
 
 
 def _raise(model: nn.Module, batch: Batch, others: list[Batch], what: str) -> NoReturn:

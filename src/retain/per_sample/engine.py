@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,7 @@ class PerSample:
         small = self._probe(few, FEW)
         if checking:
             self._compare(few, small, part, cut)
-        alike = small.certain and few.wiring == graph.wiring
+        alike = small.likely and few.wiring == graph.wiring
         grown = small.grown(graph, batch.samples) if alike else None
         if grown is not None:
             return grown, False
@@ -188,6 +189,8 @@ class PerSample:
             plan = self._probe(graph, samples)
             self._run(graph, samples, plan, keep=False)
             return
+        if seen.prove(expected, weights):
+            plan.frontier.likely = frozenset()
         self._keep(graph, samples, plan, None)
 
     def _run(
@@ -218,16 +221,32 @@ class PerSample:
             self.routes[name] = "loop"
 
     def _by_loop(
-        self, batch: Batch, target: Tensor | None, names: set[str] | frozenset[str], score: Score
+        self,
+        batch: Batch,
+        target: Tensor | None,
+        names: set[str] | frozenset[str],
+        score: Score,
+        outputs: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        """The loop's sums; `outputs` is filled with what the model gave for each sample."""
+
+        def output(returned: Any) -> Tensor:
+            picked = self.output(returned)
+            if outputs is not None:
+                outputs.append(picked.detach())
+            return picked
+
         chosen = {name: p for name, p in self.parameters.items() if name in names}
         return sums_by_loop(
-            self.model, batch, chosen, score, power=self.power, output=self.output, target=target
+            self.model, batch, chosen, score, power=self.power, output=output, target=target
         )
 
     def _compare(self, graph: Graph, plan: Plan, few: Batch, target: Tensor | None) -> None:
-        """The self-check, once for every kind of graph: a few samples against the loop."""
-        refuse_interaction(self.model, few, self.output, graph.output)
+        """The self-check, once for every kind of graph: a few samples against the loop.
+
+        Raises:
+            ModelError: a sample has another output alone than together with others.
+        """
         score = FirstScores(self.score)
         self._clear()
         backward = PerSampleBackward(graph, plan, self._sums, few.samples)
@@ -235,7 +254,15 @@ class PerSample:
             backward.run(row)
         self._mistrusted.update(backward.opaque)
         names = self.parameters.keys() - self._mistrusted - plan.lost
-        truth = self._by_loop(few, target, names, score)
+        truth: dict[str, Tensor] = {}
+        alone: list[Tensor] | None = []
+        try:
+            truth = self._by_loop(few, target, names, score, alone)
+        except RetainError:
+            raise
+        except (RuntimeError, ValueError, IndexError):
+            alone = None  # the model cannot take one sample
+        refuse_interaction(self.model, few, self.output, graph.output, alone)
         wrong = disagreeing({name: self._sums[name].result() for name in names}, truth, self.power)
         if wrong:
             ways = sorted({backward.routes.get(name, "unused") for name in wrong})

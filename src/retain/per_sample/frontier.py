@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.graph import Graph, Output, is_custom, operation, shape_of
-from retain.per_sample.layout import Layout, find_layout
+from retain.per_sample.layout import Blocks, Layout, find_layouts
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
 # parameter as their only input does not make the result a parameter's.
@@ -26,6 +27,9 @@ ROUTING = {
     *("Gather", "Scatter", "ScatterAdd", "ScatterReduce", "MaskedSelect", "MaskedScatter"),
     *("Take", "Put", "Sort", "Topk", "Unique", "GroupedMm", "Where", "Repeat"),
 }
+
+
+Fits = dict[int, list[Layout]]  # of a node's results: the layouts that explain their gradients
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,16 @@ class Frontier:
     # (node, output) → which sample owns which element of the gradient that arrives there
     layouts: dict[tuple[int, int], Layout] = field(default_factory=dict)
     between: set[int] = field(default_factory=set)
-    certain: bool = True
+    # Where most gradients are zero, several layouts fit. Any is right for the gradients at hand;
+    # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
+    doubtful: frozenset[tuple[int, int]] = frozenset()
+    likely: frozenset[tuple[int, int]] = frozenset()
     routed: bool = False
+
+    @property
+    def certain(self) -> bool:
+        """Whether the layouts are the only ones that fit."""
+        return not self.doubtful and not self.likely
 
 
 def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
@@ -53,7 +65,7 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
 
     `probes` are the weights of the scores in the probing passes (`layout.probe_weights`).
     """
-    known: dict[Node, dict[int, tuple[Layout, bool]] | None] = {}
+    known: dict[Node, Fits | None] = {}
     while True:
         between, uses, unknown = _climb(graph, known)
         if not unknown:
@@ -61,11 +73,13 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
         known.update(_probe(graph, unknown, probes, samples))
     at = graph.position
     found = Frontier(between={at[node] for node in between})
-    for node, index in uses:
-        found.uses.append(Use(at[node], index))
-        for output, (layout, certain) in (known[node] or {}).items():
-            found.layouts[at[node], output] = layout
-            found.certain &= certain
+    found.uses = [Use(at[node], index) for node, index in uses]
+    fits: dict[tuple[int, int], tuple[torch.Size, list[Layout]]] = {
+        (at[node], output): (shape_of(node, output), layouts)
+        for node, _ in uses
+        for output, layouts in (known[node] or {}).items()
+    }
+    _choose(found, fits)
     found.routed = any(
         node not in between and (operation(node) in ROUTING or is_custom(node))
         for node in graph.order
@@ -74,8 +88,28 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
     return found
 
 
+def _choose(found: Frontier, fits: dict[tuple[int, int], tuple[torch.Size, list[Layout]]]) -> None:
+    """Of several layouts that fit, the one of other gradients whose dimension is as long."""
+    sure = {
+        (layouts[0], shape[layouts[0].dim])
+        for shape, layouts in fits.values()
+        if len(layouts) == 1 and isinstance(layouts[0], Blocks)
+    }
+    doubtful: set[tuple[int, int]] = set()
+    likely: set[tuple[int, int]] = set()
+    for key, (shape, layouts) in fits.items():
+        found.layouts[key] = layouts[0]
+        if len(layouts) == 1 and isinstance(layouts[0], Blocks):
+            continue
+        alike = [x for x in layouts if isinstance(x, Blocks) and (x, shape[x.dim]) in sure]
+        (likely if len(alike) == 1 else doubtful).add(key)
+        if len(alike) == 1:
+            found.layouts[key] = alike[0]
+    found.doubtful, found.likely = frozenset(doubtful), frozenset(likely)
+
+
 def _climb(
-    graph: Graph, known: dict[Node, dict[int, tuple[Layout, bool]] | None]
+    graph: Graph, known: dict[Node, Fits | None]
 ) -> tuple[set[Node], list[tuple[Node, int]], list[Node]]:
     """From the parameters upwards: nodes of parameters alone, uses at the frontier, and doubts."""
     between: set[Node] = set(graph.leaves.values())
@@ -115,19 +149,19 @@ def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
 
 def _probe(
     graph: Graph, nodes: Iterable[Node], probes: list[Tensor], samples: int
-) -> dict[Node, dict[int, tuple[Layout, bool]] | None]:
-    """For each node, the layout of the gradient of each of its results; None if not separable."""
+) -> dict[Node, Fits | None]:
+    """For each node, the layouts that fit the gradient of each result; None if not separable."""
     wanted: list[Output] = [(node, output) for node in nodes for output in graph.outputs(node)]
     passes = [graph.gradients(weights, wanted) for weights in probes]
-    found: dict[Node, dict[int, tuple[Layout, bool]] | None] = {}
+    found: dict[Node, Fits | None] = {}
     for (node, output), *gradients in zip(wanted, *passes):
-        layouts = found.setdefault(node, {})
+        fits = found.setdefault(node, {})
         arrived = [g for g in gradients if g is not None]
-        if layouts is None or not arrived:
+        if fits is None or not arrived:
             continue
-        layout = find_layout(arrived, samples)
-        if layout is None:
-            found[node] = None
+        layouts = find_layouts(arrived, samples)
+        if layouts:
+            fits[output] = layouts
         else:
-            layouts[output] = layout
+            found[node] = None
     return found

@@ -86,25 +86,30 @@ def verifying_weights(samples: int, dtype: torch.dtype, device: torch.device) ->
     return torch.exp2((order % base_for(dtype)).to(device, dtype))
 
 
-def find_layout(probes: list[Tensor], samples: int) -> tuple[Layout, bool] | None:
-    """The layout of a gradient, and whether it is the only one that explains it.
+def find_layouts(probes: list[Tensor], samples: int) -> list[Layout]:
+    """The layouts that explain a gradient; none where elements belong to several samples at once.
 
-    `probes` are the gradients of the probing passes, for `probe_weights`. None where elements
-    belong to several samples at once.
+    `probes` are the gradients of the probing passes, for `probe_weights`. Where there is no
+    `Blocks`, there is one `Owners` at most.
     """
-    fitting = _regular(probes, samples)
-    if fitting:
-        return fitting[0], len(fitting) == 1
+    weights = probe_weights(samples, probes[0].real.dtype, probes[0].device)
+    regular: list[Layout] = [*find_blocks(probes, weights)]
+    if regular:
+        return regular
     owner = owners(probes, samples)
-    return None if owner is None else fit(owner, samples)
+    return [] if owner is None else [fit(owner, samples)[0]]
 
 
-def _regular(probes: list[Tensor], samples: int) -> list[Blocks]:
-    """Every `Blocks` that explains all elements: what `fit` would list, a few passes sooner."""
+def find_blocks(probes: list[Tensor], weights: list[Tensor]) -> list[Blocks]:
+    """Every `Blocks` that explains all elements: what `fit` would list, a few passes sooner.
+
+    `probes` are the gradients of passes in which the samples had these `weights` [n], the first of
+    them ones.
+    """
     ones, *others = probes
     if ones.numel() == 0 or ones.ndim == 0:
         return []
-    weights = probe_weights(samples, ones.real.dtype, ones.device)[1:]
+    samples, weights = len(weights[0]), weights[1:]
     fitting = []
     for dim, size in enumerate(ones.shape):
         if size % samples:

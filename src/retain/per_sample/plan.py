@@ -11,7 +11,7 @@ from torch import Tensor
 from retain.per_sample.frontier import Frontier, find_frontier
 from retain.per_sample.graph import Graph, shape_of
 from retain.per_sample.groups import Group, make_groups
-from retain.per_sample.layout import Blocks, Layout, Owners
+from retain.per_sample.layout import Blocks, Layout, Owners, find_blocks
 
 Key = tuple[int, int]  # a node's position in the graph, and which of its results
 
@@ -32,6 +32,11 @@ class Plan:
     def certain(self) -> bool:
         """Whether the layouts hold for every batch that makes the same graph."""
         return self.frontier.certain
+
+    @property
+    def likely(self) -> bool:
+        """Whether they may be tried on a larger batch, and kept if they prove right there."""
+        return not self.frontier.doubtful
 
     def fits(self, graph: Graph) -> bool:
         """Whether the graph has the very shapes that the plan was made for."""
@@ -83,7 +88,9 @@ class Energies:
 
     def __init__(self, plan: Plan) -> None:
         self._layouts = plan.frontier.layouts
+        self._likely = plan.frontier.likely
         self._of: dict[Key, Tensor] = {}
+        self._whole: dict[Key, Tensor] = {}
 
     def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
         """Take in the gradients that arrive at a node."""
@@ -95,6 +102,8 @@ class Energies:
                 wide = None if grad.dtype.itemsize >= 4 else torch.float32
                 energy = torch.linalg.vector_norm(split, ord=1, dim=over, dtype=wide)
                 self._of[at, output] = energy.double()
+                if (at, output) in self._likely:
+                    self._whole[at, output] = grad.detach().clone()
 
     def times(self, weights: Tensor) -> Mapping[Key, Tensor]:
         """What each share must become when sample k's score is weighted with weights[k]."""
@@ -107,4 +116,12 @@ class Energies:
         return expected.keys() == others._of.keys() and all(
             bool(((others._of[key] - value).abs() <= tolerance * value.abs()).all())
             for key, value in expected.items()
+        )
+
+    def prove(self, others: Energies, weights: Tensor) -> bool:
+        """Whether no other layout than the likely ones fits what `others`, too, has seen."""
+        passes = [torch.ones_like(weights), weights]
+        return all(
+            find_blocks([self._whole[key], others._whole[key]], passes) == [self._layouts[key]]
+            for key in self._likely & self._whole.keys()
         )

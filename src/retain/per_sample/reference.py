@@ -37,7 +37,11 @@ def sums_by_loop(
             scores = score(out, one).reshape(-1)
         for index, s in enumerate(scores):
             last = index == len(scores) - 1
-            gradients = torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
+            gradients = (
+                torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
+                if leaves
+                else ()
+            )
             _add_powers(sums, parameters, gradients, power)
             del gradients  # those of the next sample would stand beside them
     unused = parameters.keys() - sums.keys()

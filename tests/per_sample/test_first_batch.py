@@ -1,0 +1,117 @@
+"""What a first batch finds out, and what is let go on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from retain.batches import Batch
+from retain.borrowed import borrowed
+from retain.estimators.mas import SquaredNorm
+from retain.outputs import first_tensor
+from retain.per_sample import PerSample, sums_by_loop
+from retain.per_sample.graph import Graph
+
+WIDTH = 6
+
+
+class FirstToken(nn.Module):
+    """Classifies by the first of its tokens, so that most gradients at its layers are zero."""
+
+    def __init__(self, siblings: bool = True) -> None:
+        super().__init__()
+        self.mix = nn.Linear(WIDTH, WIDTH) if siblings else nn.Identity()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
+        n, t, d = x_ntd.shape
+        flat = self.mix(x_ntd.reshape(n * t, d)).reshape(n, t, d)
+        mixed = flat + flat.mean(1, keepdim=True)  # every token matters to the first
+        return self.layer(mixed.reshape(n * t, d)).reshape(n, t, d)[:, 0].tanh()
+
+
+def engine_of(model: nn.Module) -> PerSample:
+    return PerSample(model, dict(model.named_parameters()), SquaredNorm(), output=first_tensor)
+
+
+def truth(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    parameters = dict(model.named_parameters())
+    return sums_by_loop(model, Batch.of(x), parameters, SquaredNorm(), output=first_tensor)
+
+
+def assert_exact(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 9])
+@pytest.mark.parametrize("samples", [5, 8, 40])
+def test_few_live_rows_are_laid_out_as_their_neighbours(
+    tokens: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = FirstToken().double()
+    engine = engine_of(model)
+    probed: list[int] = []
+    plainly = PerSample._probe
+
+    def noted(self: PerSample, graph: Graph, n: int) -> object:
+        probed.append(n)
+        return plainly(self, graph, n)
+
+    monkeypatch.setattr(PerSample, "_probe", noted)
+    for _ in range(3):
+        x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            assert_exact(engine(Batch.of(x)), truth(model, x))
+    assert probed == [3]  # a few samples of the first batch, and never a whole batch
+
+
+def test_without_neighbours_the_batch_itself_is_looked_at() -> None:
+    torch.manual_seed(0)
+    model = FirstToken(siblings=False).double()
+    engine = engine_of(model)
+    for samples in (8, 8, 5):
+        x = torch.randn(samples, 8, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            assert_exact(engine(Batch.of(x)), truth(model, x))
+
+
+class SavedOrNot(nn.Module):
+    """Keeps the graph node of its inner activation, to ask afterwards what that still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).tanh()
+        if len(x) > 1:
+            self.node = hidden.grad_fn
+        return self.second(hidden)
+
+
+def test_activations_are_let_go_on_the_way_of_a_known_graph() -> None:
+    model = SavedOrNot()
+    engine = engine_of(model)
+    with borrowed(model):
+        engine(Batch.of(torch.randn(8, 4)))
+        assert isinstance(model.node._saved_result, torch.Tensor)  # it may have been needed again
+        engine(Batch.of(torch.randn(8, 4)))
+        with pytest.raises(RuntimeError, match="freed"):
+            _ = model.node._saved_result
+
+
+def test_large_numbers_that_no_float_could_sum_are_no_infinities() -> None:
+    """Σ over all weights overflows; no weight's importance does."""
+    model = nn.Linear(200, 300, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1e16)
+    x = torch.full((4, 200), 1e9)
+    engine = engine_of(model)
+    with borrowed(model):
+        found = engine(Batch.of(x))["weight"]
+    assert found.isfinite().all()
+    assert not found.sum().isfinite()
+    torch.testing.assert_close(found, truth(model, x)["weight"])
