@@ -7,9 +7,11 @@ import re
 
 import pytest
 from tests.cli.test_commands import refused, retain
+from tests.studies.test_carry_out import tiny
 from tests.tasks.miniatures import write_miniatures
 
 from retain.errors import FileError
+from retain.studies import carry_out
 from retain.tasks.paper import PAPER_SETS
 
 
@@ -36,6 +38,17 @@ def test_a_study_from_data_to_report_and_again(tmp_path):
     assert retain("report", out).exit_code == 0
     assert (out / "report.html").read_text() == page
     assert retain("study", "adaptation", "--resume", "--out", out).exit_code == 0
+
+
+def test_a_study_is_resumed_by_its_own_name(tmp_path):
+    carry_out(tiny(parts=1), tmp_path, progress=False)
+    before = (tmp_path / "results.json").read_bytes()
+    result = retain("study", "table2", "--resume", "--out", tmp_path)
+    assert refused(result, "holds the study table3, not table2", "retain study table3 --resume")
+    result = retain("run", "--resume", "--out", tmp_path)
+    assert refused(result, "holds the study table3", "retain study table3 --resume")
+    assert "remove" not in result.stderr
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_memory_shows_bytes_and_no_accuracies(tmp_path):

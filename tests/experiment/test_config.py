@@ -82,7 +82,15 @@ def test_one_strength_and_several_are_numbers():
         ({"batch_norm": "frosen"}, "Unknown batch_norm 'frosen'"),
         ({"augmentation": "crop"}, "Unknown augmentation 'crop'. Did you mean 'crop-flip'"),
         ({"importance_classes": ("a", "a")}, "importance_classes names something twice"),
-        ({"lr_drop_every": 0}, "lr_drop_every is 0; expected a number of epochs"),
+        ({"lr_drop_every": 0}, "lr_drop_every is 0; expected 1 or more"),
+        ({"image_size": -1}, "image_size is -1; expected 1 or more"),
+        ({"epochs": "3"}, "epochs is '3'; expected a whole number."),
+        ({"batch_size": 2.5}, "batch_size is 2.5; expected a whole number."),
+        ({"image_size": "64"}, "image_size is '64'; expected a whole number or None."),
+        ({"lr": "a"}, "lr is 'a'; expected a number."),
+        ({"lr": None}, "lr is None; expected a number."),
+        ({"model": None}, "model is None; expected a word."),
+        ({"strengths": [1.0]}, "strengths is [1.0]; expected a mapping with methods as keys."),
         ({"workers": -1}, "workers is -1"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": float("nan")}, "lr is nan"),
@@ -103,7 +111,7 @@ def test_what_cannot_be_carried_out(asked, message):
 
 
 def test_all_problems_are_told_at_once():
-    with pytest.raises(ConfigError, match=r"(?s)epochs is 0.*lr is 0"):
+    with pytest.raises(ConfigError, match=r"(?s)lr is 0.*epochs is 0"):
         Config("digits", epochs=0, lr=0)
 
 

@@ -15,6 +15,8 @@ from retain.methods.mas import MAS
 
 from .tiny import accuracies, tiny
 
+HOLDING = ("ewc", "online-ewc", "si", "mas", "local-mas")
+
 
 def test_every_method_fills_every_field(tmp_path):
     results = run(tiny(methods=tuple(METHODS), samples_per_class=8), out=tmp_path, progress=False)
@@ -140,6 +142,21 @@ def test_one_shared_head():
     results = run(tiny(tasks="permuted-digits=2", methods=tuple(METHODS)), progress=False)
     assert [r.error for r in results.runs] == [None] * len(METHODS)
     assert results.config.scenario == "domain-incremental"
+
+
+def test_a_shared_head_is_held_like_what_is_below_it(tmp_path):
+    shared = run(tiny(tasks="permuted-digits=2", methods=HOLDING), out=tmp_path, progress=False)
+    own = run(tiny(methods=HOLDING), progress=False)
+    for one, other in zip(shared.runs, own.runs):
+        held = {name.partition(".")[0] for name in one.importance_by_layer}
+        assert held == ({"backbone"} if one.method == "local-mas" else {"backbone", "heads"})
+        assert {name.partition(".")[0] for name in other.importance_by_layer} == {"backbone"}
+        sizes = [kinds["model"] for kinds in one.memory_bytes_by_task]
+        assert sizes[0] == sizes[1]  # no head is added
+        assert other.memory_bytes_by_task[0]["model"] < other.memory_bytes_by_task[1]["model"]
+    for record in json.loads((tmp_path / "results.json").read_text())["runs"]:
+        assert record["forward_transfer"] is not None
+        assert set(record["accuracy_by_class"]) == set(record["tasks"])
 
 
 def test_mean_spread_and_comparison():
@@ -319,7 +336,7 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch,
 def test_a_damaged_file_of_results_says_what_to_do(tmp_path):
     run(tiny(methods=("finetune",)), out=tmp_path, progress=False)
     cut_off(tmp_path / "results.json")
-    with pytest.raises(FileError, match="remove it and start the run again"):
+    with pytest.raises(FileError, match="remove it: what it held can be computed again"):
         run(tiny(methods=("finetune",)), out=tmp_path, resume=True, progress=False)
 
 

@@ -12,7 +12,7 @@ from retain import report
 from retain.errors import ConfigError, FileError
 from retain.experiment import Interrupted, Results
 from retain.experiment.progress import Watcher
-from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
+from retain.studies import Asked, Study, carry_out, carrying_out, gather, is_study, study_named
 from retain.studies.folder import part_folder, recorded
 from retain.studies.progress import Whole
 
@@ -220,3 +220,17 @@ def test_a_disk_that_fills_up_stops_the_study_and_leaves_no_part_out(tmp_path, m
     assert recorded(out) == study
     assert carry_out(None, out, resume=True, progress=False) == study
     assert len(numbers(out)) == 2 * 6
+
+
+def test_a_damaged_record_of_a_study_costs_none_of_what_is_done(tmp_path, monkeypatch):
+    study, out = tiny(parts=1), tmp_path / "out"
+    carry_out(study, out, progress=False)
+    before = numbers(out)
+    (out / "study.json").write_text('{"schema": 1, "na')
+    with pytest.raises(FileError, match=r"remove it and results\.json beside it"):
+        carry_out(None, out, resume=True, progress=False)
+    for name in ("study.json", "results.json"):
+        (out / name).unlink()
+    monkeypatch.setattr(carrying_out, "run_config", lambda *_, **__: pytest.fail("ran again"))
+    carry_out(study, out, progress=False)
+    assert numbers(out) == before

@@ -14,6 +14,7 @@ from retain.errors import ConfigError
 from retain.experiment.results import FILE
 from retain.methods import METHODS
 from retain.report.reading import read
+from retain.studies.folder import recorded
 
 EXAMPLES = """
 
@@ -111,7 +112,7 @@ def study(
             amp=amp,
             workers=workers,
         )
-    planned = _planned(name, asked, resume)
+    planned = _planned(name, asked, folder if resume else None)
     carried = studies.carry_out(planned, folder, resume=resume)
     _show(folder, carried)
 
@@ -119,19 +120,26 @@ def study(
 study.__doc__ = (study.__doc__ or "") + EXAMPLES
 
 
-def _planned(name: str, asked: studies.Asked | None, resume: bool) -> studies.Study | None:
+def _planned(name: str, asked: studies.Asked | None, resumed: Path | None) -> studies.Study | None:
+    """The study that is asked for; None where the one in the folder `resumed` is meant."""
     if asked is not None:
         planned = studies.study_named(name, asked)
         for what, why in planned.skipped.items():
             err.print(f"Not run: {what}. {why}", markup=False, soft_wrap=True)
         return planned
-    if not resume:
+    if resumed is None:
         raise ConfigError(
             "On which data? Give --data, the folder of the paper's data sets, or --data digits to "
             "see the study work on a stand-in."
         )
     if name not in studies.STUDIES:
         raise ConfigError(f"Unknown study {name!r}. Known: {', '.join(studies.STUDIES)}.")
+    begun = recorded(resumed).name
+    if begun != name:
+        raise ConfigError(
+            f"{resumed} holds the study {begun}, not {name}. Go on with it: "
+            f"retain study {begun} --resume --out {resumed}"
+        )
     return None
 
 

@@ -19,6 +19,12 @@ OptimizerName = Literal["sgd", "adam"]
 BatchNorm = Literal["frozen", "moving"]
 # What changes how a run is carried out and none of its numbers.
 WITHOUT_EFFECT = frozenset({"workers"})
+# Fields that are whole numbers, and the least that each may be.
+WHOLE = {
+    "epochs": 1, "batch_size": 1, "lr_drop_every": 1, "workers": 0, "image_size": 1,
+    "classes_per_task": 1, "class_order_seed": 0, "samples_per_class": 1,
+}  # fmt: skip
+WORDS = ("tasks", "model", "optimizer", "batch_norm", "augmentation", "device", "weights", "title")
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,12 @@ class Config:
     quick: bool = False
 
     def __post_init__(self) -> None:
+        _refuse(_wrong_types(self))
         for name in ("methods", "seeds", "forms", "importance_on", "importance_classes"):
             object.__setattr__(self, name, _several(getattr(self, name)))
         several = {m: tuple(map(_number, _several(s))) for m, s in self.strengths.items()}
         object.__setattr__(self, "strengths", several)
-        problems = list(_problems(self))
-        if problems:
-            raise ConfigError(" ".join(problems))
+        _refuse(_problems(self))
 
     def strengths_of(self, method: str) -> tuple[Strength, ...]:
         """The strengths asked for; none where the method's default is meant."""
@@ -120,7 +125,7 @@ class Config:
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [f"{name!r}.{did_you_mean(name, known)}" for name in content if name not in known]
         if unknown:
-            raise ConfigError("A config has no " + " No ".join(unknown))
+            raise ConfigError("A config has no field " + " And no ".join(unknown))
         values = {name: _frozen(value) for name, value in content.items()}
         return cls(**values)
 
@@ -129,6 +134,28 @@ class Config:
         mine, others = self.to_json(), other.to_json()
         names = [name for name in mine if name not in WITHOUT_EFFECT and mine[name] != others[name]]
         return [f"{name}: {mine[name]} → {others[name]}" for name in names]
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    found = list(problems)
+    if found:
+        raise ConfigError(" ".join(found))
+
+
+def _wrong_types(config: Config) -> Iterable[str]:
+    """What Python lets pass and no run could make sense of."""
+    optional = {f.name for f in dataclasses.fields(Config) if f.default is None}
+    expected: list[tuple[str, Any, str]] = [
+        *((name, int, "a whole number") for name in WHOLE),
+        ("lr", (int, float), "a number"),
+        *((name, str, "a word") for name in WORDS),
+        *((name, Mapping, "a mapping with methods as keys") for name in ("strengths", "options")),
+    ]
+    for name, kind, said in expected:
+        value = getattr(config, name)
+        missing = value is None and name in optional
+        if not missing and (isinstance(value, bool) or not isinstance(value, kind)):
+            yield f"{name} is {value!r}; expected {said}{' or None' if name in optional else ''}."
 
 
 def _problems(config: Config) -> Iterable[str]:
@@ -144,14 +171,12 @@ def _problems(config: Config) -> Iterable[str]:
             yield f"{name} is empty; name at least one."
         if len(set(values)) < len(values):
             yield f"{name} names something twice: {', '.join(map(str, values))}."
-    for name in ("epochs", "batch_size", "lr"):
+    if not (math.isfinite(config.lr) and config.lr > 0):
+        yield f"lr is {config.lr}; expected more than 0."
+    for name, least in WHOLE.items():
         value = getattr(config, name)
-        if not (math.isfinite(value) and value > 0):
-            yield f"{name} is {value}; expected more than 0."
-    if config.lr_drop_every is not None and config.lr_drop_every < 1:
-        yield f"lr_drop_every is {config.lr_drop_every}; expected a number of epochs, or None."
-    if config.workers < 0:
-        yield f"workers is {config.workers}; expected 0 or more."
+        if value is not None and value < least:
+            yield f"{name} is {value}; expected {least} or more."
     for seed in config.seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             yield f"seeds has {seed!r}; expected whole numbers, 0 or more."

@@ -183,6 +183,12 @@ class Results:
                 raise FileError(
                     f"{path} has schema {content['schema']}; this version of retain reads {SCHEMA}."
                 )
+            if "study" in content["config"]:
+                study = content["config"]["study"]
+                raise FileError(
+                    f"{path} holds the study {study}, which is more than one run. Go on with it "
+                    f"with: retain study {study} --resume --out {folder}"
+                )
             config = Config.from_json(content["config"])
             runs = [Run.from_json(run) for run in content["runs"]]
         except FileNotFoundError:
@@ -191,7 +197,7 @@ class Results:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileError(
-                f"{path} is not the results of a run: {error}. If it was damaged, remove it and "
-                "start the run again: with the same seeds it ends with the same numbers."
+                f"{path} is not the results of a run: {str(error).rstrip('.')}. If it was damaged, "
+                "remove it: what it held can be computed again, and comes out the same."
             ) from None
         return cls(config, runs, dict(content["versions"]))

@@ -84,7 +84,11 @@ def recorded(folder: Path) -> Study:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path} is not the record of a study: {error}") from None
+        raise FileError(
+            f"{path} is not the record of a study: {str(error).rstrip('.')}. If it was damaged, "
+            f"remove it and {FILE} beside it, and start the study again with the same options: "
+            f"what is done under {PARTS}/ is kept."
+        ) from None
 
 
 def results_of(folder: Path, part: Part) -> Results | None:

@@ -1,0 +1,35 @@
+"""The page about the runner names everything that can be asked, and everything that comes out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from retain.experiment import Config, Run, run
+from retain.experiment.results import MEASURES
+from retain.methods import METHODS
+
+from .tiny import tiny
+
+PAGE = (Path(__file__).parents[2] / "docs" / "runner.md").read_text(encoding="utf-8")
+
+
+def section(heading):
+    return PAGE.partition(f"{heading}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)])
+def test_every_field_of_a_config(field):
+    assert f"`{field}`" in section("## What can be asked")
+
+
+@pytest.mark.parametrize("field", [*(f.name for f in dataclasses.fields(Run)), *MEASURES])
+def test_every_field_of_a_result(field):
+    assert f"`{field}`" in section("### results.json").partition("\n## ")[0]
+
+
+def test_every_kind_of_memory():
+    results = run(tiny(methods=tuple(METHODS), samples_per_class=8), progress=False)
+    kinds = {kind for record in results.runs for kind in record.memory_bytes_by_task[-1]}
+    assert kinds == {"model", "importance", "anchor", "path", "teacher", "encoder"}
+    assert all(f"| `{kind}` |" in section("### results.json") for kind in kinds)
