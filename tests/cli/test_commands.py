@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from retain import MAS
+from retain import MAS, report
 from retain.cli.app import app
 from retain.importance import Importance
 
@@ -126,6 +126,21 @@ def test_resume_needs_no_options_and_refuses_others(tmp_path):
 def test_bad_input_is_one_line(tmp_path, given, message):
     assert refused(retain(*TINY, "--out", tmp_path / "out", *given), message)
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def pressed(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_report_is_made_costs_no_results(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(report, "write", pressed)
+        result = retain(*TINY, "--out", tmp_path)
+    assert result.exit_code == 130
+    assert f"make it with: retain report {tmp_path}" in result.stderr
+    runs = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert [run["status"] for run in runs] == ["done", "done"]
+    assert retain("report", tmp_path).exit_code == 0
 
 
 def test_tasks_are_asked_for(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,11 +165,22 @@ def _config(before: Config | None, given: dict[str, Any]) -> Config:
     return Config(**given)
 
 
+def written_page(folder: Path) -> Path:
+    """The page of the report, which is written; Ctrl-C meanwhile costs none of the results."""
+    try:
+        written = report.write(folder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "Interrupted while the report was made. The results are complete; "
+            f"make it with: retain report {shlex.quote(str(folder))}"
+        ) from None
+    return next(path for path in written if path.suffix == ".html")
+
+
 def show(results: Results, folder: Path) -> None:
     """Print the table, write the report, and say where it is; a failed run is an exit code of 1."""
-    written = report.write(folder)
+    page = written_page(folder)
     out.print(report.table(folder))
-    page = next(path for path in written if path.suffix == ".html")
     out.print(f"Results: {folder / 'results.json'}\nReport:  {page}", markup=False, soft_wrap=True)
     failed = [run for run in results.runs if run.status == "failed"]
     for record in failed:

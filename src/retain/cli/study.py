@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from retain import report, studies
+from retain.cli.run import written_page
 from retain.cli.speaking import err, out, plainly
 from retain.cli.values import names, strengths, whole_numbers
 from retain.errors import ConfigError
@@ -145,7 +146,7 @@ def _planned(name: str, asked: studies.Asked | None, resumed: Path | None) -> st
 
 def _show(folder: Path, study: studies.Study) -> None:
     """Print the table and the sentence, write the report, and say where it is."""
-    page = report.write(folder)[0]
+    page = written_page(folder)
     out.print(report.table(folder))
     out.print(report.summary(folder), markup=False, soft_wrap=True)
     out.print(f"Results: {folder / FILE}\nReport:  {page}", markup=False, soft_wrap=True)
