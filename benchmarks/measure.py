@@ -85,7 +85,7 @@ def timed(run: Run) -> float:
 def reason(error: BaseException) -> str:
     """An error in a few words."""
     first = str(error).strip().split("\n")[0].split(". ")[0]
-    return f"{type(error).__name__}: {first}"[:80].rstrip(" .:")
+    return f"{type(error).__name__}: {first}"[:140].rstrip(" .:")
 
 
 def forget_peak() -> None:

@@ -141,12 +141,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--results", type=Path, default=HERE / "results")
     options.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.md")
+    options.add_argument("--limits", type=Path, default=HERE / "limits.md")
     given = options.parse_args()
     kept = {name: read(given.results / f"{name}.json") for name in NAMES}
     rows = {name: found for name, (_, found) in kept.items()}
     rows["importance"] += gains(rows["importance"])
     judged_rows = [row for name in NAMES[:-1] for row in rows[name]]
-    used, alone = explained(judged_rows, limits(HERE / "limits.md"))
+    used, alone = explained(judged_rows, limits(given.limits))
     drawn = pictures(rows["growth"], given.out.parent / "pictures")
     template = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,

@@ -193,7 +193,10 @@ def written_report(tmp_path, monkeypatch, rows):
     for name, of_file in rows.items():
         records.keep(of_file, tmp_path / f"{name}.json")
     out = tmp_path / "docs" / "performance.md"
-    monkeypatch.setattr(sys, "argv", ["report", "--results", str(tmp_path), "--out", str(out)])
+    (tmp_path / "limits.md").write_text("# None\n")
+    options = {"--results": tmp_path, "--out": out, "--limits": tmp_path / "limits.md"}
+    given = [str(word) for option in options.items() for word in option]
+    monkeypatch.setattr(sys, "argv", ["report", *given])
     return report, out
 
 
