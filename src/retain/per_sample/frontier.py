@@ -70,7 +70,7 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
         between, uses, unknown = _climb(graph, known)
         if not unknown:
             break
-        known.update(_probe(graph, unknown, probes, samples))
+        known.update(_probe(graph, _unknown(graph, known, unknown), probes, samples))
     at = graph.position
     found = Frontier(between={at[node] for node in between})
     found.uses = [Use(at[node], index) for node, index in uses]
@@ -128,11 +128,21 @@ def _climb(
             between.add(node)
         else:
             unknown.append(node)
-    # Where a node may be of parameters alone, what uses it is looked at in the same pass.
-    doubtful = [n for n in unknown if all(below in between for below, _ in n.next_functions)]
-    users = [user for node in doubtful for user, _ in graph.users.get(node, ())]
-    seen = set(unknown) | known.keys()
-    return between, uses, unknown + [u for u in dict.fromkeys(users) if u not in seen]
+    return between, uses, unknown
+
+
+def _unknown(graph: Graph, known: dict[Node, Fits | None], unknown: list[Node]) -> list[Node]:
+    """What to look at in one pass: the doubts, and those that follow if they are of parameters."""
+    doubtful: dict[Node, Fits | None] = {
+        node: None for node in unknown if _could_be_of_parameters_alone(node)
+    }
+    following = _climb(graph, known | doubtful)[2] if doubtful else []
+    return list(dict.fromkeys([*unknown, *following]))
+
+
+def _could_be_of_parameters_alone(node: Node) -> bool:
+    """Whether no data is seen to enter here: a table that is looked up, perhaps by the data."""
+    return operation(node) in HIDDEN_INPUTS | SPREADING or is_custom(node)
 
 
 def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
