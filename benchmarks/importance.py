@@ -118,15 +118,16 @@ def memory(case: Case, repeats: int = 3) -> list[Row]:
 
 
 def print_peak(name: str, way: str) -> None:
-    """Go one way three times, the first included, and say what the process held with its model."""
+    """Go one way three times, the first included, and say what it took beside model and batch."""
     torch.set_num_threads(THREADS)
     model, raw = next(case for case in CASES if case.name == name).make()
     OWN[way](torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.rand(3, 2))()  # loads its code
     forget_peak()
+    before = peak_bytes()
     run = OWN[way](model, raw)
     for _ in range(3):
         run()
-    print(peak_bytes())
+    print(peak_bytes() - before)
 
 
 def main() -> None:
