@@ -6,13 +6,13 @@ import json
 import re
 
 import pytest
-from tests.cli.test_commands import refused, retain
-from tests.studies.test_carry_out import tiny
-from tests.tasks.miniatures import write_miniatures
 
 from retain.errors import FileError
 from retain.studies import carry_out
 from retain.tasks.paper import PAPER_SETS
+from tests.cli.test_commands import refused, retain
+from tests.studies.test_carry_out import tiny
+from tests.tasks.miniatures import write_miniatures
 
 
 @pytest.fixture(scope="module")

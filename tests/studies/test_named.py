@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from tests.tasks.image_folders import write_folder
-from tests.tasks.miniatures import write_miniatures
 
 from retain.errors import ConfigError, FileError
 from retain.methods import METHODS
 from retain.studies import STUDIES, Asked, Study, study_named
 from retain.studies.protocol import PAPER
 from retain.studies.published import published_pairs, published_sequence
+from tests.tasks.image_folders import write_folder
+from tests.tasks.miniatures import write_miniatures
 
 
 @pytest.fixture(scope="module")
