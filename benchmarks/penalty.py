@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ TEMPORARY_TARGET = 0.1  # of the weights: a part in the cache is far less, a cop
 FORMS = ("gradient", "proximal", "adaptive")
 STREAM = "stream: read 3, write 1"
 ARITHMETIC = "AlexNet's weights"
+Memory = TypeVar("Memory", retain.MAS, retain.EWC)
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "AlexNet": lambda model: SGD(model.parameters(), lr=1e-6, momentum=0.9),
     "ResNet-18": lambda model: SGD(model.parameters(), lr=1e-6, momentum=0.9),
@@ -40,13 +42,18 @@ class Standing(SGD):
 
 def remembered(model: nn.Module) -> retain.MAS:
     """A memory with an Ω for every weight, and the weights away from their anchor."""
-    memory = retain.MAS(model, strength=1e-3)
-    omega = {name: torch.rand_like(p) for name, p in model.named_parameters()}
-    memory.observed = retain.Importance(omega, samples=1)
-    memory.consolidate()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p), alpha=1e-3)
+    return consolidated(retain.MAS(model, strength=1e-3), model)
+
+
+def consolidated(memory: Memory, model: nn.Module, tasks: int = 1) -> Memory:
+    """The memory after so many tasks, each of which moved the weights away from its anchor."""
+    for _ in range(tasks):
+        omega = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+        memory.observed = retain.Importance(omega, samples=1)
+        memory.consolidate()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p), alpha=1e-3)
     return memory
 
 

@@ -76,7 +76,7 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """The number, its unit and, where it is a ratio of rounds, the quartiles."""
+        """The number and its unit."""
         if self.measured is None:
             return "—"
         digits = 3 if self.unit == "s" else 2

@@ -22,10 +22,10 @@ from growth import CURVES, pictures
 from importance import FIRST_TARGET, GAIN, MEMORY_TARGET, PEAK, gains
 from local import OBSERVE, SERVE
 from records import Row, read
+from ways import OTHERS
 
 HERE = Path(__file__).parent
 NAMES = ("importance", "penalty", "local", "run", "startup", "growth")
-OTHERS = ("vmap(grad)", "single-sample loop", "Opacus", "BackPACK")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def main() -> None:
         growths=growths(rows["growth"]),
         pictures=[f"pictures/{file.name}" for file in drawn],
         machines=machines({name: about for name, (about, _) in kept.items()}),
-        others=OTHERS,
+        others=list(OTHERS),
         judged=judged,
         GAIN=GAIN, PEAK=PEAK, OBSERVE=OBSERVE, SERVE=SERVE,
         FIRST_TARGET=FIRST_TARGET, MEMORY_TARGET=MEMORY_TARGET,

@@ -12,7 +12,6 @@ from retain.per_sample.layout import (
     Owners,
     find_blocks,
     find_layouts,
-    fit,
     owners,
     probe_weights,
     verifying_weights,
@@ -68,33 +67,31 @@ def test_layout_is_found(shape: tuple[int, ...], dim: int, outer: int, inner: in
     owner = torch.empty(shape, dtype=torch.long)
     view = layout.split(owner).movedim(dim + 1, -1)
     view.copy_(torch.arange(5).expand(view.shape))
-    assert fit(owner, 5) == (layout, True)
+    assert find_layouts(probes(owner, 5), 5) == [layout]
 
 
 def test_zeros_make_a_layout_uncertain() -> None:
     """A class token: one live row in four; with three samples, [n·4] looks like [4·n]."""
     owner = torch.full((12, 2), NOBODY)
     owner[::4] = torch.arange(3)[:, None]
-    layout, certain = fit(owner, 3)
+    layout, *others = find_layouts(probes(owner, 3), 3)
     assert isinstance(layout, Blocks)
-    assert not certain
+    assert others
 
 
-def test_ragged_rows_have_owners_and_are_never_certain() -> None:
+def test_ragged_rows_have_owners() -> None:
     owner = torch.tensor([0, 0, 2, 1, 1, 1, 2])[:, None].expand(7, 3)
-    layout, certain = fit(owner, 3)
+    (layout,) = find_layouts(probes(owner, 3), 3)
     assert isinstance(layout, Owners)
     assert layout.dim == 0
-    assert not certain
 
 
 def test_no_rows_at_all_are_nobodys() -> None:
     """An expert that was given no token."""
-    layout, certain = fit(torch.empty(0, 3, dtype=torch.long), 2)
+    (layout,) = find_layouts(probes(torch.empty(0, 3, dtype=torch.long), 2), 2)
     assert isinstance(layout, Owners)
     assert layout.dim == 0
     assert layout.owner.shape == (0, 1)
-    assert not certain
 
 
 @pytest.mark.parametrize("layout", [Blocks(1, 2, 3, 2), "owners"])
@@ -127,7 +124,6 @@ def test_regular_layouts_are_those_that_fit_every_owner(
     view = layout.split(owner).movedim(dim + 1, -1)
     view.copy_(torch.arange(samples).expand(view.shape))
     assert find_layouts(probes(owner, samples, dtype), samples) == [layout]
-    assert fit(owner, samples) == (layout, True)
 
 
 def test_one_foreign_element_makes_a_layout_irregular() -> None:
@@ -146,4 +142,4 @@ def test_every_layout_that_fits_is_found() -> None:
     weights = probe_weights(3, torch.float32, torch.device("cpu"))
     found = find_blocks(probes(owner, 3), weights)
     assert [layout.inner for layout in found] == [2, 8]
-    assert fit(owner, 3) == (found[0], False)
+    assert find_layouts(probes(owner, 3), 3) == found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from retain.experiment.results import FILE, Results
 from retain.experiment.writing import write_atomically
 
 CHECKPOINTS = "checkpoints"
+
+
+def how_to_go_on(command: str, folder: Path) -> str:
+    """What to tell whoever stopped `retain command`, such as "run", or was stopped."""
+    return (
+        f"What was finished is in {folder}. Go on with: retain {command} --resume --out "
+        f"{shlex.quote(str(folder))}"
+    )
 
 
 def opened(folder: Path, config: Config, resume: bool, needed: int) -> Results:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
 from retain.experiment.device import chosen_device, reproducible
 from retain.experiment.failure import described
-from retain.experiment.folder import opened
+from retain.experiment.folder import how_to_go_on, opened
 from retain.experiment.plan import Job, jobs
 from retain.experiment.progress import Watcher, watcher
 from retain.experiment.refusals import refuse_what_does_not_fit
@@ -205,7 +204,4 @@ def _line(job: Job, run: Run) -> str:
 def _how_to_go_on(folder: Path | None) -> str:
     if folder is None:
         return "Nothing was kept: the run had no out folder."
-    return (
-        f"What was finished is in {folder}. Go on with: retain run --resume --out "
-        f"{shlex.quote(str(folder))}"
-    )
+    return how_to_go_on("run", folder)

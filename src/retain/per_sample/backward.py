@@ -67,9 +67,9 @@ class PerSampleBackward:
                 if not waiting[group] and self._at_once(group, terms[group]):
                     del terms[group]
 
-        # What is pulled back needs the graph; whether anything is, the first pass has shown.
+        # What is pulled back needs the graph; whether anything is, the passes before have shown.
         self._pass(weights, arrive, keep=keep or self.plan.pulls_back is not False)
-        self.plan.pulls_back = any(terms.values())
+        self.plan.pulls_back = bool(terms) or self.plan.pulls_back is True
         with torch.no_grad():
             # While autograd runs, a node's own backward leaves out what the pass does not need:
             # what has to be pulled back waits until the pass is over.

@@ -90,22 +90,21 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
 
 def _choose(found: Frontier, fits: dict[tuple[int, int], tuple[torch.Size, list[Layout]]]) -> None:
     """Of several layouts that fit, the one of other gradients whose dimension is as long."""
+    found.layouts = {key: layouts[0] for key, (_, layouts) in fits.items()}
     sure = {
-        (layouts[0], shape[layouts[0].dim])
-        for shape, layouts in fits.values()
-        if len(layouts) == 1 and isinstance(layouts[0], Blocks)
+        key: (layout, shape[layout.dim])
+        for key, (shape, (layout, *others)) in fits.items()
+        if isinstance(layout, Blocks) and not others
     }
-    doubtful: set[tuple[int, int]] = set()
-    likely: set[tuple[int, int]] = set()
-    for key, (shape, layouts) in fits.items():
-        found.layouts[key] = layouts[0]
-        if len(layouts) == 1 and isinstance(layouts[0], Blocks):
-            continue
-        alike = [x for x in layouts if isinstance(x, Blocks) and (x, shape[x.dim]) in sure]
-        (likely if len(alike) == 1 else doubtful).add(key)
+    neighbours, likely = set(sure.values()), set()
+    for key in fits.keys() - sure.keys():
+        shape, layouts = fits[key]
+        alike = [x for x in layouts if isinstance(x, Blocks) and (x, shape[x.dim]) in neighbours]
         if len(alike) == 1:
             found.layouts[key] = alike[0]
-    found.doubtful, found.likely = frozenset(doubtful), frozenset(likely)
+            likely.add(key)
+    found.likely = frozenset(likely)
+    found.doubtful = frozenset(fits.keys() - sure.keys() - likely)
 
 
 def _climb(

@@ -97,11 +97,15 @@ def find_layouts(probes: list[Tensor], samples: int) -> list[Layout]:
     if regular:
         return regular
     owner = owners(probes, samples)
-    return [] if owner is None else [fit(owner, samples)[0]]
+    return [] if owner is None else [_irregular(owner, samples)]
 
 
 def find_blocks(probes: list[Tensor], weights: list[Tensor]) -> list[Blocks]:
-    """Every `Blocks` that explains all elements: what `fit` would list, a few passes sooner.
+    """Every `Blocks` that explains all elements.
+
+    Where most gradients are zero (a class token), or one layout looks like another for this number
+    of samples, more than one may fit. Any of them is right for the gradients at hand, but only one
+    that fits alone may be used for another batch.
 
     `probes` are the gradients of passes in which the samples had these `weights` [n], the first of
     them ones.
@@ -179,38 +183,20 @@ def owners(probes: list[Tensor], samples: int) -> Tensor | None:
     return torch.where(known, owner, NOBODY)
 
 
-def fit(owner: Tensor, samples: int) -> tuple[Layout, bool]:
-    """The layout in a tensor of owners, and whether it is the only one that explains it.
-
-    Where most gradients are zero (a class token), or one layout looks like another for this
-    number of samples, more than one may fit. Any of them is right for the gradients at hand,
-    but only a certain one may be used for another batch.
-    """
+def _irregular(owner: Tensor, samples: int) -> Owners:
+    """A tensor of owners, as small as it can be: along the one dimension in which they change."""
     if owner.numel() == 0:  # an expert that was given no token
         empty = owner.shape.index(0)
         sizes = [0 if dim == empty else 1 for dim in range(owner.ndim)]
-        return Owners(owner.new_empty(sizes), samples, empty), False
-    fitting: list[Blocks] = []
-    changing: int | None = None
+        return Owners(owner.new_empty(sizes), samples, empty)
     for dim, size in enumerate(owner.shape):
         lines = owner.movedim(dim, 0).reshape(size, -1)
         high = lines.amax(1)
         low = torch.where(lines == NOBODY, high[:, None], lines).amin(1)
-        if not torch.equal(high, low):
-            continue
-        changing = dim if changing is None else changing
-        if size % samples:
-            continue
-        known, index = high != NOBODY, torch.arange(size, device=owner.device)
-        for inner in _divisors(size // samples):
-            if torch.equal((index // inner % samples)[known], high[known]):
-                fitting.append(Blocks(dim, size // samples // inner, samples, inner))
-    if fitting:
-        return fitting[0], len(fitting) == 1
-    if changing is None:
-        return Owners(owner, samples, None), False
-    others = [dim for dim in range(owner.ndim) if dim != changing]
-    return Owners(owner.amax(others, keepdim=True) if others else owner, samples, changing), False
+        if torch.equal(high, low):
+            others = [other for other in range(owner.ndim) if other != dim]
+            return Owners(owner.amax(others, keepdim=True) if others else owner, samples, dim)
+    return Owners(owner, samples, None)
 
 
 def _divisors(number: int) -> list[int]:

@@ -29,6 +29,15 @@ def abs_product(left_tp: Tensor, right_tq: Tensor) -> Tensor:
     return torch.mm(left_tp.T, right_tq).abs_()
 
 
+def add_power_of_product(total: Tensor, left_tp: Tensor, right_tq: Tensor, power: int) -> None:
+    """Add |Lᵀ R|ᵖ to `total` [p, q], for the powers 1 and 2."""
+    if power == 1:
+        total.add_(abs_product(left_tp, right_tq))
+    else:
+        gradient = product(left_tp, right_tq)
+        total.addcmul_(gradient, gradient)
+
+
 def _fused(left_tp: Tensor, right_tq: Tensor, function: str, numbers: list[float]) -> Tensor:
     found = torch.ops.mkldnn._linear_pointwise(left_tp.T, right_tq.T, None, function, numbers, "")
     return cast(Tensor, found)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
-from retain.per_sample.products import abs_product, product
+from retain.per_sample.products import add_power_of_product, product
 from retain.per_sample.sums import BLOCK, CACHED, Sum
 
 
@@ -127,12 +127,8 @@ def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
             block.zero_()
         for k in range(n):
             # gₖ = Lₖᵀ Rₖ
-            left, right = left_ntp[k, :, start : start + rows], right_ntq[k]
-            if total.power == 1:
-                block.add_(abs_product(left, right))
-            else:
-                gradient = product(left, right)
-                block.addcmul_(gradient, gradient)
+            left = left_ntp[k, :, start : start + rows]
+            add_power_of_product(block, left, right_ntq[k], total.power)
     total.empty = False
 
 
@@ -265,12 +261,7 @@ def sum_patches(term: Patches, total: Sum) -> None:
     n, p = term.grad_npt.shape[:2]
     powers = total.total.new_zeros(p, total.total[0].numel())
     for k in range(n):
-        left, right = term.grad_npt[k].T, term.columns(k)
-        if total.power == 1:
-            powers.add_(abs_product(left, right))
-        else:
-            gradient = product(left, right)
-            powers.addcmul_(gradient, gradient)
+        add_power_of_product(powers, term.grad_npt[k].T, term.columns(k), total.power)
     total.add(term.as_weight(powers))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment import Config, Interrupted, UnwrittenError
 from retain.experiment import run as run_config
 from retain.experiment.device import chosen_device
-from retain.experiment.folder import CHECKPOINTS
+from retain.experiment.folder import CHECKPOINTS, how_to_go_on
 from retain.experiment.plan import jobs
 from retain.experiment.progress import watcher
 from retain.experiment.results import FILE
@@ -60,9 +59,9 @@ def carry_out(
                 watch.end()
             gather(out)
     except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted. {_how_to_go_on(study, out)}") from None
+        raise Interrupted(f"Interrupted. {how_to_go_on(f'study {study.name}', out)}") from None
     except UnwrittenError as error:  # it says how to go on with the part alone
-        raise FileError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
+        raise FileError(f"{error.__cause__} {how_to_go_on(f'study {study.name}', out)}") from error
     finally:
         watch.close()
         with suppress(FileError):  # what stopped the study is to be told, not what came of it
@@ -71,10 +70,7 @@ def carry_out(
 
 
 def _how_to_go_on(study: Study, out: Path) -> str:
-    return (
-        f"What was finished is in {out}. Go on with: retain study {study.name} --resume --out "
-        f"{shlex.quote(str(out))}"
-    )
+    return how_to_go_on(f"study {study.name}", out)
 
 
 def _opened(study: Study | None, out: Path, resume: bool) -> Study:

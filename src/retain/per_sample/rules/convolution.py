@@ -64,14 +64,13 @@ def weight_term(
         return _pointwise(inputs, grad, settings)
     if plain and whole and pixels <= FEW_PIXELS:
         held = layout.samples * (pixels * weight[0].numel() + weight.numel())
-        several = 2 * weight.numel() <= CACHED and held <= HELD
-        return (_unfolded if several else _patches)(inputs, grad, weight, settings)
+        together = 2 * weight.numel() <= CACHED and held <= HELD
+        return (_unfolded if together else _patches)(inputs, grad, weight, settings)
     several = settings.groups > 1 and not settings.transposed
-    few = pixels <= FEW_PIXELS_OF_CHANNELS
     if several and whole and layout.samples * weight.numel() <= HELD:
         if max(weight.shape[2:]) > QUICK_KERNEL and _separate(inputs, weight):
             return _as_kernels(inputs, grad, weight, settings)
-        if few:
+        if pixels <= FEW_PIXELS_OF_CHANNELS:
             return _as_groups(inputs, grad, weight, settings)
 
     def gradient(sample: int) -> Tensor:
