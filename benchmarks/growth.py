@@ -21,6 +21,7 @@ import retain
 from cases import GPT2, Case, images, tokens, torchvision, transformers, vectors
 from importance import memory
 from measure import Run, interleaved
+from penalty import consolidated
 from records import PLAIN, Row, arguments, keep, quartiles, read, show
 from ways import OWN
 
@@ -117,18 +118,6 @@ def by_tasks(rounds: int) -> Iterator[Row]:
         yield from turns("tasks", count, ways, rounds)
 
 
-def consolidated(protect: Any, model: nn.Module, count: int) -> Any:
-    """The memory after so many tasks, with weights away from the anchor."""
-    for _ in range(count):
-        omega = {name: torch.rand_like(p) for name, p in model.named_parameters()}
-        protect.observed = retain.Importance(omega, samples=1)
-        protect.consolidate()
-        with torch.no_grad():
-            for p in model.parameters():
-                p.add_(torch.randn_like(p), alpha=1e-3)
-    return protect
-
-
 def keeping(run: Run, handle: object) -> Run:
     """The function, which keeps something else alive as well."""
     return lambda: (run(), handle)
@@ -187,7 +176,7 @@ def draw(curve: Curve, rows: Sequence[Row], file: Path) -> None:
             axes.fill_between(x, low, high, color=OKABE_ITO[index], alpha=0.2, linewidth=0)
     axes.set(xlabel=curve.axis, ylabel=curve.unit, title=curve.title)
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
