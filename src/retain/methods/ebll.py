@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retain.methods.lwf import DistillsOldHeads, LwFOptions
 from retain.methods.method import Setting, drawn_generator, numbered
+from retain.methods.ranges import Count, NotNegative, Positive, Size
 from retain.models import AutoEncoder, TaskNetwork
 from retain.tasks import Minibatch, TaskSequence
 
@@ -28,11 +29,11 @@ class EBLLOptions(LwFOptions):
         reconstruction: the weight of its reconstruction error beside the task's loss.
     """
 
-    alpha: float = 0.01
-    code: int = 100
-    encoder_epochs: int = 4
-    encoder_lr: float = 1e-3
-    reconstruction: float = 1.0
+    alpha: NotNegative = 0.01
+    code: Size = 100
+    encoder_epochs: Count = 4
+    encoder_lr: Positive = 1e-3
+    reconstruction: NotNegative = 1.0
 
 
 class EBLL(DistillsOldHeads[EBLLOptions]):

@@ -8,6 +8,7 @@ from typing import Literal
 import retain
 from retain.memory.body import Memory
 from retain.methods.quadratic import Quadratic, QuadraticOptions
+from retain.methods.ranges import NotNegative, Share
 from retain.tasks import TaskSequence
 
 FisherKind = Literal["sampled", "exact", "empirical"]
@@ -22,7 +23,7 @@ class EWCOptions(QuadraticOptions):
             ("exact"), or the data's own labels ("empirical").
     """
 
-    strength: float = 1e5
+    strength: NotNegative = 1e5
     fisher: FisherKind = "sampled"
 
 
@@ -34,7 +35,7 @@ class OnlineEWCOptions(EWCOptions):
         decay: γ, how much of the old Fisher stays: F ← γF + F_new.
     """
 
-    decay: float = 0.95
+    decay: Share = 0.95
 
 
 class EWC(Quadratic[EWCOptions]):

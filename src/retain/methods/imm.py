@@ -17,6 +17,7 @@ import retain
 from retain.errors import ConfigError
 from retain.memory.attachment import Attachment, Held
 from retain.methods.method import Form, Method, Setting, numbered, under
+from retain.methods.ranges import NotNegative, Share
 from retain.models import TaskNetwork
 from retain.parameters import Selection
 from retain.penalty import Hold
@@ -41,11 +42,11 @@ class IMMOptions:
         alpha: α, how much each task counts in the merge; () is all the same.
     """
 
-    strength: float = 1.0
+    strength: NotNegative = 1.0
     form: Form = "adaptive"
     weight_transfer: bool = True
-    drop_transfer: float = 0.0
-    alpha: tuple[float, ...] = ()
+    drop_transfer: Share = 0.0
+    alpha: tuple[NotNegative, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ class IMM(Method[IMMOptionsT]):
         if alpha and len(alpha) != len(sequence.tasks):
             raise ConfigError(
                 f"{self.name}.alpha has {len(alpha)} ratios for {len(sequence.tasks)} tasks."
+            )
+        if alpha and not alpha[0]:
+            raise ConfigError(
+                f"{self.name}.alpha begins with 0; after the first task there is nothing to merge."
             )
         if self.models:
             self._load(self.models[-1] if self.options.weight_transfer else self.first)

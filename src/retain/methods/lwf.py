@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retain.methods.method import Method, Setting, drawn_generator
 from retain.methods.old_answers import OldAnswers
+from retain.methods.ranges import Count, NotNegative, Positive
 from retain.models import TaskNetwork
 from retain.tasks import Minibatch, TaskSequence
 
@@ -26,9 +27,9 @@ class LwFOptions:
         warmup_epochs: epochs in which the new head learns alone, before everything does.
     """
 
-    strength: float = 1.0
-    temperature: float = 2.0
-    warmup_epochs: int = 0
+    strength: NotNegative = 1.0
+    temperature: Positive = 2.0
+    warmup_epochs: Count = 0
 
 
 LwFOptionsT = TypeVar("LwFOptionsT", bound=LwFOptions)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from retain.memory.body import Memory
 from retain.memory.state import State
 from retain.methods.method import Form, Method, Setting
+from retain.methods.ranges import NotNegative
 from retain.models import TaskNetwork
 from retain.tasks import TaskSequence
 
@@ -31,7 +32,7 @@ class QuadraticOptions:
             sizes.
     """
 
-    strength: float = 1.0
+    strength: NotNegative = 1.0
     form: Form = "adaptive"
 
 

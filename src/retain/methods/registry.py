@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
@@ -16,6 +16,7 @@ from retain.methods.joint import Joint
 from retain.methods.lwf import LwF
 from retain.methods.mas import MAS, LocalMAS
 from retain.methods.method import Method
+from retain.methods.ranges import Range
 from retain.methods.si import SI
 
 METHODS: dict[str, type[Method[Any]]] = {
@@ -43,10 +44,10 @@ def options_of(name: str, given: Mapping[str, Any]) -> Any:
     """The options of method `name`: its defaults, replaced by what is `given`.
 
     Raises:
-        ConfigError: an unknown method or option, or a value of another type.
+        ConfigError: an unknown method or option, or a value of another type or out of its range.
     """
     kind = method_named(name).Options
-    types = get_type_hints(kind)
+    types = get_type_hints(kind, include_extras=True)
     values, problems = {}, []
     for option, value in given.items():
         if option not in types:
@@ -66,6 +67,8 @@ def options_of(name: str, given: Mapping[str, Any]) -> Any:
 def _described(expected: Any) -> str:
     """A type as one would say it: a word, or the values that there are."""
     arguments = get_args(expected)
+    if get_origin(expected) is Annotated:
+        return f"{_described(arguments[0])} {arguments[1]}"
     if get_origin(expected) is Literal:
         return " or ".join(map(repr, arguments))
     if get_origin(expected) in (Union, UnionType):
@@ -78,6 +81,10 @@ def _described(expected: Any) -> str:
 def _fits(value: object, expected: Any) -> bool:
     """Whether an option's value is of the type that its dataclass says."""
     arguments = get_args(expected)
+    if get_origin(expected) is Annotated:
+        kind, within = arguments
+        assert isinstance(within, Range)
+        return _fits(value, kind) and within.holds(value)  # type: ignore[arg-type]
     if get_origin(expected) is Literal:
         return value in arguments
     if get_origin(expected) in (Union, UnionType):

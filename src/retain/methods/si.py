@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 import retain
 from retain.memory.body import Memory
 from retain.methods.quadratic import Quadratic, QuadraticOptions
+from retain.methods.ranges import NotNegative, Positive
 from retain.tasks import TaskSequence
 
 
@@ -24,8 +25,8 @@ class SIOptions(QuadraticOptions):
         damping: ξ, which keeps Ω finite where a weight hardly moved.
     """
 
-    strength: float = 3.0
-    damping: float = 1e-3
+    strength: NotNegative = 3.0
+    damping: Positive = 1e-3
 
 
 class SI(Quadratic[SIOptions]):

@@ -1,0 +1,32 @@
+"""Which numbers an option of a method may be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers between two bounds: at least `least`, above `above`, below `below`."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def holds(self, number: float) -> bool:
+        """Whether the number is one of them."""
+        bounded = self.least <= number < self.below and number > self.above
+        return bounded and math.isfinite(number)
+
+    def __str__(self) -> str:
+        sides = (">", self.above), ("≥", self.least), ("<", self.below)
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in sides if math.isfinite(bound))
+
+
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+Share = Annotated[float, Range(least=0, below=1)]
+Count = Annotated[int, Range(least=0)]
+Size = Annotated[int, Range(least=1)]
