@@ -26,7 +26,7 @@ from retain.per_sample.layout import probe_weights, verifying_weights
 from retain.per_sample.plan import Energies, Plan, make_plan
 from retain.per_sample.reference import sums_by_loop
 from retain.per_sample.score import FirstScores, Score
-from retain.per_sample.sums import Sum
+from retain.per_sample.sums import Sum, not_finite
 
 FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
 KEPT = 64  # plans that are remembered
@@ -81,7 +81,7 @@ class PerSample:
             self._together(graph, batch.samples, plan, trusted)
             self._loop(batch, target, plan.lost | self._mistrusted)
         sums = {name: total.result() for name, total in self._sums.items()}
-        broken = [name for name, total in self._sums.items() if not total.finite]
+        broken = not_finite(self._sums)
         if broken:
             raise NonFiniteError(
                 f"NaN or infinity in the gradients of {_some(broken)}. Nothing of this batch was "

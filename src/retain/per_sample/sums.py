@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,12 +33,9 @@ class Sum:
         self._bounded = True
 
     @property
-    def finite(self) -> bool:
-        """Whether there is no NaN and no infinity in the sum."""
-        if self.empty or self._bounded:
-            return True
-        # one quick pass; a sum over all may overflow where no element does
-        return bool(self.total.sum().isfinite()) or bool(self.total.isfinite().all())
+    def surely_finite(self) -> bool:
+        """Whether nothing that was added can have brought NaN or infinity."""
+        return self.empty or self._bounded
 
     def result(self) -> Tensor:
         """The sum; zeros where nothing was added."""
@@ -53,6 +52,12 @@ class Sum:
         """|g|ᵖ, in the sum's own precision."""
         wide = gradient.to(self.total.dtype)
         return wide.abs() if self.power == 1 else wide.square()
+
+    def over_samples(self, gradients: Tensor) -> Tensor:
+        """Σₖ|gₖ|ᵖ of gₖ [n, …], which are read once and not written."""
+        wide = gradients.to(self.total.dtype)
+        norm: Tensor = torch.linalg.vector_norm(wide, self.power, dim=0)
+        return norm if self.power == 1 else norm.square_()
 
     def add(self, powers: Tensor) -> None:
         """Add what has been raised to the power already."""
@@ -85,6 +90,21 @@ class Sum:
             matrix.addmm_(left_rp.T, right_rq)
         # Σ left · right ≤ r · max left · max right: far fewer numbers to look at than the sum has
         small = left_rp.numel() + right_rq.numel() < matrix.numel()
-        if small and bounded and len(left_rp):
+        if small and bounded and len(left_rp) and matrix.device.type == "cpu":
             bound = len(left_rp) * float(left_rp.amax()) * float(right_rq.amax())
             self._bounded = bound < torch.finfo(matrix.dtype).max / 2
+
+
+def not_finite(sums: Mapping[str, Sum]) -> list[str]:
+    """The names of those with NaN or infinity in them; the device is waited for once."""
+    doubtful = {name: total.total for name, total in sums.items() if not total.surely_finite}
+    if not doubtful:
+        return []
+    # one quick pass over each; a sum over all may overflow where no element does
+    quick = [total.sum().float() for total in doubtful.values()]
+    finite = torch.stack([one.to(quick[0].device) for one in quick]).isfinite().tolist()
+    return [
+        name
+        for (name, total), fine in zip(doubtful.items(), finite)
+        if not fine and not bool(total.isfinite().all())
+    ]

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from retain.per_sample import devices
 from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
 from retain.per_sample.products import add_power_of_product, product
 from retain.per_sample.sums import BLOCK, CACHED, Sum
@@ -101,10 +102,26 @@ def sum_factors(terms: Sequence[Factors], samples: int, total: Sum) -> None:
     if left.shape[1] == 1:
         # One row per sample: gₖ = dₖ aₖᵀ, so Σₖ|gₖ|ᵖ = (|D|ᵖ)ᵀ(|A|ᵖ)
         total.add_product(total.raised(left[:, 0]), total.raised(right[:, 0]))
+    elif (held := devices.at_once(left.device)) is not None:
+        _sum_together(left, right, total, held)
     elif left.shape[2] * right.shape[2] * 2 <= CACHED:
         _sum_small(left, right, total)
     else:
         _sum_in_blocks(left, right, total)
+
+
+def _sum_together(left_ntp: Tensor, right_ntq: Tensor, total: Sum, held: int) -> None:
+    """As many samples at a time as make `held` numbers; of a larger weight fewer rows."""
+    p, q = left_ntp.shape[2], right_ntq.shape[2]
+    rows = max(1, min(p, held // q))
+    chunk = max(1, held // (rows * q))
+    powers = total.total.new_zeros(p, q)
+    for start in range(0, p, rows):
+        part = slice(start, start + rows)
+        for left, right in zip(left_ntp.split(chunk), right_ntq.split(chunk)):
+            # gₖ = Lₖᵀ Rₖ
+            powers[part] += total.over_samples(torch.bmm(left[..., part].mT, right))
+    total.add(powers.view(total.total.shape))
 
 
 def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
@@ -224,6 +241,26 @@ class OneByOne:
         out += self.gradient(sample)
 
 
+@dataclass(eq=False)
+class Together:
+    """gₖ of as many samples as one likes from one operation: `gradients(start, stop)`."""
+
+    gradients: Callable[[int, int], Tensor]
+    route: str
+
+    def add_sample(self, sample: int, out: Tensor) -> None:
+        """Add gₖ to `out`."""
+        out += self.gradients(sample, sample + 1)[0]
+
+
+def sum_together(term: Together, samples: int, total: Sum, held: int) -> None:
+    """Add Σₖ |gₖ|ᵖ, with at most `held` numbers of gradients at once, or those of one sample."""
+    chunk = max(1, held // total.total.numel())
+    for start in range(0, samples, chunk):
+        stop = min(samples, start + chunk)
+        total.add(total.over_samples(term.gradients(start, stop)))
+
+
 def sum_over_samples(term: OneByOne, samples: int, total: Sum) -> None:
     """Add Σₖ |gₖ|ᵖ."""
     for k in range(samples):
@@ -258,9 +295,15 @@ class Patches:
 
 def sum_patches(term: Patches, total: Sum) -> None:
     """Add Σₖ |gₖ|ᵖ."""
-    n, p = term.grad_npt.shape[:2]
+    n, p, t = term.grad_npt.shape
     powers = total.total.new_zeros(p, total.total[0].numel())
-    for k in range(n):
+    held = devices.at_once(powers.device)
+    if held is not None:
+        chunk = max(1, held // (max(p, t) * powers.shape[1]))
+        for grad, patches in zip(term.grad_npt.split(chunk), term.patches.split(chunk)):
+            columns = patches.reshape(len(grad), t, -1)
+            powers += total.over_samples(torch.bmm(grad, columns))
+    for k in range(n if held is None else 0):
         add_power_of_product(powers, term.grad_npt[k].T, term.columns(k), total.power)
     total.add(term.as_weight(powers))
 
@@ -275,6 +318,9 @@ def sum_terms(terms: Sequence[Term], samples: int, total: Sum) -> None:
         sum_lookups([t for t in terms if isinstance(t, Lookups)], total)
     elif len(terms) == 1 and isinstance(terms[0], Patches):
         sum_patches(terms[0], total)
+    elif len(terms) == 1 and isinstance(terms[0], Together):
+        held = devices.at_once(total.total.device)
+        sum_together(terms[0], samples, total, CACHED if held is None else held)
     elif len(terms) == 1 and isinstance(terms[0], OneByOne):
         sum_over_samples(terms[0], samples, total)
     else:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from retain.per_sample import devices
 from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.sums import CACHED
-from retain.per_sample.terms import Factors, OneByOne, Patches, Rows, Term
+from retain.per_sample.terms import Factors, OneByOne, Patches, Rows, Term, Together
 
 # With fewer pixels than this, a convolution of one sample keeps a core less busy than the matrix
 # product of its patches (measured with kernels of 3²: twice as quick at 7², 1.25 × at 14², 0.8 ×
@@ -62,6 +63,8 @@ def weight_term(
     small = weight[0, 0].numel() == 1 and not any(settings.padding)
     if plain and whole and small:
         return _pointwise(inputs, grad, settings)
+    if devices.at_once(grad.device) is not None and whole:
+        return (_patches if plain else _in_groups)(inputs, grad, weight, settings)
     if plain and whole and pixels <= FEW_PIXELS:
         held = layout.samples * (pixels * weight[0].numel() + weight.numel())
         together = 2 * weight.numel() <= CACHED and held <= HELD
@@ -117,6 +120,15 @@ def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings)
     weights = weight.new_empty(n * weight.shape[0], *weight.shape[1:])
     found = weight_gradient(x, d, weights, settings._replace(groups=n * settings.groups))
     return Rows(found.view(n, *weight.shape), "convolution")
+
+
+def _in_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Together:
+    """The same for as many samples at a time as there is room for."""
+
+    def gradients(start: int, stop: int) -> Tensor:
+        return _as_groups(inputs[start:stop], grad[start:stop], weight, settings).values
+
+    return Together(gradients, "convolution")
 
 
 def _pointwise(inputs: Tensor, grad: Tensor, settings: Settings) -> Factors:
