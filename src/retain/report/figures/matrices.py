@@ -61,7 +61,7 @@ def _draw(width: int, sequence: Sequence, variant: Variant, floor: float) -> Any
     if tilted:  # the last name reaches beyond its column
         beyond = max(0.0, 0.8 * wide(names[-1]) - 8)
         cell = min(WIDEST, (width - left - beyond) / len(names))
-    top = TOP + (6 + 0.66 * longest if tilted else 20)
+    top = TOP + (16 + 0.66 * longest if tilted else 20)
     canvas = Canvas(width, top + HIGH * cell * len(names) + 2)
     canvas.text(0, 11, variant.label, size=13, weight="bold")
     canvas.text(0, 30, _ending(variant), color=MUTED)
