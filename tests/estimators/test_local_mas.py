@@ -10,6 +10,7 @@ from torch import nn
 from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import ModelError, NonFiniteError
+from retain.estimators.local import sums as sums_module
 from retain.estimators.local.activations import NEVER_NEGATIVE, silu
 from retain.estimators.local_mas import LocalRule
 
@@ -47,6 +48,77 @@ def test_is_exact(name):
     assert all(total.count_nonzero() for total in truth.values())
     sums = sums_of(model, inputs, batch_dim=case.batch_dim)
     assert_same(sums, truth, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conv2d", "conv2d, depthwise", "conv2d, groups, dilation, stride", "conv2d, same"),
+        *("conv1d", "conv3d", "conv_transpose2d", "frames", "residual", "tokens", "inputs first"),
+        *("four dimensions", "linear ReLU", "linear in-place ReLU", "linear, batch-norm"),
+    ],
+)
+def test_a_few_samples_at_a_time(name, monkeypatch):
+    case, model, _ = build(name)
+    inputs = torch.randn(41, *case.shape[1:], dtype=torch.float64)
+    split = mock.Mock(wraps=sums_module._parts)
+    monkeypatch.setattr(sums_module, "AT_ONCE", 1)
+    monkeypatch.setattr(sums_module, "_parts", split)
+    inputs[::2] = inputs[::2].abs()  # some parts without negative numbers, and some with
+    sums = sums_of(model, inputs)
+    assert any(len(sums_module._parts(*call.args)) > 1 for call in list(split.call_args_list))
+    assert_same(sums, local_truth(model, inputs, case.ends), rtol=1e-9, atol=1e-12)
+
+
+class Changes(nn.Module):
+    """What ReLU has written is changed before another layer runs."""
+
+    def __init__(self, change, *, inplace):
+        super().__init__()
+        self.fc, self.act, self.head = nn.Linear(5, 4), nn.ReLU(inplace), nn.Linear(4, 2)
+        self.change = change
+
+    def forward(self, x):
+        y = self.act(self.fc(x))
+        self.change(y)
+        return self.head(y)
+
+
+def unseen(y):
+    with torch._C.DisableTorchFunction():
+        y.neg_()
+
+
+CHANGES = {
+    "in place": lambda y: y.mul_(-3),
+    "part of it": lambda y: y[:, 1:].sub_(2),
+    "an item": lambda y: y.__setitem__(0, 7.0),
+    "its data": lambda y: y.data.mul_(-3),
+    "detached": lambda y: y.detach().add_(1),
+    "as out": lambda y: torch.mul(y, 2, out=y),
+    "unseen": unseen,
+}
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_relu_wrote_may_be_changed_afterwards(change, mode, inplace):
+    model = Changes(CHANGES[change], inplace=inplace).double()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    with mode():
+        sums = sums_of(model, x)
+    model.change = lambda y: None
+    assert_same(sums, local_truth(model, x, {"fc": "act"}))
+
+
+def test_a_hook_may_change_what_relu_wrote():
+    model = two_layers(nn.ReLU()).double()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    expected = sums_of(model, x)
+    model[1].register_forward_hook(lambda module, args, y: y.mul_(-3))
+    assert_same({"0.weight": sums_of(model, x)["0.weight"]}, {"0.weight": expected["0.weight"]})
 
 
 def test_what_is_never_negative_is_not():

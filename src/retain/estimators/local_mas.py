@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.errors import InputError, ModelError, NonFiniteError
-from retain.estimators.local.passes import Passes, not_finite
+from retain.estimators.local.passes import Passes
 from retain.estimators.local.serving import Commit, Listener
 
 
@@ -94,7 +94,7 @@ class LocalRule:
                 "Expected a linear or convolutional layer before the head. Use retain.MAS, which "
                 "takes any model."
             )
-        if broken := not_finite(sums):
+        if broken := self._passes.not_finite():
             raise NonFiniteError(
                 f"NaN or infinity in the inputs or outputs of the layers of {broken}. Nothing of "
                 "this batch was counted."

@@ -40,6 +40,11 @@ class Activation:
         return self.formula is prelu
 
     @property
+    def is_half_slope(self) -> bool:
+        """Whether σ(z)·σ′(z) = σ(z) for every z."""
+        return self.formula is relu
+
+    @property
     def never_negative(self) -> bool:
         """Whether σ(z)·σ′(z) ≥ 0 for every z."""
         return self.formula in NEVER_NEGATIVE

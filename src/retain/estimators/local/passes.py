@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,6 +78,11 @@ class Passes:
         with undisturbed():
             self._sums.drop(self._left_out)
             return self._sums.result()
+
+    def not_finite(self) -> list[str]:
+        """The names of the sums in `result()` with NaN or infinity in them."""
+        with undisturbed():
+            return self._sums.not_finite()
 
     def look(self, model: nn.Module, batch: Batch) -> None:
         """Find out which rows belong to which sample, by running a few samples alone."""
@@ -161,20 +166,20 @@ class Passes:
             )
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> AbstractContextManager[None]:
     """Ordinary tensors, no graph and no autocast, whatever mode the model is running in."""
-    with torch.inference_mode(False), torch.no_grad():
-        enabled = [d for d in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(d)]
-        with ExitStack() as stack:
-            for device in enabled:
-                stack.enter_context(torch.autocast(device, enabled=False))
-            yield
+    enabled = [device for device in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(device)]
+    if not (enabled or torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
+        return nullcontext()
+    return _out_of_modes(enabled)
 
 
-def not_finite(sums: Mapping[str, Tensor]) -> list[str]:
-    """The names of the sums with NaN or infinity in them: they are never negative, so add up."""
-    return [name for name, total in sums.items() if not torch.isfinite(total.sum())]
+@contextmanager
+def _out_of_modes(autocast: list[str]) -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
+        for device in autocast:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _place(layer: Layer) -> Place:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retain.batches import Batch
 from retain.borrowed import borrowed, eagerly
 from retain.errors import InputError
-from retain.estimators.local.passes import Passes, not_finite
+from retain.estimators.local.passes import Passes
 
 Commit = Callable[[dict[str, Tensor], int], None]
 Forward = Callable[..., Any]
@@ -116,7 +116,7 @@ class Listener:
         self._to_skip = self.every - 1
         if not sums:
             _warn("no layer of this call has a local rule")
-        elif broken := not_finite(sums):
+        elif broken := self.passes.not_finite():
             _warn(f"NaN or infinity in the inputs or outputs of the layers of {broken}")
         else:
             with torch.inference_mode(False):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -55,6 +56,8 @@ class Layer:
         output: z = W y + b, or what eval-mode batch-norm made of it.
         scale: batch-norm's factor for each output channel, if there was one.
         activation: σ; None is the identity.
+        written: σ(z), as the model itself wrote it, if σσ′ is the same.
+        version: which changes when something else is written to it.
         head: whether the model returns the output.
     """
 
@@ -66,6 +69,8 @@ class Layer:
     output: Tensor
     scale: Tensor | None = None
     activation: Activation | None = None
+    written: Tensor | None = None
+    version: int = 0
     head: bool = False
     after: After = After.NOTHING
 
@@ -73,6 +78,26 @@ class Layer:
     def names(self) -> list[str]:
         """Its wanted parameters: the weight, the bias, or both."""
         return [name for name in (self.weight, self.bias) if name is not None]
+
+    @property
+    def half_slope_is_written(self) -> bool:
+        """Whether the model itself writes σ(z)·σ′(z), since it is σ(z)."""
+        return self.activation is not None and self.activation.is_half_slope
+
+    @property
+    def kept(self) -> Tensor | None:
+        """σ(z)·σ′(z), if the model itself wrote it and it is still there."""
+        if self.written is None:
+            return None
+        in_place = self.written is self.output
+        return self.written if in_place or self.written._version == self.version else None
+
+    def half_slope(self, dtype: torch.dtype) -> Tensor:
+        """σ(z)·σ′(z), elementwise; not to be written to, as it may be the model's own."""
+        kept = self.kept
+        if kept is not None or self.activation is None:
+            return (self.output if kept is None else kept).to(dtype)
+        return self.activation.half_slope(self.output.to(dtype))
 
     @property
     def description(self) -> str:
@@ -113,8 +138,11 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         step = Step(func, args, kwargs)
         readers = self._outputs_among(step)
-        self._before_writing(step)
+        overwritten = self._before_writing(step)
         result = func(*args, **kwargs)
+        if overwritten is not None:
+            overwritten.written = overwritten.output
+            self._settle([overwritten])
         for tensor, layer in readers:
             if layer in self.open and result is not tensor and makes_numbers(result):
                 self._read(layer, tensor, step, result)
@@ -162,6 +190,8 @@ class Watch(TorchFunctionMode):
             layer.output, layer.scale = result, scale
         else:
             self._follow(layer, step)
+            if first and layer.output is tensor:
+                self._keep(layer, result)
 
     def _batch_norm(self, layer: Layer, step: Step) -> Tensor | None:
         if layer.scale is not None or not self._along_channels(layer, step):
@@ -181,19 +211,33 @@ class Watch(TorchFunctionMode):
             sigma = None
         alone = layer.after is not After.NOTHING or sigma is None
         layer.after = After.OTHER if alone else After.ACTIVATION
-        layer.activation = None if alone else sigma
+        layer.activation, layer.written = None if alone else sigma, None
 
-    def _before_writing(self, step: Step) -> None:
-        """What is about to be overwritten is used first, or copied."""
-        target = written(step) if self.open else None
+    def _keep(self, layer: Layer, result: Tensor) -> None:
+        """Keep σ(z) instead of making it once more, if σσ′ is the same and it stays so."""
+        if layer.half_slope_is_written and not result.is_inference():  # which has no version
+            layer.written, layer.version = result, result._version
+
+    def _before_writing(self, step: Step) -> Layer | None:
+        """What is about to be overwritten is used first, or copied.
+
+        Returns: the layer whose output is overwritten with σσ′, which is used afterwards.
+        """
+        target, found = written(step) if self.open else None, None
         if target is None:
-            return
+            return None
         for layer in list(self.open):
             if share_memory(layer.inputs, target):
                 layer.inputs = layer.inputs.clone()
+            if layer.written is not None and share_memory(layer.written, target):
+                layer.written = None
             if share_memory(layer.output, target):
                 self._follow(layer, step)
-                self._settle([layer])
+                if layer.half_slope_is_written:
+                    found = layer
+                else:
+                    self._settle([layer])
+        return found
 
     def _settle(self, layers: list[Layer]) -> None:
         self._forget(layers)
