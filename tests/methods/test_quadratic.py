@@ -188,3 +188,11 @@ def test_fisher_draws_depend_on_the_seed():
         one.method.end(0, one.stage.sequence)
         values.append(sum(f.sum() for f in one.method.importance().values()).item())
     assert values[0] == values[1] != values[2]
+
+
+def test_importance_is_computed_on_batches_of_its_own_size():
+    setting = Setting(importance_size=2)
+    one = METHODS["mas"](one_weight(), options_of("mas", {}), setting)
+    assert [len(batch.labels) for batch in one.passes(0, of())] == [2, 1]
+    one.end(0, of())
+    assert omega(one) == pytest.approx(10 * W * 14 / 3, rel=1e-5)

@@ -18,8 +18,20 @@ LARGE_BATCH = 200
 
 
 def pass_size(input_shape: tuple[int, ...]) -> int:
-    """Samples per batch where nothing is trained."""
-    return BATCH if math.prod(input_shape) <= LARGE_INPUT else LARGE_BATCH
+    """Samples per batch where nothing is trained and nothing differentiated."""
+    return LARGE_BATCH if _is_large(input_shape) else BATCH
+
+
+def importance_size(input_shape: tuple[int, ...], batch_size: int) -> int:
+    """Samples per batch where importance is computed, with the memory of a training step.
+
+    Of large inputs as many as are trained on at once, which are known to fit.
+    """
+    return min(batch_size, LARGE_BATCH) if _is_large(input_shape) else BATCH
+
+
+def _is_large(input_shape: tuple[int, ...]) -> bool:
+    return math.prod(input_shape) > LARGE_INPUT
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from retain.experiment.config import Config
-from retain.experiment.evaluation import Score, pass_size, score
+from retain.experiment.evaluation import Score, importance_size, pass_size, score
 from retain.experiment.plan import Job
 from retain.experiment.precision import Precision
 from retain.experiment.progress import Watcher
@@ -47,6 +47,7 @@ class Stage:
             importance_on=job.importance_on or "train",
             importance_classes=frozenset(self.config.importance_classes),
             pass_size=pass_size(self.sequence.input_shape),
+            importance_size=importance_size(self.sequence.input_shape, self.config.batch_size),
             seed=job.seed,
         )
 

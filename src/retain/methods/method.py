@@ -33,7 +33,8 @@ class Setting:
         importance_on: the data that importance is computed on; their labels are never used by it.
         importance_classes: names of classes; of a task that has some of them, importance is
             computed on those alone.
-        pass_size: samples per batch where nothing is trained (importance, recorded outputs).
+        pass_size: samples per batch where nothing is trained (recorded outputs).
+        importance_size: samples per batch where importance is computed.
         seed: of the run.
     """
 
@@ -44,6 +45,7 @@ class Setting:
     importance_on: ImportanceData = "train"
     importance_classes: frozenset[str] = frozenset()
     pass_size: int = 500
+    importance_size: int = 500
     seed: int = 0
 
     @property
@@ -161,7 +163,8 @@ class Method(Generic[OptionsT]):
                     torch.isin(examples.labels, torch.tensor(named)).nonzero().flatten()
                 )
             if len(examples):
-                yield from examples.batches(self.setting.pass_size, device=self.setting.device)
+                size, device = self.setting.importance_size, self.setting.device
+                yield from examples.batches(size, device=device)
 
 
 def allocated(tensors: Iterable[Tensor]) -> int:
