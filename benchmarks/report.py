@@ -19,7 +19,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from growth import CURVES, pictures
-from importance import FIRST_TARGET, GAIN, MEMORY_TARGET, PEAK, gains
+from importance import FIRST_PEAK, FIRST_TARGET, GAIN, MEMORY_TARGET, PEAK, gains
 from local import OBSERVE, SERVE
 from records import Row, read
 from ways import OTHERS
@@ -169,7 +169,7 @@ def main() -> None:
         machines=machines({name: about for name, (about, _) in kept.items()}),
         others=list(OTHERS),
         judged=judged,
-        GAIN=GAIN, PEAK=PEAK, OBSERVE=OBSERVE, SERVE=SERVE,
+        GAIN=GAIN, PEAK=PEAK, FIRST_PEAK=FIRST_PEAK, OBSERVE=OBSERVE, SERVE=SERVE,
         FIRST_TARGET=FIRST_TARGET, MEMORY_TARGET=MEMORY_TARGET,
     )  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)

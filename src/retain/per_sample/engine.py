@@ -78,7 +78,7 @@ class PerSample:
             self._alone(graph)
         else:
             plan, trusted = self._plan(graph, batch, target)
-            self._together(graph, batch.samples, plan, trusted)
+            self._together(graph, batch, target, plan, trusted)
             self._loop(batch, target, plan.lost | self._mistrusted)
         sums = {name: total.result() for name, total in self._sums.items()}
         broken = not_finite(self._sums)
@@ -174,10 +174,13 @@ class PerSample:
             del self._plans[next(iter(self._plans))]
         self._plans[graph.signature, samples] = plan
 
-    def _together(self, graph: Graph, samples: int, plan: Plan, trusted: bool) -> None:
+    def _together(
+        self, graph: Graph, batch: Batch, target: Tensor | None, plan: Plan, trusted: bool
+    ) -> None:
         """The sums of the whole batch; a plan that is not trusted is verified on the way."""
+        samples = batch.samples
         if trusted:
-            self._run(graph, samples, plan, keep=False)
+            self._run(graph, samples, plan)
             return
         weights = verifying_weights(samples, graph.scores.dtype, graph.scores.device)
         expected, seen = Energies(plan), Energies(plan)
@@ -186,8 +189,8 @@ class PerSample:
         self._run(graph, samples, plan, also=seen)
         if not seen.agree(expected, weights):
             # the few samples were laid out in another way than the batch: look at the batch itself
-            plan = self._probe(graph, samples)
-            self._run(graph, samples, plan, keep=False)
+            graph, _ = self._forward(batch, target)
+            self._run(graph, samples, self._probe(graph, samples))
             return
         if seen.prove(expected, weights):
             plan.frontier.likely = frozenset()
@@ -200,14 +203,13 @@ class PerSample:
         plan: Plan,
         *,
         also: Energies | None = None,
-        keep: bool = True,
     ) -> None:
         self._clear()
         backward = PerSampleBackward(graph, plan, self._sums, samples)
         rows = graph.rows()
         for at, row in enumerate(rows, 1):
             see = also.see if also is not None and at == 1 else None
-            backward.run(row, also=see, keep=keep or at < len(rows))
+            backward.run(row, also=see, keep=at < len(rows))  # then the graph is let go
         self.routes.update(backward.routes)
         self._mistrusted.update(backward.opaque)
 
