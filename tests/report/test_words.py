@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import retain.report
-from retain.report.results import Spread, spread
+from retain.report.facts import facts, title
+from retain.report.results import Results, Spread, spread
 from retain.report.words import percent, points, seconds, size
 
 from . import made_up
@@ -117,3 +118,22 @@ def test_durations(value: float, text: str) -> None:
 )
 def test_sizes(value: float, text: str) -> None:
     assert size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("folders:animals=/data/a,vehicles=/data/v", "the folders animals and vehicles"),
+        ("fashion-mnist=/usr/share/fashion", "fashion-mnist"),
+        ("permuted-digits=5", "permuted-digits=5"),
+        ("paper:flowers,birds=/data", "flowers, birds"),
+        ("paper=/data", "paper"),
+        ("the digits: 0-1 → 2-3; 4-5 → 6-7", "the digits: 0-1 → 2-3; 4-5 → 6-7"),
+        (None, "these tasks"),
+    ],
+)
+def test_titles_name_the_tasks_without_their_paths(spec: str | None, said: str) -> None:
+    config = {"tasks": spec, "methods": ["mas"]}
+    results = Results(source="", versions={}, config=config, runs=(), sequences=())
+    assert title(results) == f"MAS on {said}"
+    assert ("Tasks", said) in facts(results)

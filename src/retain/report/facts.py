@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -179,7 +180,14 @@ def _counted(value: Any, noun: str) -> str | None:
 
 
 def _tasks(spec: Any) -> str:
-    return str(spec) if spec else "these tasks"
+    """What was asked for without the paths, which stand in the listing of everything."""
+    if not spec:
+        return "these tasks"
+    said = re.sub(r"=(?!\d+$)[^,]*", "", str(spec))
+    kind, _, names = said.partition(":")
+    if kind == "folders":
+        return f"the folders {listed(names.split(','))}"
+    return names.replace(",", ", ") if kind == "paper" and names else said
 
 
 def _images(config: Mapping[str, Any]) -> Iterator[str]:
