@@ -95,9 +95,13 @@ class Sum:
             self._bounded = bound < torch.finfo(matrix.dtype).max / 2
 
 
-def not_finite(sums: Mapping[str, Sum]) -> list[str]:
+def not_finite(sums: Mapping[str, Sum | Tensor]) -> list[str]:
     """The names of those with NaN or infinity in them; the device is waited for once."""
-    doubtful = {name: total.total for name, total in sums.items() if not total.surely_finite}
+    doubtful = {
+        name: one.total if isinstance(one, Sum) else one
+        for name, one in sums.items()
+        if not (isinstance(one, Sum) and one.surely_finite)
+    }
     if not doubtful:
         return []
     # one quick pass over each; a sum over all may overflow where no element does

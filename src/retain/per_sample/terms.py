@@ -7,7 +7,7 @@ how to sum |gₖ|ᵖ over the samples when it is the only thing that reaches its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -115,13 +115,10 @@ def _sum_together(left_ntp: Tensor, right_ntq: Tensor, total: Sum, held: int) ->
     p, q = left_ntp.shape[2], right_ntq.shape[2]
     rows = max(1, min(p, held // q))
     chunk = max(1, held // (rows * q))
-    powers = total.total.new_zeros(p, q)
-    for start in range(0, p, rows):
-        part = slice(start, start + rows)
+    for part, block in _blocks(total, p, rows):
         for left, right in zip(left_ntp.split(chunk), right_ntq.split(chunk)):
             # gₖ = Lₖᵀ Rₖ
-            powers[part] += total.over_samples(torch.bmm(left[..., part].mT, right))
-    total.add(powers.view(total.total.shape))
+            block.add_(total.over_samples(torch.bmm(left[..., part].mT, right)))
 
 
 def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
@@ -136,16 +133,20 @@ def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
 def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     """One sample at a time, and of a large weight only as many rows as stay in the cache."""
     n, p, q = len(left_ntp), left_ntp.shape[2], right_ntq.shape[2]
-    rows = max(1, min(p, BLOCK // q))
-    fresh, matrix = total.empty, total.matrix(p)
-    for start in range(0, p, rows):
-        block = matrix[start : start + rows]
-        if fresh:
-            block.zero_()
+    for part, block in _blocks(total, p, max(1, min(p, BLOCK // q))):
         for k in range(n):
             # gₖ = Lₖᵀ Rₖ
-            left = left_ntp[k, :, start : start + rows]
-            add_power_of_product(block, left, right_ntq[k], total.power)
+            add_power_of_product(block, left_ntp[k, :, part], right_ntq[k], total.power)
+
+
+def _blocks(total: Sum, p: int, rows: int) -> Iterator[tuple[slice, Tensor]]:
+    """The sum as a matrix of p rows, so many of them at a time, each block ready to be added to."""
+    fresh, matrix = total.empty, total.matrix(p)
+    for start in range(0, p, rows):
+        part = slice(start, start + rows)
+        if fresh:
+            matrix[part].zero_()
+        yield part, matrix[part]
     total.empty = False
 
 
@@ -253,9 +254,9 @@ class Together:
         out += self.gradients(sample, sample + 1)[0]
 
 
-def sum_together(term: Together, samples: int, total: Sum, held: int) -> None:
-    """Add Σₖ |gₖ|ᵖ, with at most `held` numbers of gradients at once, or those of one sample."""
-    chunk = max(1, held // total.total.numel())
+def sum_together(term: Together, samples: int, total: Sum) -> None:
+    """Add Σₖ |gₖ|ᵖ, of as many samples at a time as there is memory for, but at least of one."""
+    chunk = max(1, (devices.at_once(total.total.device) or 0) // total.total.numel())
     for start in range(0, samples, chunk):
         stop = min(samples, start + chunk)
         total.add(total.over_samples(term.gradients(start, stop)))
@@ -298,13 +299,14 @@ def sum_patches(term: Patches, total: Sum) -> None:
     n, p, t = term.grad_npt.shape
     powers = total.total.new_zeros(p, total.total[0].numel())
     held = devices.at_once(powers.device)
-    if held is not None:
+    if held is None:
+        for k in range(n):
+            add_power_of_product(powers, term.grad_npt[k].T, term.columns(k), total.power)
+    else:
         chunk = max(1, held // (max(p, t) * powers.shape[1]))
         for grad, patches in zip(term.grad_npt.split(chunk), term.patches.split(chunk)):
             columns = patches.reshape(len(grad), t, -1)
             powers += total.over_samples(torch.bmm(grad, columns))
-    for k in range(n if held is None else 0):
-        add_power_of_product(powers, term.grad_npt[k].T, term.columns(k), total.power)
     total.add(term.as_weight(powers))
 
 
@@ -319,8 +321,7 @@ def sum_terms(terms: Sequence[Term], samples: int, total: Sum) -> None:
     elif len(terms) == 1 and isinstance(terms[0], Patches):
         sum_patches(terms[0], total)
     elif len(terms) == 1 and isinstance(terms[0], Together):
-        held = devices.at_once(total.total.device)
-        sum_together(terms[0], samples, total, CACHED if held is None else held)
+        sum_together(terms[0], samples, total)
     elif len(terms) == 1 and isinstance(terms[0], OneByOne):
         sum_over_samples(terms[0], samples, total)
     else:

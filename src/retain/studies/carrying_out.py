@@ -59,9 +59,9 @@ def carry_out(
                 watch.end()
             gather(out)
     except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted. {how_to_go_on(f'study {study.name}', out)}") from None
+        raise Interrupted(f"Interrupted. {_how_to_go_on(study, out)}") from None
     except UnwrittenError as error:  # it says how to go on with the part alone
-        raise FileError(f"{error.__cause__} {how_to_go_on(f'study {study.name}', out)}") from error
+        raise FileError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
     finally:
         watch.close()
         with suppress(FileError):  # what stopped the study is to be told, not what came of it

@@ -7,7 +7,6 @@ same in all rows, 2 and batch-norm's factor, comes in as late as it can.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -51,10 +50,8 @@ class LocalSums:
         if self.newly_repeated:
             return  # the pass has to be repeated anyhow
         alone = not self.repeated & set(layer.names)
-        if not alone:
-            self._add_part(layer, owner, self.samples, alone)
-            return
-        for part, samples in _parts(layer, owner, self.samples):
+        whole = [(layer, self.samples)]
+        for part, samples in _parts(layer, owner, self.samples) if alone else whole:
             self._add_part(part, owner, samples, alone)
 
     def _add_part(self, layer: Layer, owner: Ownership, samples: int, alone: bool) -> None:
@@ -85,9 +82,7 @@ class LocalSums:
 
     def not_finite(self) -> list[str]:
         """The names of the sums in `result()` with NaN or infinity in them."""
-        # they are never negative, so add up
-        biases = [name for name, total in self._biases.items() if not math.isfinite(total.sum())]
-        return not_finite(self._sums) + biases
+        return not_finite({**self._sums, **self._biases})
 
     def drop(self, names: set[str]) -> None:
         """Forget what was added to these parameters."""
