@@ -22,6 +22,7 @@ LEVELS = [
     {"closest", "extras"},
     {"parameters", "files", "batches", "borrowed", "outputs"},
     {"per_sample"},
+    {"local_rule"},
     {"summary"},
     {"importance"},
     {"estimators"},

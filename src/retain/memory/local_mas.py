@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from retain.estimators.local_mas import LocalRule
+from retain.local_rule.rule import LocalRule
 from retain.memory.body import Memory
 from retain.memory.running import Running
 from retain.parameters import Patterns

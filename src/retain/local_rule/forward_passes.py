@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch, tensors_in
-from retain.estimators.local.ownership import BATCH_FIRST, Ownership, evident, find
-from retain.estimators.local.sums import LocalSums
-from retain.estimators.local.watch import Layer, Watch
+from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
+from retain.local_rule.sums import LocalSums
+from retain.local_rule.watch import Layer, Watch
 
 Place = tuple[str, int]  # a layer by its first parameter, and which use of it in a forward pass
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from retain.estimators.local.ownership import BATCH_FIRST, Ownership, row_dims
-from retain.estimators.local.watch import Layer
+from retain.local_rule.ownership import BATCH_FIRST, Ownership, row_dims
+from retain.local_rule.watch import Layer
 from retain.per_sample.layout import Blocks
 from retain.per_sample.rules.convolution import weight_term
 from retain.per_sample.sums import Sum, not_finite

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.errors import InputError, ModelError, NonFiniteError
-from retain.estimators.local.passes import Passes
-from retain.estimators.local.serving import Commit, Listener
+from retain.local_rule.forward_passes import Passes
+from retain.local_rule.serving import Commit, Listener
 
 
 class LocalRule:

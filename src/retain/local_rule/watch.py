@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from retain.estimators.local.activations import Activation, activation
-from retain.estimators.local.functions import (
+from retain.local_rule.activations import Activation, activation
+from retain.local_rule.layer_calls import Call, layer_call
+from retain.local_rule.torch_functions import (
     FINISHING,
     Function,
     Step,
@@ -28,7 +29,6 @@ from retain.estimators.local.functions import (
     tensors_given,
     written,
 )
-from retain.estimators.local.layers import Call, layer_call
 
 
 class After(Enum):

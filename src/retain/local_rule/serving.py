@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retain.batches import Batch
 from retain.borrowed import borrowed, eagerly
 from retain.errors import InputError
-from retain.estimators.local.passes import Passes
+from retain.local_rule.forward_passes import Passes
 
 Commit = Callable[[dict[str, Tensor], int], None]
 Forward = Callable[..., Any]

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from retain.errors import InputError
-from retain.estimators.local_mas import LocalRule
+from retain.local_rule.rule import LocalRule
 
-from .local_cases import CASES, Tokens, Twice, two_layers
-from .test_local_mas import assert_same, rule_for, sums_of
+from .cases import CASES, Tokens, Twice, two_layers
+from .test_rule import assert_same, rule_for, sums_of
 
 
 class Collected:

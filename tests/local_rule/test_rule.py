@@ -10,12 +10,12 @@ from torch import nn
 from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import ModelError, NonFiniteError
-from retain.estimators.local import sums as sums_module
-from retain.estimators.local.activations import NEVER_NEGATIVE, silu
-from retain.estimators.local_mas import LocalRule
+from retain.local_rule import sums as sums_module
+from retain.local_rule.activations import NEVER_NEGATIVE, silu
+from retain.local_rule.rule import LocalRule
 
-from .local_cases import CASES, Residual, Twice, two_layers
-from .local_truth import local_truth
+from .cases import CASES, Residual, Twice, two_layers
+from .truth import local_truth
 
 
 def rule_for(model, **options):
