@@ -18,9 +18,9 @@ import retain
 from measure import Run, timed
 from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.estimators.mas import SquaredNorm
 from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
+from retain.per_sample.scores import SquaredNorm
 
 HELD = (1 << 24, 1 << 26, 1 << 28, 1 << 30)  # bytes of per-sample gradients at once, to be tried
 

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from retain.batches import Batch
-from retain.estimators.mas import SquaredNorm
 from retain.outputs import first_tensor
 from retain.per_sample import sums_by_loop
+from retain.per_sample.scores import SquaredNorm
 
 
 class Counting(TorchDispatchMode):

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import InputError, ModelError, NonFiniteError
-from retain.estimators.mas import SquaredNorm
 from retain.per_sample import PerSample
+from retain.per_sample.scores import SquaredNorm
 
 
 class Apply(nn.Module):

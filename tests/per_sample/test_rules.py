@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.estimators.mas import SquaredNorm
 from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.rules import RULES
+from retain.per_sample.scores import SquaredNorm
 
 N = 4
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.estimators.mas import EachOutput, Norm, SquaredNorm
 from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
+from retain.per_sample.scores import EachOutput, Norm, SquaredNorm
 
 from .zoo import REGISTRY, Watched, relative_errors
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from retain.closest import did_you_mean
 from retain.errors import InputError
-from retain.estimators.fisher import Empirical, Exact, Sampled
 from retain.importance import Importance
 from retain.memory.body import Memory
 from retain.memory.estimator import Estimator
@@ -18,6 +17,7 @@ from retain.memory.terms import Merge, Term
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
+from retain.per_sample.scores import Empirical, Exact, Sampled
 
 FISHERS = ("sampled", "exact", "empirical")
 

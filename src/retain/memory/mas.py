@@ -10,12 +10,12 @@ from torch import nn
 
 from retain.closest import did_you_mean
 from retain.errors import InputError
-from retain.estimators.mas import EachOutput, Norm, SquaredNorm
 from retain.memory.body import Memory
 from retain.memory.estimator import Estimator
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
+from retain.per_sample.scores import EachOutput, Norm, SquaredNorm
 
 SCORES: dict[str, type[Score]] = {
     "squared-norm": SquaredNorm,

@@ -2,6 +2,6 @@
 
 from retain.per_sample.engine import PerSample
 from retain.per_sample.reference import sums_by_loop
-from retain.per_sample.score import Score
+from retain.per_sample.scores import Score
 
 __all__ = ["PerSample", "Score", "sums_by_loop"]

@@ -25,7 +25,7 @@ from retain.per_sample.graph import Graph
 from retain.per_sample.layout import probe_weights, verifying_weights
 from retain.per_sample.plan import Energies, Plan, make_plan
 from retain.per_sample.reference import sums_by_loop
-from retain.per_sample.score import FirstScores, Score
+from retain.per_sample.scores import FirstScores, Score
 from retain.per_sample.sums import Sum, not_finite
 
 FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
-from retain.per_sample.score import Score
+from retain.per_sample.scores import Score
 from retain.per_sample.sums import CACHED
 
 

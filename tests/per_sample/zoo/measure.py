@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.estimators.mas import SquaredNorm
 from retain.per_sample import PerSample, Score, sums_by_loop
+from retain.per_sample.scores import SquaredNorm
 
 from .specimen import Inputs, Specimen
 

@@ -10,7 +10,7 @@ from torch.nn.functional import log_softmax
 import retain
 from retain.batches import Batch
 from retain.errors import InputError
-from retain.estimators.fisher import Empirical, Exact, Sampled
+from retain.per_sample.scores import Empirical, Exact, Sampled
 
 N, CLASSES = 9, 4
 

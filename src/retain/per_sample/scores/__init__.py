@@ -1,0 +1,16 @@
+"""What is differentiated, sample by sample: MAS's norms, and the log-likelihoods of the Fisher."""
+
+from retain.per_sample.scores.fisher import Empirical, Exact, Sampled
+from retain.per_sample.scores.mas import EachOutput, Norm, SquaredNorm
+from retain.per_sample.scores.score import FirstScores, Score
+
+__all__ = [
+    "EachOutput",
+    "Empirical",
+    "Exact",
+    "FirstScores",
+    "Norm",
+    "Sampled",
+    "Score",
+    "SquaredNorm",
+]
