@@ -20,7 +20,8 @@ SOURCE = Path(retain.__file__).parent
 LEVELS = [
     {"errors"},
     {"closest", "extras"},
-    {"parameters", "files", "batches", "borrowed", "outputs"},
+    {"parameters", "files", "batches", "borrowed"},
+    {"outputs"},
     {"per_sample"},
     {"local_rule"},
     {"summary"},

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from retain.batches import Batch
 from retain.errors import InputError, NonFiniteError
 
 OutputPicker = Callable[[Any], Tensor]
@@ -45,6 +46,11 @@ def _search(returned: Any) -> Tensor | None:
         return None
     tensors = [tensor for tensor in map(_search, items) if tensor is not None]
     return next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else None)
+
+
+def output_of(model: nn.Module, batch: Batch, pick: OutputPicker) -> Tensor:
+    """F(x) [n, …] of the samples of `batch`: what `pick` finds in what the model returns."""
+    return pick(batch.call(model))
 
 
 def checked(picked: Any, samples: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.errors import ModelError
-from retain.outputs import OutputPicker
+from retain.outputs import OutputPicker, output_of
 from retain.per_sample.sums import CACHED
 
 # Relative ℓ2 errors that rounding explains, by the size of the floating point type; generous,
@@ -70,7 +70,7 @@ def refuse_interaction(
         if same(torch.cat(singly), together.detach()):
             return
         with torch.no_grad():
-            again = output(batch.call(model))
+            again = output_of(model, batch, output)
         if not same(again, together.detach()):
             _raise(model, batch, [batch, batch], "gives another output each time it is called")
     _raise(

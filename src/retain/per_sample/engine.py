@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.errors import NonFiniteError, RetainError
-from retain.outputs import OutputPicker, checked, first_tensor
+from retain.outputs import OutputPicker, checked, first_tensor, output_of
 from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.check import disagreeing, refuse_interaction, refuse_size
 from retain.per_sample.graph import Graph
@@ -91,7 +90,7 @@ class PerSample:
 
     def _forward(self, batch: Batch, target: Tensor | None = None) -> tuple[Graph, Tensor | None]:
         with torch.enable_grad():
-            output = checked(self.output(batch.call(self.model)), batch.samples)
+            output = checked(output_of(self.model, batch, self.output), batch.samples)
             if target is None:
                 target = self.score.target(output.detach(), batch)
             return Graph(self.score(output, target), self.parameters, output.detach()), target
@@ -231,16 +230,13 @@ class PerSample:
         outputs: list[Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The loop's sums; `outputs` is filled with what the model gave for each sample."""
-
-        def output(returned: Any) -> Tensor:
-            picked = self.output(returned)
-            if outputs is not None:
-                outputs.append(picked.detach())
-            return picked
-
         chosen = {name: p for name, p in self.parameters.items() if name in names}
         return sums_by_loop(
-            self.model, batch, chosen, score, power=self.power, output=output, target=target
+            *(self.model, batch, chosen, score),
+            power=self.power,
+            output=self.output,
+            target=target,
+            outputs=outputs,
         )
 
     def _compare(self, graph: Graph, plan: Plan, few: Batch, target: Tensor | None) -> None:

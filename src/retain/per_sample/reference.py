@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
+from retain.outputs import OutputPicker, output_of
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import CACHED
 
@@ -20,21 +20,25 @@ def sums_by_loop(
     score: Score,
     *,
     power: int = 1,
-    output: Callable[[Any], Tensor],
+    output: OutputPicker,
     target: Tensor | None = None,
+    outputs: list[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Σₖ |∂sₖ/∂θ|ᵖ for every parameter, shaped like it, by one forward and backward per sample.
 
     With several scores per sample the powers are summed over them as well. A parameter that a
     sample does not use gets 0 from it. `target` belongs to the whole batch and is cut along.
+    `outputs` is filled with F(x) of each sample.
     """
     sums: dict[str, Tensor] = {}
     leaves = list(parameters.values())
     for k in range(batch.samples):
         with torch.enable_grad():
-            out = output(batch.take(k, k + 1).call(model))
+            out = output_of(model, batch.take(k, k + 1), output)
             one = None if target is None else target[k : k + 1]
             scores = score(out, one).reshape(-1)
+        if outputs is not None:
+            outputs.append(out.detach())
         for index, s in enumerate(scores):
             last = index == len(scores) - 1
             gradients = (
