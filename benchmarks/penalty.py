@@ -88,8 +88,7 @@ def by_penalty(model: nn.Module, memory: retain.MAS) -> Run:
 
 def by_formula(model: nn.Module, memory: retain.MAS) -> Run:
     """The penalty as it is written, and its gradient by autograd."""
-    parameters, (term,) = dict(model.named_parameters()), memory._state.terms
-    star, omega = term.anchor, term.importance
+    parameters, star, omega = dict(model.named_parameters()), memory.anchor, memory.importance
 
     def run() -> object:
         squares = (omega[n] * (p - star[n]) ** 2 for n, p in parameters.items())

@@ -26,7 +26,6 @@ LEVELS = [
     {"local_rule"},
     {"summary"},
     {"importance"},
-    {"estimators"},
     {"penalty"},
     {"memory"},
     {"strength"},

@@ -47,17 +47,15 @@ def twins(**options):
     memory = consolidated(model, **options)
     other = copy.deepcopy(model)
     theirs = retain.MAS(other, **{"strength": STRENGTH, **options})
-    theirs._state = memory._state
+    theirs.load_state_dict(memory.state_dict())
     return model, memory, other, theirs
 
 
 def penalty_by_hand(memory, model):
     """λ Σ Ω (θ − θ*)², as it is written."""
-    term = memory._state.terms[0]
+    omega, anchor = memory.importance, memory.anchor
     return memory.strength * sum(
-        (term.importance[n] * (p - term.anchor[n]) ** 2).sum()
-        for n, p in model.named_parameters()
-        if n in term.importance
+        (omega[n] * (p - anchor[n]) ** 2).sum() for n, p in model.named_parameters() if n in omega
     )
 
 
@@ -152,7 +150,7 @@ def test_proximal_form_is_the_closed_form_with_the_rate_of_each_group():
     ours = torch.optim.SGD(groups(model), lr=1.0, momentum=0.9)
     theirs = torch.optim.SGD(groups(plain), lr=1.0, momentum=0.9)
     memory.attach(ours, form="proximal")
-    term = memory._state.terms[0]
+    omega, anchor = memory.importance, memory.anchor
     for x, y in batches(3):
         for net, optimizer in ((model, ours), (plain, theirs)):
             optimizer.zero_grad()
@@ -160,8 +158,8 @@ def test_proximal_form_is_the_closed_form_with_the_rate_of_each_group():
             optimizer.step()
         with torch.no_grad():
             for name, p in plain.named_parameters():
-                pull = 2 * (0.5 if name[0] == "0" else 0.02) * STRENGTH * term.importance[name]
-                p.copy_((p + pull * term.anchor[name]) / (1 + pull))
+                pull = 2 * (0.5 if name[0] == "0" else 0.02) * STRENGTH * omega[name]
+                p.copy_((p + pull * anchor[name]) / (1 + pull))
         assert_same(model, plain)
 
 
@@ -215,7 +213,7 @@ def test_proximal_form_is_stable_where_the_gradient_form_is_not():
     model = network()
     memory = consolidated(model, strength=1e6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    anchor = memory._state.terms[0].anchor
+    anchor = memory.anchor
     with memory.attach(optimizer, form="proximal"):
         for x, y in batches(20):
             optimizer.zero_grad()
@@ -244,7 +242,7 @@ def test_a_grad_scaler_changes_nothing(make, form):
     memory = consolidated(model)
     other = copy.deepcopy(model)
     theirs = retain.MAS(other, strength=STRENGTH)
-    theirs._state = memory._state
+    theirs.load_state_dict(memory.state_dict())
     ours, plain = make(model.parameters()), make(other.parameters())
     memory.attach(ours, form=form)
     theirs.attach(plain, form=form)
@@ -337,7 +335,7 @@ def test_an_optimizer_that_climbs():
 def test_a_weight_without_gradient_is_pulled_back_if_it_is_away(form):
     model = network()
     memory = consolidated(model)
-    anchor = memory._state.terms[0].anchor
+    anchor = memory.anchor
     with torch.no_grad():
         model[2].weight.copy_(anchor["2.weight"])  # at home; 2.bias stays away
     before = copy.deepcopy(model.state_dict())

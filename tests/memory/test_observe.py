@@ -191,7 +191,7 @@ def test_sums_are_kept_in_single_precision_whatever_is_stored():
         assert memory.observed[name].dtype == torch.float32
     memory.consolidate()
     assert {t.dtype for t in memory.importance.values()} == {torch.bfloat16}
-    assert {t.dtype for t in memory._state.terms[0].anchor.values()} == {torch.bfloat16}
+    assert {t.dtype for t in memory.anchor.values()} == {torch.bfloat16}
     for name, omega in exact.items():
         torch.testing.assert_close(memory.importance[name].float(), omega, rtol=4e-3, atol=0)
 

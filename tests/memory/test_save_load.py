@@ -55,7 +55,7 @@ def test_everything_comes_back(path, make):
     assert type(again) is type(memory)
     for setting in ("strength", "include", "exclude", "storage", "tasks"):
         assert getattr(again, setting) == getattr(memory, setting)
-    assert again._settings() == memory._settings()
+    assert again.state_dict()["settings"] == memory.state_dict()["settings"]
     for mine, theirs in (
         (memory.observed, again.observed),
         (memory.importance, again.importance),
@@ -117,12 +117,12 @@ def test_every_missing_unexpected_and_misshapen_name_is_listed(path):
     with pytest.raises(FileError) as caught:
         retain.load(path, other)
     said = str(caught.value)
-    assert "missing in the file: 3.weight (1,)" in said
+    assert "missing there: 3.weight (1,)" in said
     assert "unexpected, not in the model: 2.bias (3,)" in said
     for name in (
-        "0.weight (6, 4) in the file, (7, 4) in the model",
-        "0.bias (6,) in the file, (7,) in the model",
-        "2.weight (3, 6) in the file, (3, 7) in the model",
+        "0.weight (6, 4) there, (7, 4) in the model",
+        "0.bias (6,) there, (7,) in the model",
+        "2.weight (3, 6) there, (3, 7) in the model",
     ):
         assert name in said
     assert path.read_bytes() == before
@@ -134,7 +134,7 @@ def test_a_grown_model_is_accepted_when_asked_for(path):
     model = network()
     retain.MAS(model).observe(DATA).consolidate().save(path)
     model.add_module("3", nn.Linear(3, 2))
-    with pytest.raises(FileError, match=r"missing in the file: 3\.weight \(2, 3\), 3\.bias \(2,\)"):
+    with pytest.raises(FileError, match=r"missing there: 3\.weight \(2, 3\), 3\.bias \(2,\)"):
         retain.load(path, model)
     memory = retain.load(path, model, strict=False)
     assert "3.weight" not in memory.importance
@@ -147,7 +147,7 @@ def test_another_head_is_accepted_when_it_is_excluded(path):
     memory = retain.MAS(model).observe(DATA).consolidate().observe(DATA)
     memory.save(path)
     model[2] = nn.Linear(6, 9)
-    with pytest.raises(FileError, match=r"2\.weight \(3, 6\) in the file"):
+    with pytest.raises(FileError, match=r"2\.weight \(3, 6\) there"):
         retain.load(path, model)
     again = retain.load(path, model, exclude="2")
     assert list(again.importance) == ["0.weight", "0.bias"]

@@ -40,6 +40,11 @@ def path_integral(a, start, time):
     return torch.einsum("ij,ik,j,k,jk->i", vectors, vectors, b, b, decayed)
 
 
+def walked(si):
+    """ω by name: the path integral since the last consolidation."""
+    return si.state_dict()["tensors"]["observed"]
+
+
 def descend(model, optimizer, steps):
     for _ in range(steps):
         optimizer.zero_grad()
@@ -56,7 +61,7 @@ def test_two_parameters_whose_path_integral_is_known(a):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     si.attach(optimizer)
     descend(model, optimizer, steps)
-    omega = si._state.running.sums["theta"]
+    omega = walked(si)["theta"]
     expected = path_integral(a, start, rate * steps)
     torch.testing.assert_close(omega, expected, rtol=3e-3, atol=0)
     # what the loss lost is what the parameters gained together
@@ -65,7 +70,7 @@ def test_two_parameters_whose_path_integral_is_known(a):
     ended = model.theta.detach()
     torch.testing.assert_close(si.importance["theta"], omega / ((ended - start) ** 2 + 0.01))
     assert si.importance.samples == steps
-    assert torch.equal(si._state.terms[0].anchor["theta"], ended)
+    assert torch.equal(si.anchor["theta"], ended)
 
 
 def test_smaller_steps_come_closer():
@@ -77,7 +82,7 @@ def test_smaller_steps_come_closer():
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         with si.attach(optimizer):
             descend(model, optimizer, steps)
-        errors.append((si._state.running.sums["theta"] - expected).norm())
+        errors.append((walked(si)["theta"] - expected).norm())
     assert errors[1] < 0.15 * errors[0]
 
 
@@ -89,7 +94,7 @@ def test_a_way_uphill_makes_nothing_important():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=5.0)
     si.attach(optimizer)
     descend(model, optimizer, 20)
-    omega = si._state.running.sums["theta"]
+    omega = walked(si)["theta"]
     assert omega[1] < 0
     si.consolidate()
     assert si.importance["theta"][1] == 0
@@ -149,7 +154,7 @@ def test_the_gradient_it_integrates_is_the_tasks_alone(form, make):
             learned(si, optimizer, data, in_loss=form == "loss", by_hand=by_hand)
         assert si.observed.samples == 10
         for name, omega in by_hand.items():
-            torch.testing.assert_close(si._state.running.sums[name], omega)
+            torch.testing.assert_close(walked(si)[name], omega)
             moved = model.get_parameter(name).detach() - start[name]
             total[name] = total.get(name, 0) + omega.clamp(min=0) / (moved**2 + si.damping)
         si.consolidate()
@@ -209,7 +214,7 @@ def test_penalty_in_the_loss_with_accumulation_and_a_thrown_away_gradient():
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.step()
     for (name, p), b, g in zip(model.named_parameters(), before, task):
-        torch.testing.assert_close(si._state.running.sums[name], -g * (p.detach() - b))
+        torch.testing.assert_close(walked(si)[name], -g * (p.detach() - b))
 
 
 @pytest.mark.parametrize("form", ["gradient", "proximal"])
@@ -236,7 +241,7 @@ def test_a_grad_scaler(form, fused):
             by_hand[name] = by_hand.get(name, 0) - g * (p.detach() - b)
     assert si.observed.samples == 3, "the skipped step counts"
     for name, omega in by_hand.items():
-        torch.testing.assert_close(si._state.running.sums[name], omega, rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(walked(si)[name], omega, rtol=1e-3, atol=1e-7)
 
 
 def test_a_scaled_loss_with_the_penalty_in_it_is_refused():
@@ -270,7 +275,7 @@ def test_a_closure_is_followed_from_evaluation_to_evaluation():
     seen.append([(p.detach().clone(), None) for p in model.parameters()])
     for i, (name, _) in enumerate(model.named_parameters()):
         expected = sum(-a[i][1] * (b[i][0] - a[i][0]) for a, b in pairwise(seen))
-        torch.testing.assert_close(si._state.running.sums[name], expected)
+        torch.testing.assert_close(walked(si)[name], expected)
     assert si.observed.samples == 2
 
 
@@ -285,7 +290,7 @@ def test_an_optimizer_that_climbs():
             optimizer.zero_grad()
             (sign * net()).backward()
             optimizer.step()
-        sums.append(si._state.running.sums["theta"])
+        sums.append(walked(si)["theta"])
     torch.testing.assert_close(*sums)
 
 
@@ -300,7 +305,7 @@ def test_two_optimizers_are_followed_at_once():
     for optimizer in optimizers:
         optimizer.step()
     for name, p in model.named_parameters():
-        torch.testing.assert_close(si._state.running.sums[name], 0.1 * p.grad**2)
+        torch.testing.assert_close(walked(si)[name], 0.1 * p.grad**2)
 
 
 def test_it_keeps_no_more_than_it_needs():
@@ -308,15 +313,16 @@ def test_it_keeps_no_more_than_it_needs():
     model, si = protected()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(si._state.terms[0].anchor[name])
+            p.copy_(si.anchor[name])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with si.attach(optimizer):
         learned(si, optimizer, batches(2))
-    assert si._start
-    for name, start in si._start.items():
-        assert start is si._state.terms[0].anchor[name]
+    starts = si.state_dict()["tensors"]["start"]
+    assert starts.keys() == si.anchor.keys()
+    for name, start in starts.items():
+        assert start.data_ptr() == si.anchor[name].data_ptr()
     si.consolidate()
-    assert not si._start
+    assert not si.state_dict()["tensors"]["start"]
 
 
 def test_a_later_head_starts_where_it_is():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import warnings
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -21,11 +23,12 @@ from retain.borrowed import borrowed
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, refuse_optimizer
+from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged
 from retain.memory.estimator import Estimator
 from retain.memory.reading import batches_in, blaming, progress_of
+from retain.memory.restoring import restored
 from retain.memory.running import Running
-from retain.memory.state import State
-from retain.memory.terms import Merge, Storage, Term, holds, merged
+from retain.memory.state import State, Tensors, flattened
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns, Selection, fingerprint, unwrapped
 from retain.penalty import Penalty
@@ -273,7 +276,54 @@ class Memory:
         self._attachments.add(handle)
         return handle
 
-    # ---- on disk ----
+    # ---- to look at, to carry and to keep ----
+
+    @property
+    def anchor(self) -> dict[str, Tensor]:
+        """θ* by name, where the weights are held; of EWC, which keeps one per task, the latest."""
+        return {name: star for term in self._state.terms for name, star in term.anchor.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that it remembers and its settings, to be carried in a training checkpoint.
+
+        Plain data and tensors: `torch.save` writes it, and `torch.load(path, weights_only=True)`
+        reads it. `state["tensors"]` is kind -> name of the parameter -> tensor; the kinds are
+        `"importance.0"` and `"anchor.0"` (Ω and θ*; with a term per task 1, 2, … as well),
+        `"observed"` (sums since the last `consolidate()`), and what a method needs besides.
+        An `output=` function is not in it.
+        """
+        tensors, header = self._state.pack()
+        more = {**tensors, **self._more_tensors()}
+        return {"format": files.VERSION, **header, **self._header(), "tensors": more}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Become the memory that `state_dict()` was taken from, its settings included.
+
+        The model, handles and an `output=` function stay as they are. Load the model first.
+
+        Args:
+            state: what `state_dict()` returned, also after `torch.save` and `torch.load`.
+            strict: refuse a model with parameters that the state does not know; with False, these
+                are free until something is observed for them.
+
+        Raises:
+            InputError: it is no state of this kind of memory, or does not match the model, with
+                every missing, unexpected and misshapen name; nothing is changed then.
+        """
+        tensors, header = self._own(state)
+        made = restored(
+            type(self),
+            self.model,
+            tensors,
+            header,
+            refusal=lambda said: InputError(f"The state {said}"),
+            output=self.output,
+            strict=strict,
+        )
+        carried = ("_strength", "selection", "storage", "_state", "_routes", "_output_is_lost")
+        for name in (*carried, *self._arguments.values(), *self._further):
+            setattr(self, name, getattr(made, name))
+        self._made = None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path`, a safetensors file keyed by parameter name; `load` reads it.
@@ -285,36 +335,54 @@ class Memory:
             FileError: it cannot be written; what was there is untouched.
         """
         tensors, header = self._state.pack()
-        header |= {
-            "method": type(self).__name__,
-            "strength": self.strength,
-            "settings": {
-                "include": self.include,
-                "exclude": self.exclude,
-                **self.storage.settings(),
-                **self._settings(),
-            },
-            "custom_output": self.output is not None or self._output_is_lost,
-            "routes": self._routes,
-            "fingerprint": fingerprint(self.model, self.selection),
-        }
-        files.write(path, "memory", {**tensors, **self._more_tensors()}, header)
+        flat = flattened({**tensors, **self._more_tensors()})
+        files.write(path, "memory", flat, {**header, **self._header()})
+
+    def __copy__(self) -> Self:
+        twin = type(self).__new__(type(self))
+        twin.__setstate__(self.__getstate__())
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = memo[id(self)] = copy(self)
+        twin.__dict__.update(deepcopy(vars(twin), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        try:
+            pickle.dumps(self.output)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise StateError(
+                "A memory with output=… can be pickled only if the function can: define it at the "
+                "top of a module, or carry state_dict() instead."
+            ) from error
+        return super().__reduce_ex__(protocol)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the handles, which hold optimizers, and buffers; sums are copies."""
+        running = self._state.running
+        state = replace(self._state, running=running.copy() if running else None)
+        return {**self.__dict__, "_attachments": None, "_made": None, "_state": state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._attachments = WeakSet()
 
     # ---- what the four differ in ----
 
     _batch_dim = 0
     output: OutputPicker | None = None
 
-    def _settings(self) -> dict[str, Any]:
-        """Arguments of the constructor beyond the common ones, as JSON can hold them."""
-        return {}
+    signed: ClassVar[bool] = False  # whether what is summed can be negative
+    _arguments: ClassVar[Mapping[str, str]] = {}  # of the constructor, plain -> attribute
+    _further: ClassVar[tuple[str, ...]] = ()  # attributes that `_take_more` sets
 
-    def _more_tensors(self) -> dict[str, Tensor]:
-        """What else belongs in a file, keyed `"kind/name of the parameter"`."""
+    def _more_tensors(self) -> Tensors:
+        """What else is remembered, kind -> name of the parameter -> tensor."""
         return {}
 
     def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take back `_more_tensors`, given as kind -> name -> tensor."""
+        """Take back `_more_tensors`."""
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         raise NotImplementedError
@@ -339,7 +407,7 @@ class Memory:
     def _held_in_step(self) -> Held:
         return self._held()
 
-    def _joined(self, observed: Importance, merge: Merge) -> tuple[Term, ...]:
+    def _joined(self, observed: Importance, merge: Merge) -> tuple[Consolidated, ...]:
         """The terms after `observed` has joined them: one, unless a method keeps several."""
         old = self._state.terms[0] if self._state.terms else None
         means, samples = merged(old, observed, merge)
@@ -348,7 +416,47 @@ class Memory:
 
     # ---- inside ----
 
-    def _adopt(
+    def _header(self) -> dict[str, Any]:
+        """What is to be known beside what it remembers, as JSON can hold it."""
+        settings = {name: getattr(self, attribute) for name, attribute in self._arguments.items()}
+        include = None if self.include is None else list(self.include)
+        exclude = list(self.exclude)
+        return {
+            "method": type(self).__name__,
+            "strength": self.strength,
+            "settings": {
+                "include": include,
+                "exclude": exclude,
+                **self.storage.settings(),
+                **settings,
+            },
+            "custom_output": self.output is not None or self._output_is_lost,
+            "routes": dict(self._routes),
+            "fingerprint": {n: list(s) for n, s in fingerprint(self.model, self.selection).items()},
+        }
+
+    def _own(self, state: object) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors and header in `state`, if it is of this kind of memory."""
+        header = dict(state) if isinstance(state, Mapping) else {}
+        tensors, method = header.pop("tensors", None), header.get("method")
+        plain = isinstance(tensors, Mapping) and all(
+            isinstance(named, Mapping) and all(isinstance(t, Tensor) for t in named.values())
+            for named in tensors.values()
+        )
+        if not plain or method != type(self).__name__:
+            raise InputError(
+                f"load_state_dict got {f'the state of {method}' if plain else type(state).__name__}"
+                f"; expected what state_dict() of {type(self).__name__} returns."
+            )
+        version = header.get("format")
+        if not isinstance(version, int) or version > files.VERSION:
+            raise InputError(
+                f"The state has format {version!r}; this version of retain reads up to "
+                f"{files.VERSION}. Upgrade retain."
+            )
+        return {str(kind): dict(named) for kind, named in tensors.items()}, header
+
+    def _remember(
         self,
         state: State,
         tensors: Mapping[str, Mapping[str, Tensor]],
@@ -356,7 +464,7 @@ class Memory:
         *,
         custom_output: bool,
     ) -> None:
-        """Take over what a file held."""
+        """Take over what a file or a state held."""
         devices = {name: p.device for name, p in self.selection.matching(self.model).items()}
         self._state = state.placed(devices, self.storage.device)
         self._take_more(tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from retain.closest import did_you_mean
 from retain.errors import InputError
 from retain.importance import Importance
 from retain.memory.body import Memory
+from retain.memory.consolidated import Consolidated, Merge
 from retain.memory.estimator import Estimator
-from retain.memory.terms import Merge, Term
+from retain.memory.state import Tensors
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
@@ -47,6 +48,14 @@ class EWC(Memory):
     """
 
     coefficient: ClassVar[float] = 0.5
+    _arguments: ClassVar[Mapping[str, str]] = {
+        "fisher": "fisher",
+        "online": "online",
+        "seed": "seed",
+        "batch_dim": "_batch_dim",
+        "check": "_check",
+    }
+    _further: ClassVar[tuple[str, ...]] = ("_generator",)
 
     def __init__(
         self,
@@ -76,7 +85,7 @@ class EWC(Memory):
         self.fisher = fisher
         self.online = online
         self.seed = seed
-        self.check = check
+        self._check = check
         self._batch_dim = batch_dim
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -88,10 +97,10 @@ class EWC(Memory):
         }
         score = scores[self.fisher]
         return PerSample(
-            self.model, parameters, score, power=2, output=self.output, check=self.check
+            self.model, parameters, score, power=2, output=self.output, check=self._check
         )
 
-    def _joined(self, observed: Importance, merge: Merge) -> tuple[Term, ...]:
+    def _joined(self, observed: Importance, merge: Merge) -> tuple[Consolidated, ...]:
         if self.online:
             return super()._joined(observed, merge)
         if merge != "sum":
@@ -102,17 +111,8 @@ class EWC(Memory):
         term = self.storage.term(observed, parameters, observed.samples, anchor={})
         return (*self._state.terms, term)
 
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "fisher": self.fisher,
-            "online": self.online,
-            "seed": self.seed,
-            "batch_dim": self._batch_dim,
-            "check": self.check,
-        }
-
-    def _more_tensors(self) -> dict[str, Tensor]:
-        return {"generator/": self._generator.get_state()}
+    def _more_tensors(self) -> Tensors:
+        return {"generator": {"": self._generator.get_state()}}
 
     def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self._generator.set_state(tensors["generator"][""])
+        self._generator.set_state(tensors["generator"][""].cpu())

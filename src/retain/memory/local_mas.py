@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class LocalMAS(Memory):
         device: where Ω and θ* are kept; by default with the weights.
         batch_dim: the dimension of the inputs that counts samples.
     """
+
+    _arguments: ClassVar[Mapping[str, str]] = {"batch_dim": "_batch_dim"}
 
     def __init__(
         self,
@@ -79,6 +81,3 @@ class LocalMAS(Memory):
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> LocalRule:
         return LocalRule(self.model, parameters, batch_dim=self._batch_dim, served=self._served)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"batch_dim": self._batch_dim}

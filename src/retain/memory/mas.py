@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -45,6 +45,12 @@ class MAS(Memory):
         check: compare a few samples with the slow truth, once per model.
     """
 
+    _arguments: ClassVar[Mapping[str, str]] = {
+        "score": "score",
+        "batch_dim": "_batch_dim",
+        "check": "_check",
+    }
+
     def __init__(
         self,
         model: nn.Module,
@@ -70,12 +76,9 @@ class MAS(Memory):
         self.output = output
         self.score = score
         self._batch_dim = batch_dim
-        self.check = check
+        self._check = check
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         return PerSample(
-            self.model, parameters, SCORES[self.score](), output=self.output, check=self.check
+            self.model, parameters, SCORES[self.score](), output=self.output, check=self._check
         )
-
-    def _settings(self) -> dict[str, Any]:
-        return {"score": self.score, "batch_dim": self._batch_dim, "check": self.check}

@@ -94,6 +94,11 @@ class Running:
         running.routes = dict(importance.routes)
         return running
 
+    def copy(self) -> Running:
+        """The same, with sums of its own."""
+        sums = {name: total.clone() for name, total in self.sums.items()}
+        return Running.restored(sums, self.samples, self.routes)
+
     @classmethod
     def restored(
         cls, sums: Mapping[str, Tensor], samples: int, routes: Mapping[str, str]

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain.errors import InputError, StateError
-from retain.estimators.path_integral import Stretch, importance
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, grad_scale, skipped
 from retain.memory.body import Memory
+from retain.memory.consolidated import Merge, holds
+from retain.memory.path_integral import Stretch, importance
 from retain.memory.running import Running
-from retain.memory.terms import Merge, holds
+from retain.memory.state import Tensors
 from retain.parameters import Patterns
 from retain.penalty import add_gradient
 
@@ -48,6 +49,9 @@ class SI(Memory):
     """
 
     forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "adaptive", "loss")
+    signed: ClassVar[bool] = True
+    _arguments: ClassVar[Mapping[str, str]] = {"damping": "damping"}
+    _further: ClassVar[tuple[str, ...]] = ("_start",)
 
     def __init__(
         self,
@@ -139,11 +143,8 @@ class SI(Memory):
             "training; steps that a GradScaler skipped do not count."
         )
 
-    def _settings(self) -> dict[str, Any]:
-        return {"damping": self.damping}
-
-    def _more_tensors(self) -> dict[str, Tensor]:
-        return {f"start/{name}": start for name, start in self._start.items()}
+    def _more_tensors(self) -> Tensors:
+        return {"start": dict(self._start)}
 
     def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         parameters = self.selection.matching(self.model)

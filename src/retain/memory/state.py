@@ -1,4 +1,4 @@
-"""Everything that a memory remembers, as one value, and as tensors and a header for a file."""
+"""Everything that a memory remembers, as one value, and as tensors and a header beside them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.memory.consolidated import Consolidated
 from retain.memory.running import Running
-from retain.memory.terms import Term
+
+Tensors = dict[str, dict[str, Tensor]]  # kind -> name of the parameter -> tensor
 
 
 @dataclass(frozen=True)
@@ -18,25 +20,28 @@ class State:
     """What a memory remembers; replaced as a whole, so that it is never half new.
 
     Attributes:
-        terms: the consolidated quadratics.
+        terms: what was consolidated: one Ω and θ*, or one for each task.
         samples: how many samples were consolidated in all.
         tasks: how often it was consolidated.
         running: what was observed since.
     """
 
-    terms: tuple[Term, ...] = ()
+    terms: tuple[Consolidated, ...] = ()
     samples: int = 0
     tasks: int = 0
     running: Running | None = None
 
-    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors, keyed `"kind/name of the parameter"`, and what a header says beside them."""
-        tensors: dict[str, Tensor] = {}
+    def pack(self) -> tuple[Tensors, dict[str, Any]]:
+        """Tensors, and what a header says beside them; sums are copies, since they grow in place.
+
+        Ω and θ* are never written to, and shared.
+        """
+        tensors: Tensors = {}
         for index, term in enumerate(self.terms):
-            tensors |= {f"importance.{index}/{name}": t for name, t in term.importance.items()}
-            tensors |= {f"anchor.{index}/{name}": t for name, t in term.anchor.items()}
-        running = self.running or Running()
-        tensors |= {f"observed/{name}": t for name, t in running.sums.items()}
+            tensors[f"importance.{index}"] = dict(term.importance)
+            tensors[f"anchor.{index}"] = dict(term.anchor)
+        running = (self.running or Running()).copy()
+        tensors["observed"] = running.sums
         header = {
             "samples": self.samples,
             "tasks": self.tasks,
@@ -48,14 +53,16 @@ class State:
 
     @classmethod
     def unpack(cls, tensors: Mapping[str, Mapping[str, Tensor]], header: dict[str, Any]) -> State:
-        """What `pack` made, given as kind -> name -> tensor."""
+        """What `pack` made; the sums are copies again."""
         terms = tuple(
-            Term(tensors.get(f"importance.{i}", {}), tensors.get(f"anchor.{i}", {}), int(samples))
+            Consolidated(
+                tensors.get(f"importance.{i}", {}), tensors.get(f"anchor.{i}", {}), int(samples)
+            )
             for i, samples in enumerate(header["term_samples"])
         )
         running = Running.restored(
             tensors.get("observed", {}), int(header["observed_samples"]), header["observed_routes"]
-        )
+        ).copy()
         return cls(terms, int(header["samples"]), int(header["tasks"]), running)
 
     def placed(self, devices: Mapping[str, torch.device], kept: torch.device | None) -> State:
@@ -68,9 +75,23 @@ class State:
             return {n: given[n].to(kept or device) for n, device in devices.items() if n in given}
 
         terms = tuple(
-            Term(at(t.importance, kept), at(t.anchor, kept), t.samples) for t in self.terms
+            Consolidated(at(t.importance, kept), at(t.anchor, kept), t.samples) for t in self.terms
         )
         running = self.running
         if running is not None:
             running = Running.restored(at(running.sums, None), running.samples, running.routes)
         return replace(self, terms=terms, running=running)
+
+
+def flattened(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Keyed `"kind/name of the parameter"`, as files hold them."""
+    return {f"{kind}/{name}": t for kind, named in tensors.items() for name, t in named.items()}
+
+
+def grouped(flat: Mapping[str, Tensor]) -> Tensors:
+    """What `flattened` was given."""
+    tensors: Tensors = {}
+    for key, tensor in flat.items():
+        kind, _, name = key.partition("/")
+        tensors.setdefault(kind, {})[name] = tensor
+    return tensors

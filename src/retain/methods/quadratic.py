@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from retain.memory.body import Memory
-from retain.memory.state import State
+from retain.memory.state import flattened, grouped
 from retain.methods.method import Form, Method, Setting
 from retain.methods.ranges import NotNegative
 from retain.models import TaskNetwork
 from retain.tasks import TaskSequence
 
-COUNTS = "counts"
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -75,29 +76,20 @@ class Quadratic(Method[QuadraticT]):
 
     def kept(self) -> dict[str, Iterable[Tensor]]:
         """Ω and θ*."""
-        terms = self.memory._state.terms
+        tensors = self.memory.state_dict()["tensors"]
         return {
-            "importance": [omega for term in terms for omega in term.importance.values()],
-            "anchor": [anchor for term in terms for anchor in term.anchor.values()],
+            what: [t for kind in tensors if kind.startswith(what) for t in tensors[kind].values()]
+            for what in ("importance", "anchor")
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Ω and θ*, and how many samples and tasks they come from."""
-        state = self.memory._state
-        tensors, _header = state.pack()
-        counts = [state.samples, state.tasks, *(term.samples for term in state.terms)]
-        return {**tensors, **self.memory._more_tensors(), COUNTS: torch.tensor(counts)}
+        """Ω and θ*, and all else that the memory remembers; its plain data as bytes of JSON."""
+        plain = self.memory.state_dict()
+        tensors = flattened(plain.pop("tensors"))
+        return {**tensors, PLAIN: torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take Ω and θ* back."""
-        kinds: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            kind, _, name = key.partition("/")
-            kinds.setdefault(kind, {})[name] = tensor
-        samples, tasks, *term_samples = state[COUNTS].tolist()
-        header = {"samples": samples, "tasks": tasks, "term_samples": term_samples}
-        empty = {"observed_samples": 0, "observed_routes": {}}
-        restored = State.unpack(kinds, {**header, **empty})
-        devices = {n: p.device for n, p in self.network.named_parameters()}
-        self.memory._state = replace(restored, running=None).placed(devices, None)
-        self.memory._take_more(kinds)
+        plain = json.loads(bytes(state[PLAIN].tolist()))
+        tensors = grouped({key: tensor for key, tensor in state.items() if key != PLAIN})
+        self.memory.load_state_dict({**plain, "tensors": tensors})

@@ -50,11 +50,10 @@ class SI(Quadratic[SIOptions]):
     def kept(self) -> dict[str, Iterable[Tensor]]:
         """Ω, θ*, and the path of the task that is being learned (its start is often θ* itself)."""
         kept = super().kept()
-        running = self.memory._state.running
+        tensors = self.memory.state_dict()["tensors"]
         anchors = {tensor.data_ptr() for tensor in kept["anchor"]}
-        starts = self.memory._more_tensors().values()
-        path = [*running.sums.values()] if running else []
-        path += [start for start in starts if start.data_ptr() not in anchors]
+        starts = (start for start in tensors["start"].values() if start.data_ptr() not in anchors)
+        path = [*tensors["observed"].values(), *starts]
         return {**kept, "path": path}
 
     def end(self, index: int, sequence: TaskSequence) -> None:

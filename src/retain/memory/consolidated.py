@@ -1,4 +1,4 @@
-"""Consolidated quadratics: Ω and θ* of a task or of several, and how new importance joins them."""
+"""What was consolidated: Ω and θ* of a task or of several, and how new importance joins them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Merge = str | float
 
 
 @dataclass(frozen=True)
-class Term:
+class Consolidated:
     """One quadratic over the model: Ω and θ* by name, and how many samples Ω is a mean over."""
 
     importance: Mapping[str, Tensor]
@@ -43,7 +43,7 @@ class Storage:
         parameters: Mapping[str, nn.Parameter],
         samples: int,
         anchor: Mapping[str, Tensor],
-    ) -> Term:
+    ) -> Consolidated:
         """Ω = `means`, anchored to `parameters` as they are now; `anchor` for those not among them.
 
         Raises:
@@ -68,10 +68,12 @@ class Storage:
             else anchor[name]
             for name in means
         }
-        return Term(kept, now, samples)
+        return Consolidated(kept, now, samples)
 
 
-def merged(old: Term | None, new: Importance, merge: Merge) -> tuple[dict[str, Tensor], int]:
+def merged(
+    old: Consolidated | None, new: Importance, merge: Merge
+) -> tuple[dict[str, Tensor], int]:
     """Ω of `old` and `new` together, and its samples; what only one of them has stays as it is.
 
     "sum": Ω ← Ω + Ω_new (MAS). "pool": the mean over all samples. A decay γ: Ω ← γΩ + Ω_new.
@@ -107,7 +109,7 @@ def _decay(merge: Merge) -> float | None:
 
 
 def holds(
-    model: nn.Module, selection: Selection, terms: Sequence[Term]
+    model: nn.Module, selection: Selection, terms: Sequence[Consolidated]
 ) -> dict[str, tuple[nn.Parameter, list[Hold]]]:
     """Name -> the parameter and the quadratics on it, for what is selected and has importance.
 

@@ -1,1 +1,0 @@
-"""The ideas that turn a batch into importance."""

@@ -1,0 +1,165 @@
+"""From plain tensors and plain data to a memory on a model that fits them, or a list of misfits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from retain.errors import ModelError, RetainError
+from retain.memory.state import State
+from retain.outputs import OutputPicker
+from retain.parameters import Selection, fingerprint
+
+if TYPE_CHECKING:
+    from retain.memory.body import Memory
+
+MemoryT = TypeVar("MemoryT", bound="Memory")
+Refusal = Callable[[str], RetainError]  # from what is wrong to the error that says so
+
+
+def restored(
+    kind: type[MemoryT],
+    model: nn.Module,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    header: dict[str, Any],
+    *,
+    refusal: Refusal,
+    output: OutputPicker | None = None,
+    exclude: tuple[str, ...] = (),
+    strict: bool = True,
+) -> MemoryT:
+    """A memory of `model` that remembers what `header` and `tensors` (kind -> name -> tensor) tell.
+
+    Args:
+        kind: the class that the header names.
+        model: the network, without wrappers.
+        tensors: as `State.pack` and the memory's own `_more_tensors` gave them.
+        header: as the memory's `_header` gave it.
+        refusal: makes the error to raise; what it is given is the rest of a sentence that begins
+            with where all this came from.
+        output: the function that picks the output, if there is one.
+        exclude: patterns to leave out, beside those that were left out before.
+        strict: refuse a model with parameters that the header does not know.
+
+    Raises:
+        ModelError: the model has nothing to protect.
+        RetainError: what `refusal` makes, with every missing, unexpected, misshapen and damaged
+            name.
+    """
+    try:
+        memory, state = _from_header(kind, model, tensors, header, exclude)
+        shapes = {name: tuple(shape) for name, shape in header["fingerprint"].items()}
+        custom_output = bool(header["custom_output"])
+        misfits = _misfits(shapes, memory, strict)
+        damaged = [] if misfits else _damaged(shapes, tensors, memory)
+    except ModelError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise refusal(f"has a damaged header: {error!r}.") from error
+    if misfits:
+        raise refusal(
+            f"does not match the model; {'; '.join(misfits)}. Give the model that it was saved "
+            "from, or leave these out with exclude=…; with strict=False, parameters that are "
+            "missing there are free."
+        )
+    if damaged:
+        raise refusal(f"is damaged: {', '.join(damaged)} is not as its header says.")
+    try:
+        memory._remember(state, tensors, output, custom_output=custom_output)
+    except (KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, RetainError):
+            raise
+        raise refusal(f"is damaged: {error!r}.") from error
+    return memory
+
+
+def _from_header(
+    kind: type[MemoryT],
+    model: nn.Module,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    header: dict[str, Any],
+    exclude: tuple[str, ...],
+) -> tuple[MemoryT, State]:
+    settings = dict(header["settings"])
+    include = settings.pop("include")
+    settings["exclude"] = [*settings["exclude"], *exclude]
+    if settings["dtype"] is not None:
+        settings["dtype"] = getattr(torch, settings["dtype"])
+    settings["device"] = _available(settings["device"])
+    memory = kind(model, strength=header["strength"], **settings)
+    if include is not None:  # afterwards: the names may be those that the model turns out to lack
+        memory.selection = Selection.of(include, settings["exclude"])
+    memory._routes.update(header["routes"])
+    return memory, State.unpack(tensors, header)
+
+
+def _available(device: str | None) -> str | None:
+    """The device that Ω was kept on, or None, with a warning, if this machine has none such."""
+    if device is None:
+        return None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        warnings.warn(
+            f"It was kept with device={device!r}, which is not here; Ω and θ* stay with the "
+            "weights.",
+            stacklevel=5,
+        )
+        return None
+    return device
+
+
+def _misfits(shapes: Mapping[str, tuple[int, ...]], memory: Memory, strict: bool) -> list[str]:
+    """What is known there, and what the model has, must be the same names and shapes."""
+    picked = memory.selection
+    theirs = {name: shape for name, shape in shapes.items() if picked.picks(name)}
+    ours = fingerprint(memory.model, picked)
+    missing = [f"{name} {ours[name]}" for name in ours if name not in theirs]
+    unexpected = [f"{name} {theirs[name]}" for name in theirs if name not in ours]
+    misshapen = [
+        f"{name} {theirs[name]} there, {ours[name]} in the model"
+        for name in theirs
+        if name in ours and theirs[name] != ours[name]
+    ]
+    said = []
+    if missing and strict:
+        said.append(f"missing there: {', '.join(missing)}")
+    if unexpected:
+        said.append(f"unexpected, not in the model: {', '.join(unexpected)}")
+    if misshapen:
+        said.append(f"misshapen: {', '.join(misshapen)}")
+    return said
+
+
+def _damaged(
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    memory: Memory,
+) -> list[str]:
+    """The tensors that are not those that the header tells of."""
+
+    def unlike(kind: str, name: str, tensor: Tensor) -> bool:
+        if not tensor.is_floating_point() or tuple(tensor.shape) != shapes.get(name):
+            return True
+        at_least = kind.startswith("importance.") or (kind == "observed" and not memory.signed)
+        values = kind.startswith(("importance.", "anchor.")) or at_least
+        return values and not (tensor.isfinite().all() and (not at_least or (tensor >= 0).all()))
+
+    wrong = [
+        f"{kind}/{name}"
+        for kind, named in tensors.items()
+        for name, tensor in named.items()
+        if name and memory.selection.picks(name) and unlike(kind, name, tensor)
+    ]
+    wrong += [
+        f"{kind}/{name}"
+        for kind in tensors
+        if kind.startswith("importance.")
+        for name in tensors[kind].keys()
+        ^ tensors.get(kind.replace("importance", "anchor"), {}).keys()
+    ]
+    return wrong
