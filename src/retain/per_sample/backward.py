@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
-from retain.per_sample.graph import Graph, OpaqueNodeError, Output, call, operation, shape_of
+from retain.per_sample.graph import Graph, Output
 from retain.per_sample.groups import (
     RESHAPING,
     Group,
@@ -20,7 +20,8 @@ from retain.per_sample.groups import (
     is_transpose,
     pull_back,
 )
-from retain.per_sample.plan import Plan
+from retain.per_sample.nodes import OpaqueNodeError, call, operation, shape_of
+from retain.per_sample.plan import Habits, Plan
 from retain.per_sample.rules import RULES
 from retain.per_sample.rules.linear import shared_bmm
 from retain.per_sample.sums import Sum
@@ -33,8 +34,11 @@ Found = tuple[Output, Term]  # a term, and the result whose gradient it is part 
 class PerSampleBackward:
     """Runs a plan on a graph, adding to the sums of the parameters."""
 
-    def __init__(self, graph: Graph, plan: Plan, sums: Mapping[str, Sum], samples: int) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, sums: Mapping[str, Sum], samples: int, habits: Habits
+    ) -> None:
         self.graph, self.plan, self.sums, self.samples = graph, plan, sums, samples
+        self.habits = habits
         self.routes: dict[str, str] = {}
         self.opaque: set[str] = set()  # parameters that have to be looped over
         self._by_node: dict[Node, list[tuple[Group, Use]]] = {}
@@ -68,8 +72,8 @@ class PerSampleBackward:
                     del terms[group]
 
         # What is pulled back needs the graph; whether anything is, the passes before have shown.
-        self._pass(weights, arrive, keep=keep or self.plan.pulls_back is not False)
-        self.plan.pulls_back = bool(terms) or self.plan.pulls_back is True
+        self._pass(weights, arrive, keep=keep or self.habits.pulls_back is not False)
+        self.habits.pulls_back = bool(terms) or self.habits.pulls_back is True
         with torch.no_grad():
             # While autograd runs, a node's own backward leaves out what the pass does not need:
             # what has to be pulled back waits until the pass is over.
@@ -179,14 +183,14 @@ class PerSampleBackward:
 
     def _copying(self, group: Group) -> bool:
         """Whether sums can be pulled back; remembered unless the data decide what is copied."""
-        if group in self.plan.copying:
-            return self.plan.copying[group]
+        if group in self.habits.copying:
+            return self.habits.copying[group]
         nodes = chain(self.graph, self.plan.frontier, group)
         if len(group.uses) == 1 and all(is_transpose(node) for node in nodes):
             return True
         answer = copies_once(self.graph, self.plan.frontier, group, nodes)
         if HIDDEN_INPUTS.isdisjoint(map(operation, nodes)):
-            self.plan.copying[group] = answer
+            self.habits.copying[group] = answer
         return answer
 
     def _pull_back_sums(self, found: list[Found]) -> None:

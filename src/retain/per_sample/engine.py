@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ from retain.per_sample.plan import Energies, Plan, make_plan
 from retain.per_sample.reference import sums_by_loop
 from retain.per_sample.scores import FirstScores, Score
 from retain.per_sample.sums import Sum, not_finite
+from retain.per_sample.trust import Known, Memory, Trust
 
 FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
-KEPT = 64  # plans that are remembered
 
 
 class PerSample:
@@ -55,8 +56,7 @@ class PerSample:
         self._sums = {
             name: Sum(p.shape, p.dtype, p.device, power) for name, p in self.parameters.items()
         }
-        self._plans: dict[tuple[int, int], Plan] = {}
-        self._ragged: set[int] = set()  # graphs whose layouts change from batch to batch
+        self._memory = Memory()
         self._checked: set[frozenset[str]] = set()
         self._mistrusted: set[str] = (
             set()
@@ -76,8 +76,7 @@ class PerSample:
         if batch.samples == 1:
             self._alone(graph)
         else:
-            plan, trusted = self._plan(graph, batch, target)
-            self._together(graph, batch, target, plan, trusted)
+            plan = self._together(graph, batch, target, self._plan(graph, batch, target))
             self._loop(batch, target, plan.lost | self._mistrusted)
         sums = {name: total.result() for name, total in self._sums.items()}
         broken = not_finite(self._sums)
@@ -112,32 +111,32 @@ class PerSample:
                     self._sums[name].add(self._sums[name].raised(dense))
                     self.routes[name] = "one sample"
 
-    def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> tuple[Plan, bool]:
-        """How to go through this graph, and whether that is known to be right for this batch."""
-        plan = self._plans.get((graph.signature, batch.samples))
-        if plan is not None and plan.fits(graph):
-            return plan, not plan.frontier.routed
+    def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
+        """How to go through this graph, and how far that may be trusted for this batch."""
+        known = self._memory.recall(graph, batch.samples)
+        if known is not None:
+            return known
         checking = self.check and graph.operations not in self._checked
-        if graph.signature in self._ragged and not checking:
-            return self._probe(graph, batch.samples), True
+        if self._memory.is_ragged(graph) and not checking:
+            return self._probe(graph, batch.samples)
         if batch.samples <= FEW:
-            plan = self._probe(graph, batch.samples)
+            known = self._probe(graph, batch.samples)
             if checking:
-                self._compare(graph, plan, batch, target)
+                self._compare(graph, known, batch, target)
             fewer = self._fewer(batch, target, batch.samples - 1)[0]
-            self._keep(graph, batch.samples, plan, fewer)
-            return plan, True
+            self._keep(graph, batch.samples, known, fewer)
+            return known
         few, part, cut = self._fewer(batch, target, FEW)
         small = self._probe(few, FEW)
         if checking:
             self._compare(few, small, part, cut)
-        alike = small.likely and few.wiring == graph.wiring
-        grown = small.grown(graph, batch.samples) if alike else None
+        alike = small.plan.likely and few.wiring == graph.wiring
+        grown = small.plan.grown(graph, batch.samples) if alike else None
         if grown is not None:
-            return grown, False
-        plan = self._probe(graph, batch.samples)
-        self._keep(graph, batch.samples, plan, few)
-        return plan, True
+            return Known(grown, Trust.GROWN)
+        known = self._probe(graph, batch.samples)
+        self._keep(graph, batch.samples, known, few)
+        return known
 
     def _fewer(
         self, batch: Batch, target: Tensor | None, samples: int
@@ -151,60 +150,51 @@ class PerSample:
         except (RuntimeError, ValueError, IndexError):
             refuse_size(self.model, batch, part)
 
-    def _probe(self, graph: Graph, samples: int) -> Plan:
+    def _probe(self, graph: Graph, samples: int) -> Known:
         scores = graph.scores
         weights = probe_weights(samples, scores.dtype, scores.device)
-        return make_plan(graph, [graph.weighted(w) for w in weights], samples)
+        plan = make_plan(graph, [graph.weighted(w) for w in weights], samples)
+        return Known(plan, Trust.PROBED)
 
-    def _keep(self, graph: Graph, samples: int, plan: Plan, fewer: Graph | None) -> None:
-        """Remember a plan that holds for every batch with this graph.
+    def _keep(self, graph: Graph, samples: int, known: Known, fewer: Graph) -> None:
+        """Remember a plan that was probed, if it also holds for the graph of `fewer` samples."""
+        alike = fewer.wiring == graph.wiring
+        proved = alike and known.plan.grown(fewer, len(fewer.output)) is not None
+        self._memory.keep(graph, samples, known, proved=proved)
 
-        That a gradient separates by sample may be a coincidence of zeros. It is none where the
-        dimension that holds the samples is shorter in the graph of `fewer` of them. (None: the
-        plan has grown from that graph.)
-        """
-        proved = fewer is None or (
-            fewer.wiring == graph.wiring and plan.grown(fewer, len(fewer.output)) is not None
-        )
-        if not plan.certain or not proved:
-            self._ragged.add(graph.signature)
-            return
-        while len(self._plans) >= KEPT:
-            del self._plans[next(iter(self._plans))]
-        self._plans[graph.signature, samples] = plan
-
-    def _together(
-        self, graph: Graph, batch: Batch, target: Tensor | None, plan: Plan, trusted: bool
-    ) -> None:
-        """The sums of the whole batch; a plan that is not trusted is verified on the way."""
+    def _together(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> Plan:
+        """The sums of the whole batch, and the plan by which they were found to be right."""
         samples = batch.samples
-        if trusted:
-            self._run(graph, samples, plan)
-            return
+        if known.trust.enough:
+            self._run(graph, samples, known)
+            return known.plan
         weights = verifying_weights(samples, graph.scores.dtype, graph.scores.device)
-        expected, seen = Energies(plan), Energies(plan)
-        backward = PerSampleBackward(graph, plan, self._sums, samples)
+        expected, seen = Energies(known.plan), Energies(known.plan)
+        backward = PerSampleBackward(graph, known.plan, self._sums, samples, known.habits)
         backward.look(graph.rows()[0] * weights, expected.see)
-        self._run(graph, samples, plan, also=seen)
+        self._run(graph, samples, known, also=seen)
         if not seen.agree(expected, weights):
             # the few samples were laid out in another way than the batch: look at the batch itself
             graph, _ = self._forward(batch, target)
-            self._run(graph, samples, self._probe(graph, samples))
-            return
+            probed = self._probe(graph, samples)
+            self._run(graph, samples, probed)
+            return probed.plan
+        verified = replace(known, trust=Trust.VERIFIED)
         if seen.prove(expected, weights):
-            plan.frontier.likely = frozenset()
-        self._keep(graph, samples, plan, None)
+            verified = replace(verified, plan=known.plan.proved)
+        self._memory.keep(graph, samples, verified, proved=True)
+        return verified.plan
 
     def _run(
         self,
         graph: Graph,
         samples: int,
-        plan: Plan,
+        known: Known,
         *,
         also: Energies | None = None,
     ) -> None:
         self._clear()
-        backward = PerSampleBackward(graph, plan, self._sums, samples)
+        backward = PerSampleBackward(graph, known.plan, self._sums, samples, known.habits)
         rows = graph.rows()
         for at, row in enumerate(rows, 1):
             see = also.see if also is not None and at == 1 else None
@@ -239,7 +229,7 @@ class PerSample:
             outputs=outputs,
         )
 
-    def _compare(self, graph: Graph, plan: Plan, few: Batch, target: Tensor | None) -> None:
+    def _compare(self, graph: Graph, known: Known, few: Batch, target: Tensor | None) -> None:
         """The self-check, once for every kind of graph: a few samples against the loop.
 
         Raises:
@@ -247,11 +237,11 @@ class PerSample:
         """
         score = FirstScores(self.score)
         self._clear()
-        backward = PerSampleBackward(graph, plan, self._sums, few.samples)
+        backward = PerSampleBackward(graph, known.plan, self._sums, few.samples, known.habits)
         for row in graph.rows()[: score.count]:
             backward.run(row)
         self._mistrusted.update(backward.opaque)
-        names = self.parameters.keys() - self._mistrusted - plan.lost
+        names = self.parameters.keys() - self._mistrusted - known.plan.lost
         truth: dict[str, Tensor] = {}
         alone: list[Tensor] | None = []
         try:

@@ -7,15 +7,16 @@ which are pulled back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from retain.per_sample.graph import Graph, Output, is_custom, operation, shape_of
+from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Blocks, Layout, find_layouts
+from retain.per_sample.nodes import is_custom, operation, shape_of
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
 # parameter as their only input does not make the result a parameter's.
@@ -29,6 +30,7 @@ ROUTING = {
 }
 
 
+Key = tuple[int, int]  # a node's position in the graph, and which of its results
 Fits = dict[int, list[Layout]]  # of a node's results: the layouts that explain their gradients
 
 
@@ -40,18 +42,18 @@ class Use:
     index: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Frontier:
     """What a graph's probing found."""
 
-    uses: list[Use] = field(default_factory=list)
+    uses: tuple[Use, ...]
     # (node, output) → which sample owns which element of the gradient that arrives there
-    layouts: dict[tuple[int, int], Layout] = field(default_factory=dict)
-    between: set[int] = field(default_factory=set)
+    layouts: Mapping[Key, Layout]
+    between: frozenset[int]
     # Where most gradients are zero, several layouts fit. Any is right for the gradients at hand;
     # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
-    doubtful: frozenset[tuple[int, int]] = frozenset()
-    likely: frozenset[tuple[int, int]] = frozenset()
+    doubtful: frozenset[Key] = frozenset()
+    likely: frozenset[Key] = frozenset()
     routed: bool = False
 
     @property
@@ -72,25 +74,34 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
             break
         known.update(_probe(graph, _unknown(graph, known, unknown), probes, samples))
     at = graph.position
-    found = Frontier(between={at[node] for node in between})
-    found.uses = [Use(at[node], index) for node, index in uses]
-    fits: dict[tuple[int, int], tuple[torch.Size, list[Layout]]] = {
+    fits: dict[Key, tuple[torch.Size, list[Layout]]] = {
         (at[node], output): (shape_of(node, output), layouts)
         for node, _ in uses
         for output, layouts in (known[node] or {}).items()
     }
-    _choose(found, fits)
-    found.routed = any(
-        node not in between and (operation(node) in ROUTING or is_custom(node))
-        for node in graph.order
-        if node.next_functions
+    layouts, likely, doubtful = _choose(fits)
+    return Frontier(
+        uses=tuple(Use(at[node], index) for node, index in uses),
+        layouts=layouts,
+        between=frozenset(at[node] for node in between),
+        doubtful=doubtful,
+        likely=likely,
+        routed=any(
+            node not in between and (operation(node) in ROUTING or is_custom(node))
+            for node in graph.order
+            if node.next_functions
+        ),
     )
-    return found
 
 
-def _choose(found: Frontier, fits: dict[tuple[int, int], tuple[torch.Size, list[Layout]]]) -> None:
-    """Of several layouts that fit, the one of other gradients whose dimension is as long."""
-    found.layouts = {key: layouts[0] for key, (_, layouts) in fits.items()}
+def _choose(
+    fits: Mapping[Key, tuple[torch.Size, list[Layout]]],
+) -> tuple[dict[Key, Layout], frozenset[Key], frozenset[Key]]:
+    """Of several layouts that fit, the one of other gradients whose dimension is as long.
+
+    Also those for which neighbours had to decide, and those for which they could not.
+    """
+    chosen = {key: layouts[0] for key, (_, layouts) in fits.items()}
     sure = {
         key: (layout, shape[layout.dim])
         for key, (shape, (layout, *others)) in fits.items()
@@ -101,10 +112,9 @@ def _choose(found: Frontier, fits: dict[tuple[int, int], tuple[torch.Size, list[
         shape, layouts = fits[key]
         alike = [x for x in layouts if isinstance(x, Blocks) and (x, shape[x.dim]) in neighbours]
         if len(alike) == 1:
-            found.layouts[key] = alike[0]
+            chosen[key] = alike[0]
             likely.add(key)
-    found.likely = frozenset(likely)
-    found.doubtful = frozenset(fits.keys() - sure.keys() - likely)
+    return chosen, frozenset(likely), frozenset(fits.keys() - sure.keys() - likely)
 
 
 def _climb(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -11,29 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from retain.per_sample.nodes import arguments, operation
+
 # Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
 Link = tuple[Node, int]
 Output = tuple[Node, int]
-
-
-def operation(node: Node) -> str:
-    """The operation's name without autograd's decoration: "AddmmBackward0" → "Addmm"."""
-    name = node.name().rpartition("::")[2]
-    return re.sub(r"Backward\d*$", "", name)
-
-
-def is_custom(node: Node) -> bool:
-    """Whether the node is a user's `torch.autograd.Function`."""
-    return not callable(node)
-
-
-def shape_of(node: Node, output: int = 0) -> torch.Size:
-    """The shape of what the node's operation returned, and so of the gradient it receives."""
-    return torch.Size(node._input_metadata[output].shape)
-
-
-class OpaqueNodeError(Exception):
-    """A node whose own backward cannot be asked for the gradients of its inputs."""
 
 
 class Graph:
@@ -75,7 +56,7 @@ class Graph:
 
         Sizes, dimensions, shifts and pieces are arguments: they decide who owns which row.
         """
-        return hash((self.wiring, *(value for node in self.order for value in _arguments(node))))
+        return hash((self.wiring, *(value for node in self.order for value in arguments(node))))
 
     @cached_property
     def operations(self) -> frozenset[str]:
@@ -155,32 +136,6 @@ class Graph:
             watch[node](grads)
 
 
-# The name of an operation → the names under which its nodes keep arguments that are not tensors.
-_ARGUMENTS: dict[str, tuple[str, ...]] = {}
-
-
-def _arguments(node: Node) -> list[Any]:
-    """What the operation was called with beside tensors, as far as its node keeps it."""
-    if is_custom(node):
-        return []
-    name = node.name()
-    if name not in _ARGUMENTS:
-        saved = (attribute for attribute in dir(node) if attribute.startswith("_saved_"))
-        _ARGUMENTS[name] = tuple(a for a in saved if not _holds_tensors(getattr(node, a)))
-    values = (getattr(node, attribute) for attribute in _ARGUMENTS[name])
-    return [tuple(v) if isinstance(v, (list, tuple)) else v for v in values if _hashable(v)]
-
-
-def _holds_tensors(value: Any) -> bool:
-    many = value if isinstance(value, (list, tuple)) else [value]
-    return any(isinstance(one, Tensor) for one in many)
-
-
-def _hashable(value: Any) -> bool:
-    many = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(one, (int, float, str, bool, type(None))) for one in many)
-
-
 def _inputs_first(root: Node) -> list[Node]:
     """All nodes below `root`, each after everything that it was computed from."""
     order: list[Node] = []
@@ -197,27 +152,3 @@ def _inputs_first(root: Node) -> list[Node]:
             order.append(node)
             stack.pop()
     return order
-
-
-def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """The node's own backward, and only its own: the gradients of its inputs, in their shapes.
-
-    Autograd's engine runs the paths below a node as well; this does not, and it leaves the saved
-    tensors where they are, so that it can be called again.
-    """
-    outputs = len(node._input_metadata)
-    full = grads + (None,) * (outputs - len(grads))
-    if is_custom(node):  # autograd gives a user's function zeros where nothing arrived
-        like = next(g for g in grads if g is not None)
-        full = tuple(
-            like.new_zeros(shape_of(node, i)) if g is None else g for i, g in enumerate(full)
-        )
-    with torch.no_grad():
-        result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[operator,attr-defined]
-    found = list(result) if isinstance(result, (tuple, list)) else [result]
-    if len(found) != len(node.next_functions):
-        raise OpaqueNodeError(node.name())  # it has inputs that are not tensors
-    return [
-        g if g is None or below is None else g.sum_to_size(shape_of(below, output))
-        for g, (below, output) in zip(found, node.next_functions)
-    ]

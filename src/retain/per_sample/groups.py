@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.frontier import Frontier, Use
-from retain.per_sample.graph import Graph, Output, call, operation, shape_of
+from retain.per_sample.graph import Graph, Output
+from retain.per_sample.nodes import call, operation, shape_of
 
 # Operations that only copy elements about: the gradient of a parameter is that of its copies.
 COPYING = {

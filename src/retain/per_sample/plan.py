@@ -8,25 +8,30 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from retain.per_sample.frontier import Frontier, find_frontier
-from retain.per_sample.graph import Graph, shape_of
+from retain.per_sample.frontier import Frontier, Key, find_frontier
+from retain.per_sample.graph import Graph
 from retain.per_sample.groups import Group, make_groups
 from retain.per_sample.layout import Blocks, Layout, Owners, find_blocks
-
-Key = tuple[int, int]  # a node's position in the graph, and which of its results
+from retain.per_sample.nodes import shape_of
 
 
 @dataclass
+class Habits:
+    """What passes along a plan have shown, so that the next ones need not look again."""
+
+    copying: dict[Group, bool] = field(default_factory=dict)  # whether its sums can be pulled back
+    pulls_back: bool | None = None  # whether operations are asked again after a pass; None: not run
+
+
+@dataclass(frozen=True)
 class Plan:
     """The uses of the parameters in a graph, in groups, and the layouts at the frontier."""
 
     frontier: Frontier
-    groups: list[Group]
+    groups: tuple[Group, ...]
     lost: frozenset[str]  # used, but by no way that separates samples
     stops: tuple[int, ...]
-    shapes: dict[Key, torch.Size]
-    copying: dict[Group, bool] = field(default_factory=dict)
-    pulls_back: bool | None = None  # whether operations are asked again after a pass; None: not run
+    shapes: Mapping[Key, torch.Size]
 
     @property
     def certain(self) -> bool:
@@ -37,6 +42,11 @@ class Plan:
     def likely(self) -> bool:
         """Whether they may be tried on a larger batch, and kept if they prove right there."""
         return not self.frontier.doubtful
+
+    @property
+    def proved(self) -> Plan:
+        """The same, where no other layouts than the likely ones were found to fit."""
+        return replace(self, frontier=replace(self.frontier, likely=frozenset()))
 
     def fits(self, graph: Graph) -> bool:
         """Whether the graph has the very shapes that the plan was made for."""
@@ -58,7 +68,7 @@ class Plan:
                 return None
             layouts[key], shapes[key] = larger, shape
         frontier = replace(self.frontier, layouts=layouts)
-        return replace(self, frontier=frontier, shapes=shapes, copying={})
+        return replace(self, frontier=frontier, shapes=shapes)
 
 
 def make_plan(graph: Graph, probes: list[Tensor], samples: int) -> Plan:
@@ -76,7 +86,7 @@ def make_plan(graph: Graph, probes: list[Tensor], samples: int) -> Plan:
         if reaches or at in watched:
             leading.add(at)
     shapes = {key: shape_of(graph.order[key[0]], key[1]) for key in frontier.layouts}
-    return Plan(frontier, groups, frozenset(lost), tuple(stops), shapes)
+    return Plan(frontier, tuple(groups), frozenset(lost), tuple(stops), shapes)
 
 
 class Energies:

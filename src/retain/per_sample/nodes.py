@@ -1,0 +1,80 @@
+"""One operation in the autograd graph: its name, its arguments, and its own backward."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+
+def operation(node: Node) -> str:
+    """The operation's name without autograd's decoration: "AddmmBackward0" → "Addmm"."""
+    name = node.name().rpartition("::")[2]
+    return re.sub(r"Backward\d*$", "", name)
+
+
+def is_custom(node: Node) -> bool:
+    """Whether the node is a user's `torch.autograd.Function`."""
+    return not callable(node)
+
+
+def shape_of(node: Node, output: int = 0) -> torch.Size:
+    """The shape of what the node's operation returned, and so of the gradient it receives."""
+    return torch.Size(node._input_metadata[output].shape)
+
+
+# The name of an operation → the names under which its nodes keep arguments that are not tensors.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {}
+
+
+def arguments(node: Node) -> list[Any]:
+    """What the operation was called with beside tensors, as far as its node keeps it."""
+    if is_custom(node):
+        return []
+    name = node.name()
+    if name not in _ARGUMENTS:
+        saved = (attribute for attribute in dir(node) if attribute.startswith("_saved_"))
+        _ARGUMENTS[name] = tuple(a for a in saved if not _holds_tensors(getattr(node, a)))
+    values = (getattr(node, attribute) for attribute in _ARGUMENTS[name])
+    return [tuple(v) if isinstance(v, (list, tuple)) else v for v in values if _hashable(v)]
+
+
+def _holds_tensors(value: Any) -> bool:
+    many = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(one, Tensor) for one in many)
+
+
+def _hashable(value: Any) -> bool:
+    many = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(one, (int, float, str, bool, type(None))) for one in many)
+
+
+class OpaqueNodeError(Exception):
+    """A node whose own backward cannot be asked for the gradients of its inputs."""
+
+
+def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The node's own backward, and only its own: the gradients of its inputs, in their shapes.
+
+    Autograd's engine runs the paths below a node as well; this does not, and it leaves the saved
+    tensors where they are, so that it can be called again.
+    """
+    outputs = len(node._input_metadata)
+    full = grads + (None,) * (outputs - len(grads))
+    if is_custom(node):  # autograd gives a user's function zeros where nothing arrived
+        like = next(g for g in grads if g is not None)
+        full = tuple(
+            like.new_zeros(shape_of(node, i)) if g is None else g for i, g in enumerate(full)
+        )
+    with torch.no_grad():
+        result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[operator,attr-defined]
+    found = list(result) if isinstance(result, (tuple, list)) else [result]
+    if len(found) != len(node.next_functions):
+        raise OpaqueNodeError(node.name())  # it has inputs that are not tensors
+    return [
+        g if g is None or below is None else g.sum_to_size(shape_of(below, output))
+        for g, (below, output) in zip(found, node.next_functions)
+    ]
