@@ -29,13 +29,13 @@ LEVELS = [
     {"penalty"},
     {"memory"},
     {"strength"},
+    {"integrations"},
     {"tasks"},
     {"models"},
     {"methods"},
     {"experiment"},
     {"studies"},
     {"report"},
-    {"integrations"},
     {"cli"},
 ]
 OPTIONAL = [
@@ -48,6 +48,9 @@ OPTIONAL = [
     "scipy",
     "jinja2",
     "transformers",
+    "peft",
+    "accelerate",
+    "lightning",
 ]
 
 
@@ -90,7 +93,7 @@ def test_a_user_of_mas_loads_nothing_optional():
     code = (
         "import sys, retain; print([m for m in sys.modules if m.split('.')[0] in "
         f"{OPTIONAL} or m.startswith(('retain.tasks', 'retain.models', 'retain.methods', "
-        "'retain.experiment', 'retain.report', 'retain.cli'))])"
+        "'retain.experiment', 'retain.report', 'retain.integrations', 'retain.cli'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,295 @@
+"""Which weights PEFT's adapters move, under the names that they had before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retain.errors import ModelError, StateError
+from retain.extras import needs
+from retain.integrations.peft.products import Factor, Product, View
+from retain.parameters import canonical, unwrapped
+
+ROOT = "base_model.model."  # what PeftModel puts in front of every name
+INSERTED = frozenset({"base_layer", "original_module"})  # what adapters put into the middle
+
+
+@dataclass(eq=False)
+class Adapted:
+    """A weight that adapters move.
+
+    Attributes:
+        base: the weight itself, which may be packed (quantised).
+        shape: of the weight, as its importance has it.
+        views: the weight as one matrix, or as several (experts).
+        products: what the active adapters add to each of them.
+        layers: the names of the layers that move it.
+    """
+
+    base: Tensor
+    shape: torch.Size
+    views: tuple[View, ...]
+    products: list[list[Product]]
+    layers: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An adapter's layer, and in which state it was found."""
+
+    name: str
+    module: Any
+    active: tuple[str, ...]
+
+    def refuse_changed(self, root: nn.Module) -> None:
+        """Nothing, if the layer still adds its products to a frozen weight.
+
+        Raises:
+            StateError: it is gone, it was merged, or other adapters are active.
+        """
+        try:
+            there = root.get_submodule(self.name) is self.module
+        except AttributeError:
+            there = False
+        if not there:
+            raise StateError(
+                f"The adapter of '{self.name}' is no longer in the model: it was unloaded or "
+                "merged. What protects the weights from here on is the memory itself: "
+                "memory.attach(optimizer)."
+            )
+        if self.module.merged_adapters:
+            raise StateError(
+                f"The adapter {' and '.join(map(repr, self.module.merged_adapters))} is merged "
+                f"into '{self.name}': its weights no longer move by it. Call "
+                "peft_model.unmerge_adapter() before training goes on."
+            )
+        now = active_in(self.module)
+        if now != self.active:
+            raise StateError(
+                f"Other adapters are active in '{self.name}' than when this was made: "
+                f"{', '.join(now) or 'none'}, not {', '.join(self.active) or 'none'}. Make a new "
+                "LoraPenalty after set_adapter(…), and remove() the handle of this one."
+            )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in a model with adapters: base name → the weight, moved by adapters or as it is."""
+
+    root: nn.Module
+    adapted: Mapping[str, Adapted]
+    plain: Mapping[str, nn.Parameter]
+    layers: tuple[Layer, ...]
+
+
+def active_in(module: Any) -> tuple[str, ...]:
+    """The adapters that are active in a layer, and that it has."""
+    have = {*module.lora_A.keys(), *module.lora_embedding_A.keys()}
+    return tuple(name for name in module.active_adapters if name in have)
+
+
+def root_of(model: nn.Module) -> nn.Module:
+    """The user's own network, in which the adapters sit.
+
+    Raises:
+        InputError: not a module.
+    """
+    inner = unwrapped(model)
+    root: nn.Module = (
+        inner.get_base_model() if isinstance(inner, needs("peft").PeftModel) else inner
+    )
+    return root
+
+
+def base_name(name: str) -> str:
+    """The name that a parameter had before there were adapters."""
+    parts = canonical(name).removeprefix(ROOT).split(".")
+    kept = []
+    inside = iter(parts)
+    for part in inside:
+        if part == "modules_to_save":
+            next(inside, None)  # the adapter's name
+        elif part not in INSERTED:
+            kept.append(part)
+    return ".".join(kept)
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a parameter of this name is part of an adapter."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
+def find(model: nn.Module) -> Found:
+    """Every weight of `model` by its base name, and which adapters move it.
+
+    Raises:
+        ModelError: no LoRA layer, or layers of another kind; names all of them.
+    """
+    root = root_of(model)
+    tuners = needs("peft.tuners.tuners_utils", "trainers")
+    modules = dict(root.named_modules())
+    layers = {n: m for n, m in modules.items() if isinstance(m, tuners.BaseTunerLayer)}
+    _refuse_other_kinds(root, layers, modules)
+    names = _names(root, modules)
+    adapted: dict[str, Adapted] = {}
+    for name, module in layers.items():
+        for attribute, products, shape, views in _moved(module):
+            base = _attribute(module.get_base_layer(), attribute)
+            known = names.get(id(base), base_name(f"{name}.{attribute}"))
+            one = adapted.setdefault(known, Adapted(base, shape, views, [[] for _ in views]))
+            one.layers.append(name)
+            for have, more in zip(one.products, products, strict=True):
+                have.extend(more)
+    plain = {
+        names[id(p)]: p for p in root.parameters() if id(p) in names and names[id(p)] not in adapted
+    }
+    found = tuple(Layer(name, module, active_in(module)) for name, module in layers.items())
+    return Found(root, adapted, plain, found)
+
+
+def _names(root: nn.Module, modules: Mapping[str, nn.Module]) -> dict[int, str]:
+    """Id of a parameter → its base name, for all that the model computes with but adapters' own."""
+    idle = tuple(f"{prefix}." for prefix in _idle(modules))
+    names: dict[int, str] = {}
+    for raw, p in root.named_parameters(remove_duplicate=False):
+        if not is_adapters(raw) and not raw.startswith(idle):
+            names.setdefault(id(p), base_name(raw))
+    return names
+
+
+def _idle(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Names of modules that another copy stands in for (PEFT's `modules_to_save`)."""
+    for name, module in modules.items():
+        copies = getattr(module, "modules_to_save", None)
+        if not isinstance(copies, nn.ModuleDict) or not hasattr(module, "original_module"):
+            continue
+        active = next((a for a in module.active_adapters if a in copies), None)  # type: ignore[union-attr]
+        if active is not None:
+            yield f"{name}.original_module"
+        yield from (f"{name}.modules_to_save.{other}" for other in copies if other != active)
+
+
+def _refuse_other_kinds(
+    root: nn.Module, layers: Mapping[str, nn.Module], modules: Mapping[str, nn.Module]
+) -> None:
+    wrong = [f"{name} ({why})" for name, m in layers.items() if (why := _why_not(m))]
+    tokens = needs("peft.utils.other", "trainers").TrainableTokensWrapper
+    wrong += [f"{n} (trainable_token_indices)" for n, m in modules.items() if isinstance(m, tokens)]
+    if wrong:
+        raise ModelError(
+            f"These move weights in ways that LoraPenalty does not know: {', '.join(wrong)}. It "
+            "knows LoRA and rsLoRA on linear, embedding and convolutional layers and on "
+            "parameters, and modules_to_save. Take one of these for what is to be protected."
+        )
+    if not layers:
+        raise ModelError(
+            f"There is no LoRA layer in the {type(root).__name__}. Give the model that "
+            "peft.get_peft_model returned; without adapters, memory.attach(optimizer) is enough."
+        )
+
+
+def _why_not(module: Any) -> str | None:
+    """Why what this layer does is not s L R; None if it is."""
+    lora = needs("peft.tuners.lora.layer", "trainers")
+    kind = type(module).__name__
+    if not isinstance(module, lora.LoraLayer):
+        return f"{type(module).__module__.split('.')[-2]}.{kind}"
+    if isinstance(module, lora.MultiheadAttention):
+        return "MultiheadAttention, to whose out_proj PEFT adds the product twice"
+    for variant in module.lora_variant.values():
+        return type(variant).__name__.replace("Dora", "DoRA ")
+    factors = [*module.lora_A.values(), *module.lora_B.values()]
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    if not all(isinstance(one, (nn.Linear, *convolutions)) for one in factors):
+        return f"{type(module).__module__.split('.')[-2]}.{kind}"
+    base = module.get_base_layer()
+    if isinstance(base, convolutions) and base.groups > 1:
+        return f"a convolution in {base.groups} groups, into which PEFT cannot merge either"
+    return None
+
+
+def _attribute(base: nn.Module, name: str) -> Tensor:
+    found = getattr(base, name, None)
+    if not isinstance(found, Tensor):
+        return torch.empty(0)  # kept under other names: packed into some format
+    return found
+
+
+Moved = tuple[str, list[list[Product]], torch.Size, tuple[View, ...]]
+
+
+def _moved(module: Any) -> Iterator[Moved]:
+    """What a layer's active adapters add, and to which attribute of its base layer."""
+    lora = needs("peft.tuners.lora.layer", "trainers")
+    active = active_in(module)
+    if not active:
+        return
+    if isinstance(module, lora.ParamWrapper):
+        yield _experts(module, active)
+        return
+    products = [_product(module, adapter) for adapter in active]
+    first = products[0]
+    p, q = len(first.left.matrix), first.right.matrix.shape[1]
+    base = _attribute(module.get_base_layer(), "weight")
+    shape = base.shape if base.ndim > 2 else torch.Size((p, q))
+    yield "weight", [products], shape, (_flat,)
+    biased = [adapter for adapter in active if module.lora_bias.get(adapter)]
+    if biased:
+        bias = [_bias(module, adapter) for adapter in biased]
+        yield "bias", [bias], torch.Size((len(bias[0].left.matrix),)), (_column,)
+
+
+def _product(module: Any, adapter: str) -> Product:
+    scale = float(module.scaling[adapter])
+    if adapter in module.lora_embedding_A:
+        a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+        turned = True  # an embedding [tokens, d] is moved by (B A)ᵀ
+    else:
+        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        turned = getattr(module, "fan_in_fan_out", False)  # Conv1D keeps its weight as [in, out]
+    product = Product(Factor(b, _flat), Factor(a, _flat), scale)
+    return product.transposed if turned else product
+
+
+def _bias(module: Any, adapter: str) -> Product:
+    """A bias [p] as s b · 1."""
+    bias = module.lora_B[adapter].bias
+    one = nn.Parameter(torch.ones(1, 1, dtype=bias.dtype, device=bias.device), requires_grad=False)
+    return Product(Factor(bias, _column), Factor(one, _flat), float(module.scaling[adapter]))
+
+
+def _experts(module: Any, active: tuple[str, ...]) -> Moved:
+    """A parameter with a weight [p, q] for every expert, or just one, moved by its own product."""
+    count = module.num_experts
+    shape = module.get_param().shape
+    if count == 1:
+        plain = [_product(module, adapter) for adapter in active]
+        return module.parameter_name, [plain], shape, (_flat,)
+    swapped = module._did_swap_in_out_features
+
+    def of_expert(adapter: str, e: int) -> Product:
+        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        # A [experts · r, in], B [out, r · experts]
+        left = Factor(b, lambda t: t.reshape(len(t), -1, count)[:, :, e])
+        right = Factor(a, lambda t: t.reshape(count, -1, t.shape[-1])[e])
+        product = Product(left, right, float(module.scaling[adapter]))
+        return product if swapped else product.transposed
+
+    products = [[of_expert(adapter, e) for adapter in active] for e in range(count)]
+    return module.parameter_name, products, shape, tuple(_expert(e) for e in range(count))
+
+
+def _expert(e: int) -> View:
+    return lambda tensor: tensor[e]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim == 2 else tensor.reshape(len(tensor), -1)
+
+
+def _column(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, 1)
