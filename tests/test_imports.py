@@ -22,6 +22,7 @@ LEVELS = [
     {"closest", "extras"},
     {"parameters", "files", "batches", "borrowed"},
     {"outputs"},
+    {"statistics"},
     {"per_sample"},
     {"local_rule"},
     {"summary"},

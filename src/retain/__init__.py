@@ -15,6 +15,7 @@ from typing import Any
 from retain.errors import RetainError
 from retain.importance import Importance
 from retain.memory import EWC, MAS, SI, LocalMAS, load
+from retain.statistics import frozen_statistics
 from retain.strength import StrengthChoice, choose_strength
 
 __version__ = version("retain")
@@ -29,6 +30,7 @@ __all__ = [
     "StrengthChoice",
     "__version__",
     "choose_strength",
+    "frozen_statistics",
     "load",
 ]
 

@@ -11,6 +11,7 @@ from retain.errors import ModelError
 from retain.models.convolutional import Place, changed, last_convolutional, tap
 from retain.models.seeded import seeded
 from retain.outputs import first_tensor
+from retain.statistics import FrozenStatistics, frozen_statistics
 
 # Seeds of heads lie apart by a prime, so that networks of neighbouring seeds share none.
 HEAD_SEEDS_APART = 1_000_003
@@ -47,7 +48,7 @@ class TaskNetwork(nn.Module):
         self.adapter = adapter or nn.Identity()
         self.notes = notes
         self.task = 0
-        self._freeze_statistics = False
+        self._frozen: FrozenStatistics | None = None
         self._convolutional: Place | None = None
         self._looked_for_convolutional = False
 
@@ -104,20 +105,21 @@ class TaskNetwork(nn.Module):
     @property
     def freeze_statistics(self) -> bool:
         """Whether batch-norm keeps its running statistics (and uses them) also in train mode."""
-        return self._freeze_statistics
+        return self._frozen is not None
 
     @freeze_statistics.setter
     def freeze_statistics(self, frozen: bool) -> None:
-        self._freeze_statistics = frozen
-        self.train(self.training)
+        if frozen and self._frozen is None:
+            self._frozen = frozen_statistics(self.backbone)
+        elif not frozen and self._frozen is not None:
+            self._frozen.remove()
+            self._frozen = None
 
     def train(self, mode: bool = True) -> TaskNetwork:
         """Train or eval mode; with `freeze_statistics` batch-norm stays in eval mode."""
         super().train(mode)
-        if mode and self._freeze_statistics:
-            for module in self.backbone.modules():
-                if getattr(module, "track_running_stats", False):
-                    module.eval()
+        if self._frozen is not None:
+            self._frozen.hold()
         return self
 
     def conv_features(self, inputs: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Running statistics of normalisation: which layers move them, and how to keep them as they are."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from retain.parameters import unwrapped
+
+# How many handles keep a layer in eval mode, whatever `train()` has said since its last call.
+_kept: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+class FrozenStatistics:
+    """The handle that `frozen_statistics` returns: `remove()` it, or use it as a context manager.
+
+    Attributes:
+        layers: the names of the layers whose statistics stay.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        layers = _layers(model)
+        self.layers = tuple(layers)
+        self._hooks = [
+            # Who was in eval mode while the model was not is left there afterwards, too.
+            (layer, layer.training or not model.training, layer.register_forward_pre_hook(_to_eval))
+            for layer in layers.values()
+        ]
+        for layer in layers.values():
+            _kept[layer] = _kept.get(layer, 0) + 1
+        self.hold()
+
+    def hold(self) -> None:
+        """Put the layers in eval mode now, and not only when they are called."""
+        for layer, _follows, _hook in self._hooks:
+            layer.training = False
+
+    def remove(self) -> None:
+        """Let the statistics move again; a second time changes nothing."""
+        for layer, follows, hook in self._hooks:
+            hook.remove()
+            _kept[layer] = _kept.get(layer, 1) - 1
+            if follows and _kept[layer] <= 0:
+                layer.training = self._model.training
+        self._hooks = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def frozen_statistics(model: nn.Module) -> FrozenStatistics:
+    """A handle, while which lives the running statistics of `model` are used and never moved.
+
+    A network whose batch-norm statistics follow new data forgets the old however well its weights
+    are held. With this, layers that keep running statistics (batch-norm of any kind, instance-norm
+    that tracks them) stay in eval mode, also after `model.train()`; everything else is as ever, and
+    their weights are still trained.
+
+        with retain.frozen_statistics(model):
+            train(model)
+
+    Args:
+        model: the network, wrapped in any way. One without such layers is left as it is.
+
+    Returns:
+        A handle with `remove()`, which is also a context manager.
+
+    Raises:
+        InputError: not a torch.nn.Module.
+    """
+    return FrozenStatistics(unwrapped(model))
+
+
+def moving_statistics(model: nn.Module) -> list[str]:
+    """Names of the layers whose running statistics a call of `model` would move now."""
+    return [
+        name
+        for name, layer in _layers(model).items()
+        if layer.training and _kept.get(layer, 0) <= 0
+    ]
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    return {
+        name or type(model).__name__: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+        or isinstance(getattr(module, "running_var", None), Tensor)
+    }
+
+
+def _to_eval(layer: nn.Module, inputs: Any) -> None:
+    """A hook before the forward pass; no lambda, so that copies and pickles keep it."""
+    if layer.training:
+        layer.training = False
