@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from retain.methods import METHODS
+from retain.methods import METHODS, PAPER
 
 from .small import Jittered, backbone, learned, sequence, work
 
@@ -21,28 +21,22 @@ def options(name):
     return {"strength": STRONG.get(name, 10.0)} if METHODS[name].has_strength() else {}
 
 
-def test_all_eleven_are_there():
-    assert list(METHODS) == (
-        [
-            "finetune",
-            "joint",
-            "lwf",
-            "ebll",
-            "imm-mean",
-            "imm-mode",
-            "ewc",
-            "online-ewc",
-            "si",
-            "mas",
-            "local-mas",
-        ]
-    )
+def test_the_papers_eleven_and_what_people_do_instead_are_there():
+    assert (
+        *("finetune", "joint", "lwf", "ebll", "imm-mean", "imm-mode"),
+        *("ewc", "online-ewc", "si", "mas", "local-mas"),
+    ) == PAPER
+    others = ("l2-sp", "low-lr", "freeze", "replay", "kl", "lora", "wise-ft", "model-soup")
+    assert tuple(METHODS) == (*PAPER, *others)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_says_what_it_stores_and_has_frozen_defaults(name):
     assert METHODS[name].stores.endswith(".")
+    assert METHODS[name].needs
     assert METHODS[name].__doc__
+    knob = METHODS[name].knob
+    assert knob is None or knob in {f.name for f in dataclasses.fields(METHODS[name].Options)}
     assert dataclasses.is_dataclass(METHODS[name].Options)
     assert METHODS[name].Options.__dataclass_params__.frozen
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from retain.errors import ConfigError
 from retain.methods.imm import merged_mean, merged_mode
+from retain.methods.start import shared_weights
 
 from .small import backbone, learned, sequence, work
 
@@ -157,6 +158,6 @@ def test_running_statistics_are_merged_and_counters_are_not():
 
     network = TaskNetwork(backbone_, 4)
     network.add_head(2)
-    kept = alone("imm-mean", network)._weights()
+    kept = shared_weights(network, alone("imm-mean", network).setting)
     assert "backbone.2.running_mean" in kept
     assert "backbone.2.num_batches_tracked" not in kept

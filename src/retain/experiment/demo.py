@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from retain.experiment.config import Config
-from retain.methods import METHODS
+from retain.methods import PAPER
 
 TITLE = "retain demo"
 SEEDS = 3
@@ -17,7 +17,7 @@ def demo(seed: int = 0) -> Config:
     return Config(
         tasks="digits",
         model="mlp",
-        methods=tuple(METHODS),
+        methods=PAPER,
         seeds=tuple(range(seed, seed + SEEDS)),
         epochs=20,
         batch_size=16,

@@ -49,6 +49,8 @@ class EBLL(DistillsOldHeads[EBLLOptions]):
         "The encoder of one auto-encoder per task; and, while a task is learned, the old heads' "
         "outputs and the old codes for its training data, or a frozen copy of the network."
     )
+    needs = "unlabelled old data, once"
+    knob = "strength"
 
     def __init__(self, network: TaskNetwork, options: EBLLOptions, setting: Setting) -> None:
         super().__init__(network, options, setting)

@@ -44,6 +44,8 @@ class EWC(Quadratic[EWCOptions]):
     name = "ewc"
     Options = EWCOptions
     stores = "One Fisher F and one anchor θ* per shared weight and task."
+    needs = "unlabelled old data, once"
+    knob = "strength"
 
     def make_memory(self) -> Memory:
         """`retain.EWC`, with a term per task."""
@@ -61,6 +63,8 @@ class OnlineEWC(Quadratic[OnlineEWCOptions]):
     name = "online-ewc"
     Options = OnlineEWCOptions
     stores = "One Fisher F and one anchor θ* per shared weight, however many tasks there were."
+    needs = "unlabelled old data, once"
+    knob = "strength"
 
     def make_memory(self) -> Memory:
         """`retain.EWC` with one term."""

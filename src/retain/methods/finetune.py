@@ -18,3 +18,4 @@ class FineTune(Method[FineTuneOptions]):
     name = "finetune"
     Options = FineTuneOptions
     stores = "Nothing but the network."
+    needs = "nothing"

@@ -15,12 +15,11 @@ from torch.optim import Optimizer
 
 import retain
 from retain.errors import ConfigError
-from retain.memory.attachment import Attachment, Held
+from retain.methods.l2_sp import near
 from retain.methods.method import Form, Method, Setting, numbered, under
 from retain.methods.ranges import NotNegative, Share
+from retain.methods.start import shared_weights
 from retain.models import TaskNetwork
-from retain.parameters import Selection
-from retain.penalty import Hold
 from retain.tasks import Minibatch, TaskSequence
 
 Weights = Mapping[str, Tensor]
@@ -96,15 +95,10 @@ class IMM(Method[IMMOptionsT]):
 
     def __init__(self, network: TaskNetwork, options: IMMOptionsT, setting: Setting) -> None:
         super().__init__(network, options, setting)
-        shared = Selection.of(setting.shared, None)
-        self.names = [name for name in network.state_dict() if shared.picks(name)]
         self.models: list[Weights] = []
-        self.first: Weights = {} if options.weight_transfer else self._weights()
-
-    def _weights(self) -> Weights:
-        """A copy of what tasks share: weights, and the running statistics of batch-norm."""
-        state = self.network.state_dict()
-        return {name: state[name].clone() for name in self.names if state[name].is_floating_point()}
+        self.first: Weights = (
+            {} if options.weight_transfer else shared_weights(self.network, self.setting)
+        )
 
     def _load(self, weights: Weights) -> None:
         self.network.load_state_dict(dict(weights), strict=False)
@@ -127,17 +121,12 @@ class IMM(Method[IMMOptionsT]):
         """L2-transfer: λ ‖θ − θ_{t−1}‖²   (IMM, section 3.3)."""
         if not self.models or not self.options.strength:
             return nullcontext()
-        last, parameters = self.models[-1], dict(self.network.named_parameters())
-        held: Held = {
-            name: (parameters[name], [Hold(torch.ones((), device=old.device).expand_as(old), old)])
-            for name, old in last.items()
-            if name in parameters
-        }
-        return Attachment(
+        return near(
+            self.network,
+            self.models[-1],
             optimizer,
-            self.options.form,
-            held=lambda: held,
-            weight=lambda: self.options.strength,
+            form=self.options.form,
+            strength=self.options.strength,
         )
 
     def loss(self, batch: Minibatch) -> Tensor:
@@ -163,7 +152,7 @@ class IMM(Method[IMMOptionsT]):
 
     def end(self, index: int, sequence: TaskSequence) -> None:
         """Keep the task's weights, and put the merge of all into the network."""
-        self.models.append(self._weights())
+        self.models.append(shared_weights(self.network, self.setting))
         self._load(self.merged(list(self.options.alpha or [1.0] * len(self.models))))
 
     def merged(self, alpha: list[float]) -> Weights:
@@ -193,6 +182,8 @@ class IMMMean(IMM[IMMOptions]):
     name = "imm-mean"
     Options = IMMOptions
     stores = "The weights of every task; they are what is merged."
+    needs = "nothing"
+    knob = "strength"
 
     def merged(self, alpha: list[float]) -> Weights:
         """The weighted mean."""
@@ -205,6 +196,8 @@ class IMMMode(IMM[IMMModeOptions]):
     name = "imm-mode"
     Options = IMMModeOptions
     stores = "The weights and the diagonal Fisher of every task."
+    needs = "unlabelled old data, once"
+    knob = "strength"
 
     def __init__(self, network: TaskNetwork, options: IMMModeOptions, setting: Setting) -> None:
         super().__init__(network, options, setting)

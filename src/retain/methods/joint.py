@@ -33,6 +33,7 @@ class Joint(Method[JointOptions]):
         "All training data of all tasks (not counted as memory of the network), and a copy of the "
         "first weights to start again from."
     )
+    needs = "all old data with labels"
 
     def __init__(self, network: TaskNetwork, options: JointOptions, setting: Setting) -> None:
         super().__init__(network, options, setting)

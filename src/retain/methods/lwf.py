@@ -96,6 +96,8 @@ class LwF(DistillsOldHeads[LwFOptions]):
         "While a task is learned: the old heads' outputs for its training data, or, when the "
         "training transform is random, a frozen copy of the network."
     )
+    needs = "nothing"
+    knob = "strength"
 
     def loss(self, batch: Minibatch) -> Tensor:
         """L = CE(new head) + λ Σ_old CE(softened old, softened new), heads on shared features."""

@@ -25,6 +25,8 @@ class MAS(Quadratic[MASOptions]):
     name = "mas"
     Options = MASOptions
     stores = "One importance Ω and one anchor θ* per shared weight, however many tasks there were."
+    needs = "unlabelled old data, once"
+    knob = "strength"
     chooses_data = True
 
     def make_memory(self) -> Memory:
@@ -41,6 +43,8 @@ class LocalMAS(Quadratic[LocalMASOptions]):
         "One importance Ω and one anchor θ* per weight of the shared linear and convolutional "
         "layers, however many tasks there were."
     )
+    needs = "unlabelled old data, once"
+    knob = "strength"
     chooses_data = True
 
     def make_memory(self) -> Memory:

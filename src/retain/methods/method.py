@@ -70,6 +70,8 @@ class Method(Generic[OptionsT]):
         name: what the method is called everywhere.
         Options: its frozen dataclass of defaults.
         stores: what it keeps, in a sentence.
+        needs: what must be at hand from before the task, beside the network itself.
+        knob: the option that trades what is old for what is new, if there is one.
         holds_weights: whether it holds weights near old values or merges them, so that batch-norm
             statistics that drift would undo its work.
         chooses_data: whether `importance_on` says what its importance is computed on.
@@ -78,6 +80,8 @@ class Method(Generic[OptionsT]):
     name: ClassVar[str]
     Options: ClassVar[type[Any]]
     stores: ClassVar[str]
+    needs: ClassVar[str]
+    knob: ClassVar[str | None] = None
     holds_weights: ClassVar[bool] = False
     chooses_data: ClassVar[bool] = False
 

@@ -11,20 +11,27 @@ from retain.errors import ConfigError
 from retain.methods.ebll import EBLL
 from retain.methods.ewc import EWC, OnlineEWC
 from retain.methods.finetune import FineTune
+from retain.methods.freeze import Freeze
 from retain.methods.imm import IMMMean, IMMMode
 from retain.methods.joint import Joint
+from retain.methods.kl import KL
+from retain.methods.l2_sp import L2SP
+from retain.methods.lora import LoRA
+from retain.methods.low_lr import LowLR
 from retain.methods.lwf import LwF
 from retain.methods.mas import MAS, LocalMAS
 from retain.methods.method import Method
+from retain.methods.model_soup import ModelSoup
 from retain.methods.ranges import Range
+from retain.methods.replay import Replay
 from retain.methods.si import SI
+from retain.methods.wise_ft import WiSEFT
 
-METHODS: dict[str, type[Method[Any]]] = {
-    method.name: method
-    for method in (
-        FineTune, Joint, LwF, EBLL, IMMMean, IMMMode, EWC, OnlineEWC, SI, MAS, LocalMAS,
-    )
-}  # fmt: skip
+# What the MAS paper compares, and what people do instead.
+_PAPER = (FineTune, Joint, LwF, EBLL, IMMMean, IMMMode, EWC, OnlineEWC, SI, MAS, LocalMAS)
+_PRACTICE = (L2SP, LowLR, Freeze, Replay, KL, LoRA, WiSEFT, ModelSoup)
+METHODS: dict[str, type[Method[Any]]] = {kind.name: kind for kind in (*_PAPER, *_PRACTICE)}
+PAPER: tuple[str, ...] = tuple(kind.name for kind in _PAPER)
 
 
 def method_named(name: str) -> type[Method[Any]]:

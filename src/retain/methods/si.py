@@ -38,6 +38,8 @@ class SI(Quadratic[SIOptions]):
         "One importance Ω and one anchor θ* per shared weight, and one path integral ω and start "
         "of the path per shared weight while a task is learned."
     )
+    needs = "to have watched the old task being learned"
+    knob = "strength"
 
     def make_memory(self) -> Memory:
         """`retain.SI`."""
