@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from retain.per_sample.products import product
-
 # A buffer of this many numbers stays in a core's second-level cache (1 MiB of float32).
 CACHED = 1 << 18
 # One of this many in the last-level cache; matrix products of fewer rows are less efficient.
@@ -81,9 +79,7 @@ class Sum:
     def add_product(self, left_rp: Tensor, right_rq: Tensor) -> None:
         """Add left ᵀ right; both hold r rows and have been raised to the power."""
         bounded, matrix = self._bounded, self.matrix(left_rp.shape[1])
-        if matrix.numel() <= BLOCK:
-            self.add(product(left_rp, right_rq).view(self.total.shape))
-        elif self.empty:
+        if self.empty:
             torch.mm(left_rp.T, right_rq, out=matrix)
             self.empty = False
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retain.per_sample import devices
 from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
-from retain.per_sample.products import add_power_of_product, product
+from retain.per_sample.products import PowersOfProducts
 from retain.per_sample.sums import BLOCK, CACHED, Sum
 
 
@@ -123,10 +123,11 @@ def _sum_together(left_ntp: Tensor, right_ntq: Tensor, total: Sum, held: int) ->
 
 def _sum_small(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     """Many samples at a time, as many as stay in the cache."""
-    p, q = left_ntp.shape[2], right_ntq.shape[2]
-    chunk = max(1, CACHED // (p * q))
+    n, p, q = len(left_ntp), left_ntp.shape[2], right_ntq.shape[2]
+    chunk = max(1, min(n, BLOCK // (p * q)))
+    held = left_ntp.new_empty(chunk, p, q)
     for left, right in zip(left_ntp.split(chunk), right_ntq.split(chunk)):
-        gradients = torch.bmm(left.mT, right)
+        gradients = torch.bmm(left.mT, right, out=held[: len(left)])
         total.add(total.raised_(gradients).sum(0).view(total.total.shape))
 
 
@@ -134,9 +135,10 @@ def _sum_in_blocks(left_ntp: Tensor, right_ntq: Tensor, total: Sum) -> None:
     """One sample at a time, and of a large weight only as many rows as stay in the cache."""
     n, p, q = len(left_ntp), left_ntp.shape[2], right_ntq.shape[2]
     for part, block in _blocks(total, p, max(1, min(p, BLOCK // q))):
+        products = PowersOfProducts(block, total.power)
         for k in range(n):
             # gₖ = Lₖᵀ Rₖ
-            add_power_of_product(block, left_ntp[k, :, part], right_ntq[k], total.power)
+            products.add(left_ntp[k, :, part], right_ntq[k])
 
 
 def _blocks(total: Sum, p: int, rows: int) -> Iterator[tuple[slice, Tensor]]:
@@ -291,7 +293,7 @@ class Patches:
 
     def add_sample(self, sample: int, out: Tensor) -> None:
         """Add gₖ to `out`."""
-        out += self.as_weight(product(self.grad_npt[sample].T, self.columns(sample)))
+        out += self.as_weight(self.grad_npt[sample] @ self.columns(sample))
 
 
 def sum_patches(term: Patches, total: Sum) -> None:
@@ -300,8 +302,9 @@ def sum_patches(term: Patches, total: Sum) -> None:
     powers = total.total.new_zeros(p, total.total[0].numel())
     held = devices.at_once(powers.device)
     if held is None:
+        products = PowersOfProducts(powers, total.power)
         for k in range(n):
-            add_power_of_product(powers, term.grad_npt[k].T, term.columns(k), total.power)
+            products.add(term.grad_npt[k].T, term.columns(k))
     else:
         chunk = max(1, held // (max(p, t) * powers.shape[1]))
         for grad, patches in zip(term.grad_npt.split(chunk), term.patches.split(chunk)):
