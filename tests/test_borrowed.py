@@ -3,14 +3,20 @@
 import random
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from retain.borrowed import borrowed
+from retain.errors import StateError
 
 
 class Model(nn.Module):
@@ -163,7 +169,7 @@ def test_checkpointing_is_off_meanwhile(reentrant):
 
 def test_saved_tensor_hooks_do_nothing_meanwhile():
     packed = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(packed.append, lambda _none: None)
+    hooks = saved_tensors_hooks(packed.append, lambda _none: None)
     weight = torch.randn(3, requires_grad=True)
     with borrowed(nn.Identity()), hooks:
         weight.square().sum().backward()
@@ -206,16 +212,11 @@ def test_a_compiled_model_runs_as_it_was_written():
 
 
 def test_nothing_of_torch_stays_replaced():
-    places = [
-        (torch.autograd.graph.saved_tensors_hooks, ("__enter__", "__exit__")),
-        (torch.utils.checkpoint.CheckpointFunction, ("apply",)),
-        (torch._VF, ("lstm", "gru", "rnn_tanh", "rnn_relu")),
-    ]
-    before = [{name: vars(owner).get(name) for name in names} for owner, names in places]
+    before = in_torch()
     with borrowed(nn.Identity()), borrowed(nn.Identity()):
-        meanwhile = [{name: vars(owner).get(name) for name in names} for owner, names in places]
-    assert [{n: vars(owner).get(n) for n in names} for owner, names in places] == before
-    for one, other in zip(before, meanwhile, strict=True):
+        meanwhile = in_torch()
+    assert in_torch() == before
+    for one, other in zip(before[0], meanwhile[0], strict=True):
         assert not any(one[name] is other[name] for name in one)
 
 
@@ -225,3 +226,174 @@ def test_recurrent_layers_give_the_same_in_steps(cell):
     expected = model(x)[0]
     with borrowed(model):
         torch.testing.assert_close(model(x)[0], expected)
+
+
+# ---- from several threads ----
+
+PLACES = [
+    (torch.autograd.graph.saved_tensors_hooks, ("__enter__", "__exit__")),
+    (torch.utils.checkpoint.CheckpointFunction, ("apply",)),
+    (torch._VF, ("lstm", "gru", "rnn_tanh", "rnn_relu")),
+]
+
+
+def in_torch():
+    flags = (torch.backends.cudnn.enabled, torch._C._get_mkldnn_enabled())
+    return [{name: vars(owner).get(name) for name in names} for owner, names in PLACES], flags
+
+
+def in_threads(*works):
+    """Run every `work()` in a thread of its own; what one raises is raised here."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for running in [pool.submit(work) for work in works]:
+            running.result(60)
+
+
+class Mixed(nn.Module):
+    """Recurrent, checkpointed, with dropout and batch-norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.fc = nn.LSTM(3, 4, batch_first=True), Checkpointed(reentrant=False)
+        self.norm, self.drop = nn.BatchNorm1d(3), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.cell(self.fc(self.drop(self.norm(x).unsqueeze(1))))[0]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_four_threads_borrow_at_once(shared):
+    models = [Mixed()] * 4 if shared else [Mixed() for _ in range(4)]
+    for model in models:
+        model.norm.bias.grad = torch.ones(3)
+    x = torch.randn(5, 3)
+    before, torchs = [snapshot(model) for model in models], in_torch()
+
+    def work(model):
+        start = random.Random(id(model)).random() / 1000
+        for _ in range(25):
+            time.sleep(start)
+            with borrowed(model):
+                assert not any(module.training for module in model.modules())
+                assert torch.equal(model(x), model(x))
+                assert all(p.grad is None for p in model.parameters())
+
+    in_threads(*[partial(work, model) for model in models])
+    for model, one in zip(models, before, strict=True):
+        assert_given_back(model, one)
+        assert model.norm.bias.grad.sum() == 3
+    assert in_torch() == torchs
+    weight = torch.ones(2, requires_grad=True)
+    packed = []
+    with saved_tensors_hooks(packed.append, lambda _none: None):
+        weight.square()
+    assert packed
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (0, 2, 1)])
+def test_whoever_leaves_last_gives_back_what_the_first_found(order):
+    model = Model()
+    model.norm.bias.grad = torch.ones(3)
+    x = torch.randn(5, 3)
+    before, torchs = snapshot(model), in_torch()
+    inside, leave = threading.Barrier(4), [threading.Event() for _ in order]
+    left = [threading.Event() for _ in order]
+
+    def borrow(index):
+        with borrowed(model):
+            inside.wait(10)
+            model(x)
+            assert leave[index].wait(10)
+            assert not model.training
+        left[index].set()
+
+    def let_go():
+        inside.wait(10)
+        for index in order:
+            leave[index].set()
+            assert left[index].wait(10)
+
+    in_threads(let_go, *[partial(borrow, index) for index in range(3)])
+    assert_given_back(model, before)
+    assert in_torch() == torchs
+
+
+def test_what_is_off_for_who_borrows_is_on_for_others():
+    """Hooks, checkpointing and fused recurrence work in another thread as ever."""
+    packed, model, x = [], Checkpointed(reentrant=True), torch.randn(2, 3, requires_grad=True)
+
+    def elsewhere():
+        weight = torch.ones(2, requires_grad=True)
+        with saved_tensors_hooks(packed.append, lambda _none: None):
+            weight.square()
+        model(x).sum().backward()
+        assert model.runs == 2
+
+    with borrowed(nn.Identity()):
+        in_threads(elsewhere)
+    assert packed
+
+
+def test_a_thread_that_trains_is_refused_instead_of_run_in_eval_mode():
+    model, x = Model(), torch.randn(5, 3)
+
+    def train():
+        with pytest.raises(StateError, match=r"Model is observed by another thread.*copy"):
+            model(x)
+
+    with borrowed(model):
+        in_threads(train)
+        model(x)
+    model(x)
+    assert model.training
+    assert not model._forward_pre_hooks
+
+
+def test_a_thread_that_puts_the_model_into_training_mode_spoils_what_is_observed():
+    model, x = Model(), torch.randn(5, 3)
+
+    def train():
+        model.train()
+        with pytest.raises(StateError):
+            model(x)
+
+    with pytest.raises(StateError, match="not to be trusted"), borrowed(model):
+        in_threads(train)
+    assert model.training
+
+
+def test_a_thread_that_only_asks_is_answered():
+    model, x = Model().eval(), torch.randn(5, 3)
+    answer = model(x)
+    with borrowed(model):
+        in_threads(lambda: torch.testing.assert_close(model(x), answer))
+
+
+class BackwardInside(torch.autograd.Function):
+    """A backward pass that runs another, as checkpointing that off-loads does."""
+
+    @staticmethod
+    def forward(ctx, run, x):
+        ctx.run = run
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return run(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            torch.autograd.backward(ctx.run(x), gradient)
+        return None, x.grad
+
+
+@pytest.mark.parametrize("own", [torch.ones(3, 3), None])
+def test_a_backward_pass_inside_leaves_no_gradient(own):
+    layer, x = nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True)
+    layer.weight.grad = own
+    with borrowed(layer):
+        BackwardInside.apply(layer, x).sum().backward()
+        assert layer.weight.grad is not None
+    assert layer.weight.grad is own
+    assert own is None or own.sum() == 9
+    assert layer.bias.grad is None

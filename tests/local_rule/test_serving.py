@@ -32,10 +32,15 @@ class Collected:
         return {name: sum(sums[name] for sums, _ in self.batches) for name in first}
 
 
-def serve(model, batches, *, every=1, rule=None):
-    collected = Collected()
-    with (rule or rule_for(model)).listening(collected, every=every):
-        outputs = [model(batch) for batch in batches]
+def listening(rule, commit, *, every=1):
+    return rule.listener(commit).listening(every=every)
+
+
+def serve(model, calls, *, every=1, rule=None, into=None):
+    """What was collected and answered; a call is a batch or several arguments."""
+    collected = into or Collected()
+    with listening(rule or rule_for(model), collected, every=every):
+        outputs = [model(*(call if isinstance(call, tuple) else (call,))) for call in calls]
     return collected, outputs
 
 
@@ -54,7 +59,7 @@ def test_observes_one_call_in_every(mode, every):
 
 def test_what_is_committed_may_be_kept_outside_inference_mode():
     model, kept = two_layers(nn.ReLU()), {}
-    with torch.inference_mode(), rule_for(model).listening(lambda sums, n: kept.update(sums)):
+    with torch.inference_mode(), listening(rule_for(model), lambda sums, n: kept.update(sums)):
         model(torch.randn(6, 5))
     for total in kept.values():
         total.add_(1)  # an inference tensor would refuse
@@ -93,14 +98,14 @@ def test_single_samples_need_nothing_to_be_known():
 
 
 @pytest.mark.parametrize("model", [Tokens("last"), Twice(nn.Tanh())])
-def test_what_is_met_for_the_first_time_is_observed_at_the_next_call(model):
+def test_what_is_met_for_the_first_time_is_looked_at_and_observed(model):
     shape = (5, 4, 3, 3) if isinstance(model, Tokens) else (5, 4, 5)
     batches = list(torch.randn(shape))
     with torch.no_grad():
         expected = [model(batch) for batch in batches]
         collected, outputs = serve(model, batches, every=2)
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
-    assert_same(collected.total, sums_of(model, torch.cat([batches[1], batches[3]])))
+    assert_same(collected.total, sums_of(model, torch.cat([batches[0], batches[2], batches[4]])))
 
 
 def test_what_was_learned_by_observing_is_used_while_serving():
@@ -124,14 +129,11 @@ def test_nobody_else_calls_a_model_with_a_cache():
         calls = 0
 
     model, cache, collected = Cached("first").eval(), Cache(), Collected()
-    first, second, *others = torch.randn(4, 4, 3, 3)
-    with rule_for(model).listening(collected):
-        model(first, cache)
-        with pytest.warns(UserWarning, match="leaves out"):
-            model(second, cache)
-        for batch in others:
-            model(batch, cache)
+    batches = torch.randn(4, 4, 3, 3)
+    with pytest.warns(UserWarning, match="leaves out"):
+        serve(model, [(batch, cache) for batch in batches], into=collected)
     assert cache.calls == 4
+    assert collected.samples == 16
     assert collected.total.keys() == {"embed.weight", "embed.bias"}
 
 
@@ -150,7 +152,7 @@ def test_nothing_is_left_after_an_exception(error):
     model, collected = Fails(error), Collected()
     names = [set(vars(module)) for module in model.modules()]
     depth = torch._C._len_torch_function_stack()
-    with pytest.raises(type(error)), rule_for(model).listening(collected):
+    with pytest.raises(type(error)), listening(rule_for(model), collected):
         model(torch.randn(6, 5))
     assert torch._C._len_torch_function_stack() == depth
     assert [set(vars(module)) for module in model.modules()] == names
@@ -160,28 +162,28 @@ def test_nothing_is_left_after_an_exception(error):
 
 def test_observes_again_after_an_exception_that_was_handled():
     model, collected = two_layers(nn.ReLU()), Collected()
-    with rule_for(model).listening(collected):
+    with listening(rule_for(model), collected):
         with pytest.raises(RuntimeError):
             model(torch.randn(6, 4))
         model(torch.randn(6, 5))
     assert collected.samples == 6
 
 
-def test_somebody_elses_forward_is_given_back():
+def test_somebody_elses_forward_is_called():
     model = two_layers(nn.ReLU())
     model.forward = own = lambda x: x
-    with rule_for(model).listening(Collected()), pytest.warns(UserWarning, match="local rule"):
+    with pytest.warns(UserWarning, match="local rule"), listening(rule_for(model), Collected()):
         assert model(3.0 * torch.ones(2, 5)).sum() == 30
     assert model.forward is own
 
 
 def test_two_may_listen_at_once():
     model, one, other = two_layers(nn.ReLU()), Collected(), Collected()
-    with rule_for(model).listening(one), rule_for(model).listening(other, every=2):
+    with listening(rule_for(model), one), listening(rule_for(model), other, every=2):
         for batch in torch.randn(4, 6, 5):
             model(batch)
     assert (one.samples, other.samples) == (24, 12)
-    assert "forward" not in vars(model)
+    assert vars(model).keys() == vars(two_layers(nn.ReLU())).keys()
 
 
 def test_threads_do_not_mix_their_batches():
@@ -193,7 +195,7 @@ def test_threads_do_not_mix_their_batches():
         barrier.wait()
         outputs[index] = torch.stack([model(batch) for batch in batches[index]])
 
-    with rule_for(model).listening(collected):
+    with listening(rule_for(model), collected):
         threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
         for thread in threads:
             thread.start()
@@ -209,7 +211,7 @@ def test_threads_do_not_mix_their_batches():
 def test_nan_is_served_and_not_counted():
     model, collected = two_layers(nn.ReLU()), Collected()
     broken = torch.full((6, 5), torch.nan)
-    with rule_for(model).listening(collected), pytest.warns(UserWarning, match="NaN or infinity"):
+    with pytest.warns(UserWarning, match="NaN or infinity"), listening(rule_for(model), collected):
         assert model(broken).isnan().all()
     assert not collected.batches
 
@@ -224,7 +226,7 @@ def test_calls_without_a_tensor_are_served():
             return number + 1
 
     model = Counts()
-    with rule_for(model).listening(Collected()), pytest.warns(UserWarning, match="no tensor"):
+    with pytest.warns(UserWarning, match="no tensor"), listening(rule_for(model), Collected()):
         assert model(3) == 4
 
 
@@ -239,16 +241,20 @@ def test_keyword_arguments_and_the_batch_dimension():
 
     model, collected = Keywords(), Collected()
     rule = LocalRule(model, dict(model.named_parameters()), batch_dim=1)
-    with rule.listening(collected):
+    with listening(rule, collected):
         for steps in torch.randn(3, 7, 4, 5):
             assert model(steps=steps, labels="given")[1] == "given"
-    assert collected.samples == 8  # the first was met for the first time
+    assert collected.samples == 12
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, "2"])
 def test_every_is_a_positive_whole_number(every):
-    with pytest.raises(InputError, match="every="):
-        rule_for(two_layers(nn.ReLU())).listening(Collected(), every=every)
+    model = two_layers(nn.ReLU())
+    with (
+        pytest.raises(InputError, match="every="),
+        listening(rule_for(model), Collected(), every=every),
+    ):
+        pass
 
 
 def test_a_model_that_was_never_called_is_said_to_be_so():
@@ -283,7 +289,7 @@ def test_a_compiled_model_is_observed_and_stays_compiled(way):
     batches = torch.randn(6, 6, 5)
     with torch.no_grad():
         expected = [served(batch) for batch in batches]
-        with rule.listening(collected, every=3):
+        with listening(rule, collected, every=3):
             outputs = [served(batch) for batch in batches]
         served(batches[0])
     for a, b in zip(outputs, expected, strict=True):
@@ -296,8 +302,10 @@ def test_a_compiled_model_is_observed_and_stays_compiled(way):
 def test_compiled_elsewhere_it_is_not_observed_and_that_is_said():
     model, collected, backend = two_layers(nn.ReLU()), Collected(), Backend()
     served = torch.compile(model, backend=backend, fullgraph=True)
-    listening = rule_for(model).listening(collected)
-    with pytest.warns(UserWarning, match="give the compiled model"), listening:
+    with (
+        pytest.warns(UserWarning, match="give the compiled model"),
+        listening(rule_for(model), collected),
+    ):
         served(torch.randn(6, 5))
     served(torch.randn(6, 5))
     assert backend.runs == 2

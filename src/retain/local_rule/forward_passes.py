@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from retain.local_rule.sums import LocalSums
 from retain.local_rule.watch import Layer, Watch
 
 Place = tuple[str, int]  # a layer by its first parameter, and which use of it in a forward pass
+Say = Callable[[str], None]
 
 NO_RULE = "none: not a weight or bias of a layer that ran"
 HEAD = "none: head"
@@ -23,56 +25,163 @@ UNKNOWN_OWNER = "none: its rows cannot be told apart by sample"
 
 
 class Passes:
-    """Runs forward passes and remembers what it learned about the model's layers.
+    """What is known about a model's layers, which every forward pass may add to.
+
+    Passes may run in several threads at once; each has sums of its own.
 
     Attributes:
         routes: what was found for every parameter.
-        unknown: layers of the last pass whose rows nobody has looked up yet.
+        heads: whether heads take part.
+        names: of the wanted parameters, by `id`.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, heads: bool) -> None:
         self.heads = heads
         self.routes: dict[str, str] = dict.fromkeys(parameters, NO_RULE)
-        self.unknown: dict[Place, list[str]] = {}
-        self._names = {id(p): name for name, p in parameters.items()}
+        self.names = {id(p): name for name, p in parameters.items()}
         self._owners: dict[Place, Ownership | None] = {}
-        self._sums = LocalSums()
-        self._left_out: set[str] = set()
-        self._trusting = False
+        self._repeated: frozenset[str] = frozenset()  # used more than once in a forward pass
+        self._spare: list[LocalSums] = []  # their memory is as large as the weights, and kept
+        self._learning = threading.Lock()
 
     @property
     def looked(self) -> bool:
         """Whether `look` has been called before."""
         return bool(self._owners)
 
-    def run(
-        self,
-        samples: int,
-        forward: Callable[..., Any],
-        *args: Any,
-        trusting: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """What `forward` returns; its sums are in `result()` afterwards.
+    @contextmanager
+    def one(self, samples: int) -> Iterator[Pass]:
+        """A pass of a model that serves; its sums are good until the block is left.
 
-        With `trusting`, a layer that was not looked up is taken as batch-first where its shape
-        leaves no doubt.
+        A layer that was not looked up is taken as batch-first where its shape leaves no doubt.
         """
-        self._sums.clear(samples)
-        self.unknown, self._left_out, self._trusting = {}, set(), trusting
-        with Watch(self._names, self._take) as watch:
+        try:
+            sums = self._spare.pop()
+        except IndexError:
+            sums = LocalSums()
+        try:
+            yield self.begun(sums, samples, trusting=True)
+        finally:
+            self._spare.append(sums)
+
+    def begun(self, sums: LocalSums, samples: int, *, trusting: bool = False) -> Pass:
+        """A pass whose gradients are summed up in `sums`."""
+        sums.clear(samples, self._repeated)
+        return Pass(self, sums, trusting)
+
+    def owner(self, place: Place) -> tuple[bool, Ownership | None]:
+        """Whether somebody looked for the samples of this layer, and what was found."""
+        return place in self._owners, self._owners.get(place)
+
+    def are_repeated(self, names: Iterable[str]) -> None:
+        """From now on, expect several uses of these parameters in a pass."""
+        with self._learning:
+            self._repeated |= frozenset(names)
+
+    def look(self, model: nn.Module, batch: Batch, say: Say | None = None) -> None:
+        """Find out which rows belong to which sample, by running a few samples alone.
+
+        `say` takes what is to be said of layers that had to be left out, instead of a warning.
+        """
+        alone: dict[Place, dict[int, Tensor]] = {}
+        owners: dict[Place, Ownership | None] = {}
+        few = sorted({0, batch.samples // 2, batch.samples - 1})
+
+        def remember(layer: Layer) -> None:
+            alone.setdefault(layer.place, {})[sample] = layer.inputs.clone()
+
+        def compare(layer: Layer) -> None:
+            rows = alone.get(layer.place, {})
+            convolution = layer.call.convolving is not None
+            known = len(rows) == len(few)
+            owners[layer.place] = (
+                find(layer.inputs, rows, batch.samples, convolution=convolution) if known else None
+            )
+
+        for sample in few:
+            self._only_watch(model, batch.take(sample, sample + 1), remember)
+        self._only_watch(model, batch, compare)
+        self._learn(owners, say)
+
+    def give_up(self, places: Iterable[Place], say: Say | None = None) -> None:
+        """Leave out these layers, from now on."""
+        self._learn(dict.fromkeys(places), say)
+
+    def spared(self, layer: Layer) -> bool:
+        """Whether it is a head, and heads take no part."""
+        return layer.head and not self.heads
+
+    def _only_watch(self, model: nn.Module, batch: Batch, done: Callable[[Layer], None]) -> None:
+        watch = Watch(self.names, lambda layer: None if self.spared(layer) else done(layer))
+        with watch:
+            returned = batch.call(model)
+        watch.finish(tensors_in(returned))
+
+    def _learn(self, owners: Mapping[Place, Ownership | None], say: Say | None) -> None:
+        lost = {name for (name, _), owner in owners.items() if owner is None}
+        with self._learning:
+            self._owners |= owners
+            new = sorted(name for name in lost if self.routes[name] != UNKNOWN_OWNER)
+            self.routes |= dict.fromkeys(new, UNKNOWN_OWNER)
+        if not new:
+            return
+        message = (
+            f"The local rule leaves out {new}: which rows of their inputs belong to which sample "
+            "could not be found by running samples alone (samples influence each other, or the "
+            "rows depend on the data, as those of an expert)."
+        )
+        if say is None:
+            warnings.warn(message, stacklevel=6)
+        else:
+            say(message)
+
+
+class Pass:
+    """One forward pass, as it is watched: `with one.watch: …`, then `finish`, then `result`.
+
+    Attributes:
+        watch: the mode to run it in.
+        unknown: layers whose rows nobody has looked up yet, and their parameters.
+    """
+
+    def __init__(self, passes: Passes, sums: LocalSums, trusting: bool) -> None:
+        self.passes = passes
+        self.unknown: dict[Place, list[str]] = {}
+        self._sums = sums
+        self._trusting = trusting
+        self._left_out: set[str] = set()
+
+    def begun_again(self) -> Pass:
+        """The same pass once more, as nothing was added yet."""
+        return self.passes.begun(self._sums, self._sums.samples, trusting=self._trusting)
+
+    def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `forward` returns; its sums are in `result()` afterwards."""
+        watch = Watch(self.passes.names, self.take)
+        with watch:
             returned = forward(*args, **kwargs)
         watch.finish(tensors_in(returned))
         return returned
 
-    def result(self) -> dict[str, Tensor] | None:
-        """The sums of the last pass, or None if it has to be repeated.
+    def take(self, layer: Layer) -> None:
+        """Add a layer's gradients, or note what has to be known before that."""
+        if self.passes.spared(layer):
+            self._leave_out(layer.names, HEAD)
+            return
+        owner = self._owner(layer)
+        if owner is not None:
+            self.passes.routes |= dict.fromkeys(layer.names, layer.description)
+            with undisturbed():
+                self._sums.add(layer, owner)
 
-        It has to where a layer is `unknown` (call `look` or `give_up`), and where a weight turned
-        out to be used more than once, which is known from then on.
+    def result(self) -> dict[str, Tensor] | None:
+        """The sums of the pass, or None if it has to be repeated.
+
+        It has to where a layer is `unknown` (let the passes `look` for it, or `leave_out_unknown`),
+        and where a weight turned out to be used more than once, which is known from then on.
         """
         again = bool(self._sums.newly_repeated)
-        self._sums.repeated |= self._sums.newly_repeated
+        self.passes.are_repeated(self._sums.newly_repeated)
         if again or self.unknown:
             return None
         with undisturbed():
@@ -84,86 +193,32 @@ class Passes:
         with undisturbed():
             return self._sums.not_finite()
 
-    def look(self, model: nn.Module, batch: Batch) -> None:
-        """Find out which rows belong to which sample, by running a few samples alone."""
-        alone: dict[Place, dict[int, Tensor]] = {}
-        few = sorted({0, batch.samples // 2, batch.samples - 1})
-
-        def remember(layer: Layer) -> None:
-            alone.setdefault(_place(layer), {})[sample] = layer.inputs.clone()
-
-        def compare(layer: Layer) -> None:
-            rows = alone.get(_place(layer), {})
-            convolution = layer.call.convolving is not None
-            known = len(rows) == len(few)
-            self._owners[_place(layer)] = (
-                find(layer.inputs, rows, batch.samples, convolution=convolution) if known else None
-            )
-
-        for sample in few:
-            self._only_watch(model, batch.take(sample, sample + 1), remember)
-        self._only_watch(model, batch, compare)
-        self._warn_of({place for place, owner in self._owners.items() if owner is None})
-
-    def give_up(self) -> None:
-        """Leave out the layers that are `unknown`, from now on."""
-        self._warn_of(set(self.unknown))
-        self._owners |= dict.fromkeys(self.unknown)
+    def leave_out_unknown(self, say: Say | None = None) -> None:
+        """Go on without the layers that are `unknown`, in this pass and from now on."""
+        self.passes.give_up(self.unknown, say)
         self._left_out |= {name for names in self.unknown.values() for name in names}
         self.unknown = {}
 
-    def _only_watch(self, model: nn.Module, batch: Batch, done: Callable[[Layer], None]) -> None:
-        with Watch(
-            self._names, lambda layer: None if self._spared(layer) else done(layer)
-        ) as watch:
-            returned = batch.call(model)
-        watch.finish(tensors_in(returned))
-
-    def _spared(self, layer: Layer) -> bool:
-        return layer.head and not self.heads
-
-    def _take(self, layer: Layer) -> None:
-        if self._spared(layer):
-            self._leave_out(layer, HEAD)
-            return
-        owner = self._owner(layer)
-        if owner is not None:
-            self.routes |= dict.fromkeys(layer.names, layer.description)
-            with undisturbed():
-                self._sums.add(layer, owner)
-
     def _owner(self, layer: Layer) -> Ownership | None:
-        place, samples = _place(layer), self._sums.samples
+        samples = self._sums.samples
         if samples == 1:
             return BATCH_FIRST
-        if place not in self._owners:
+        looked, owner = self.passes.owner(layer.place)
+        if not looked:
             convolution = layer.call.convolving is not None
             if self._trusting and evident(layer.inputs, samples, convolution=convolution):
                 return BATCH_FIRST
-        else:
-            owner = self._owners[place]
-            if owner is None:
-                self._leave_out(layer, UNKNOWN_OWNER)
-                return None
-            if owner.fits(layer.inputs, samples):
-                return owner
-        self.unknown[place] = layer.names
+        elif owner is None:
+            self._leave_out(layer.names, UNKNOWN_OWNER)
+            return None
+        elif owner.fits(layer.inputs, samples):
+            return owner
+        self.unknown[layer.place] = layer.names
         return None
 
-    def _leave_out(self, layer: Layer, reason: str) -> None:
-        self._left_out |= set(layer.names)
-        self.routes |= dict.fromkeys(layer.names, reason)
-
-    def _warn_of(self, places: set[Place]) -> None:
-        new = sorted({name for name, _ in places if self.routes[name] != UNKNOWN_OWNER})
-        if new:
-            self.routes |= dict.fromkeys(new, UNKNOWN_OWNER)
-            warnings.warn(
-                f"The local rule leaves out {new}: which rows of their inputs belong to which "
-                "sample could not be found by running samples alone (samples influence each "
-                "other, or the rows depend on the data, as those of an expert).",
-                stacklevel=6,
-            )
+    def _leave_out(self, names: list[str], reason: str) -> None:
+        self._left_out |= set(names)
+        self.passes.routes |= dict.fromkeys(names, reason)
 
 
 def undisturbed() -> AbstractContextManager[None]:
@@ -180,7 +235,3 @@ def _out_of_modes(autocast: list[str]) -> Iterator[None]:
         for device in autocast:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-def _place(layer: Layer) -> Place:
-    return layer.names[0], layer.use

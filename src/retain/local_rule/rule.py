@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
-from retain.errors import InputError, ModelError, NonFiniteError
-from retain.local_rule.forward_passes import Passes
-from retain.local_rule.serving import Commit, Listener
+from retain.errors import ModelError, NonFiniteError
+from retain.local_rule.forward_passes import Pass, Passes
+from retain.local_rule.serving import Commit, Listener, Turns
+from retain.local_rule.sums import LocalSums
 
 
 class LocalRule:
@@ -68,6 +68,7 @@ class LocalRule:
         self.served = model if served is None else served
         self.batch_dim = batch_dim
         self._passes = Passes(parameters, heads=heads)
+        self._sums = LocalSums()
 
     @property
     def routes(self) -> dict[str, str]:
@@ -86,7 +87,23 @@ class LocalRule:
             NonFiniteError: NaN or infinity in a layer's inputs or outputs.
         """
         with torch.no_grad():
-            sums = self._sums_of(batch)
+            looked = batch.samples > 1 and not self._passes.looked
+            if looked:
+                self._passes.look(self.model, batch)
+            while True:
+                one = self._passes.begun(self._sums, batch.samples)
+                one.run(batch.call, self.model)
+                if one.unknown and looked:
+                    one.leave_out_unknown()
+                elif one.unknown:
+                    self._passes.look(self.model, batch)
+                    looked = True
+                sums = one.result()
+                if sums is not None:
+                    self._refuse(sums, one)
+                    return sums
+
+    def _refuse(self, sums: dict[str, Tensor], one: Pass) -> None:
         if not sums:
             found = "\n".join(f"  {name}: {route}" for name, route in self.routes.items())
             raise ModelError(
@@ -94,44 +111,17 @@ class LocalRule:
                 "Expected a linear or convolutional layer before the head. Use retain.MAS, which "
                 "takes any model."
             )
-        if broken := self._passes.not_finite():
+        if broken := one.not_finite():
             raise NonFiniteError(
                 f"NaN or infinity in the inputs or outputs of the layers of {broken}. Nothing of "
                 "this batch was counted."
             )
-        return sums
 
-    def _sums_of(self, batch: Batch) -> dict[str, Tensor]:
-        passes = self._passes
-        looked = batch.samples > 1 and not passes.looked
-        if looked:
-            passes.look(self.model, batch)
-        while True:
-            passes.run(batch.samples, batch.call, self.model)
-            if passes.unknown and looked:
-                passes.give_up()
-            elif passes.unknown:
-                passes.look(self.model, batch)
-                looked = True
-            sums = passes.result()
-            if sums is not None:
-                return sums
+    def listener(self, commit: Commit, turns: Turns | None = None) -> Listener:
+        """What observes the user's own calls of the model while it serves: see `Listener`.
 
-    def listening(self, commit: Commit, *, every: int = 1) -> AbstractContextManager[None]:
-        """While serving: the sums of the user's own calls of the model, one call in `every`.
-
-        The model runs once, in its own mode, and returns what it always does; then, for each
-        sampled batch, `commit(sums, samples)` is called once and must copy or add the sums. Calls
-        in between cost nothing. A layer whose rows cannot be told apart by their shape (a
-        flattened [n·T, …]) is looked up at the next call by running three samples alone, once, in
-        eval mode. Not counted, but replaced by the next call: the batch in which such a layer, or
-        a weight that is used twice, is first met. Not counted, with a warning: NaN or infinity.
-
-        Raises:
-            InputError: `every` is not a positive whole number.
+        For each sampled call `commit(sums, samples)` is called once and must copy or add the sums.
         """
-        if not isinstance(every, int) or every < 1:
-            raise InputError(f"every={every!r}: expected 1 for every batch, 2 for every other, …")
         return Listener(
-            self.served, self._passes, commit, every=every, batch_dim=self.batch_dim
-        ).in_place()
+            self.served, self.model, self._passes, commit, turns=turns, batch_dim=self.batch_dim
+        )

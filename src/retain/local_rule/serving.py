@@ -1,136 +1,193 @@
-"""Observing a model while it serves: its own calls, in its own mode, one in `every`."""
+"""Observing a model while it serves: its own calls, from any number of threads, one in `every`."""
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
-from retain.borrowed import borrowed, eagerly
-from retain.errors import InputError
+from retain.errors import InputError, StateError
 from retain.local_rule.forward_passes import Passes
+from retain.local_rule.observation import Observation
+from retain.local_rule.served_call import listen, listen_no_more
 
 Commit = Callable[[dict[str, Tensor], int], None]
-Forward = Callable[..., Any]
 
-PLAIN = (torch.Tensor, type(None), bool, int, float, str, torch.dtype, torch.device)
+
+class Turns:
+    """Whose turn it is to be observed: one call in `every`, over all threads and blocks.
+
+    The first call, then every k-th after it. A call that could not be observed, because it failed
+    or because something was met in it for the first time, hands its turn to the next.
+    """
+
+    def __init__(self) -> None:
+        self.every = 1
+        self._calls = 0
+        self._owed = 0
+        self._lock = threading.Lock()
+
+    def one_in(self, every: int) -> None:
+        """Count from the beginning, unless it was one in so many before."""
+        with self._lock:
+            if every != self.every:
+                self.every, self._calls, self._owed = every, 0, 0
+
+    def taken(self) -> bool:
+        """Whether the call that begins now is to be observed."""
+        with self._lock:
+            due = self._calls % self.every == 0
+            self._calls += 1
+            owed = not due and self._owed > 0
+            self._owed -= owed
+            return due or owed
+
+    def handed_on(self) -> None:
+        """The next call is observed instead of one that was to be."""
+        with self._lock:
+            self._owed += 1
+
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+        return Turns, ()  # locks are of one process
 
 
 class Listener:
-    """Stands in for a model's `forward` for a while; returns what it returns."""
+    """Observes calls of a model, whatever threads they come from, while a block is open.
+
+    The model runs once, in its own mode, and returns what it always does; nothing that goes wrong
+    in observing reaches who is served. It is kept, and warned of when the last block is left. Then,
+    for each call whose turn it is, the sums are committed once. The other calls cost nothing.
+
+    At the first call, a layer whose rows cannot be told apart by their shape (a flattened [n·T, …])
+    is looked up by running three samples alone, and a weight that is used twice takes a second
+    pass: both in a copy that shares the parameters, so that no mode and no buffer of the model
+    changes. Where that is not possible (a cache among the arguments must not see calls that nobody
+    made) the layer is left out, or the next call is observed instead.
+    """
 
     def __init__(
-        self, model: nn.Module, passes: Passes, commit: Commit, *, every: int, batch_dim: int
+        self,
+        served: nn.Module,
+        model: nn.Module,
+        passes: Passes,
+        commit: Commit,
+        *,
+        turns: Turns | None = None,
+        batch_dim: int = 0,
     ) -> None:
+        """`served` is called by the user; `model` is in it, if it is compiled or distributed."""
+        self.served = served
         self.model = model
         self.passes = passes
-        self.commit = commit
-        self.every = every
         self.batch_dim = batch_dim
-        self._to_skip = 0
+        self.turns = Turns() if turns is None else turns
+        self._commit = commit
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._time = 0  # how often the last block was left: a call belongs to one time
+        self._under_way = 0
         self._called = False
-        self._busy = threading.Lock()
+        self._to_say: dict[str, None] = {}  # a set in order
+        self._settled = False  # whether an observed call met nothing new
+
+    @property
+    def open(self) -> bool:
+        """Whether any block is open."""
+        return self._blocks > 0
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Listen to the model's calls; what it was called by is back afterwards, whatever happens.
+    def listening(self, *, every: int = 1) -> Iterator[None]:
+        """Observe one call in `every` while this block, or any other in any thread, is open.
 
-        That is its `forward`, or, after `model.compile()`, the compiled call.
+        Raises:
+            InputError: `every` is not a positive whole number.
+            StateError: another block is open with another `every`.
         """
-        compiled = getattr(self.model, "_compiled_call_impl", None) is not None
-        name = "_compiled_call_impl" if compiled else "forward"
-        served, own = getattr(self.model, name), name in vars(self.model)
-        setattr(self.model, name, self._around(served))
+        self.enter(every)
         try:
             yield
         finally:
-            if own:
-                setattr(self.model, name, served)
-            else:
-                delattr(self.model, name)
-        if not self._called:
-            _warn("the model was not called. If it is called compiled, give the compiled model")
+            self.leave()
 
-    def _around(self, served: Forward) -> Forward:
-        @functools.wraps(served)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():  # from outside: it must not see what happens here
-                return served(*args, **kwargs)
-            self._called = True
-            return self._observe(served, args, kwargs) if self._due() else served(*args, **kwargs)
-
-        return forward
-
-    def _due(self) -> bool:
-        """Whether the call that begins now is to be observed; if so, no other is until it ends."""
-        if self._to_skip:
-            self._to_skip -= 1
-            return False
-        # False if another thread is being observed, or a call in which the model calls itself
-        return self._busy.acquire(blocking=False)
-
-    def _observe(self, served: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the model returns; nothing that goes wrong in observing reaches who is served."""
-        try:
-            batch = self._batch(args, kwargs)
-            if batch is None:
-                return served(*args, **kwargs)
-            looked = bool(self.passes.unknown)
-            if looked:
-                self._look(batch)
-            with eagerly():
-                returned = self.passes.run(batch.samples, served, *args, trusting=True, **kwargs)
-            if looked:
-                self.passes.give_up()
-            self._hand_over(self.passes.result(), batch.samples)
-            return returned
-        finally:
-            self._busy.release()
-
-    def _batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch | None:
-        try:
-            return Batch.of_call(args, kwargs, batch_dim=self.batch_dim)
-        except InputError as error:
-            _warn(str(error).rstrip("."))
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Observation | None:
+        """What observes the call that begins now, if it is its turn. Never fails."""
+        self._called = True
+        if not self.turns.taken():
             return None
-
-    def _look(self, batch: Batch) -> None:
-        if not _only_data((batch.args, batch.kwargs)):
-            return  # a cache, for one, must not see calls that nobody made
         try:
-            with borrowed(self.model), torch.no_grad():
-                self.passes.look(self.model, batch)
+            batch = Batch.of_call(args, kwargs, batch_dim=self.batch_dim)
+            observation = Observation(
+                self.passes, self.model, batch, self.note, first=not self._settled
+            )
+            with self._lock:
+                self._under_way += 1
+                observation.tell = partial(self._over, self._time)
+            return observation
+        except InputError as error:
+            self.turns.handed_on()
+            self.note(str(error).rstrip("."))
         except Exception as error:
-            _warn(f"samples could not be run alone: {error}")
+            self.note(f"{type(error).__name__}: {error}")
+        return None
 
-    def _hand_over(self, sums: dict[str, Tensor] | None, samples: int) -> None:
-        if sums is None:
-            return  # something was met for the first time; the next call is observed instead
-        self._to_skip = self.every - 1
-        if not sums:
-            _warn("no layer of this call has a local rule")
-        elif broken := self.passes.not_finite():
-            _warn(f"NaN or infinity in the inputs or outputs of the layers of {broken}")
-        else:
-            with torch.inference_mode(False):
-                self.commit(sums, samples)
+    def note(self, why: str) -> None:
+        """Keep something to be said when the last block is left."""
+        self._to_say[why] = None
 
+    def _over(self, time: int, observation: Observation) -> None:
+        """An observed call is over; its sums, if it has any, are committed."""
+        if observation.again:
+            self._settled = False
+            self.turns.handed_on()
+        with self._lock:
+            if time != self._time:
+                return  # said when the block was left
+            self._under_way -= 1
+            if observation.sums is not None:
+                self._settled = True
+                with torch.inference_mode(False):
+                    self._commit(observation.sums, observation.samples)
 
-def _warn(why: str) -> None:
-    warnings.warn(f"Not observed while serving: {why}.", stacklevel=5)
+    def enter(self, every: int) -> None:
+        """Begin a block; see `listening`."""
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise InputError(f"every={every!r}: expected 1 for every batch, 2 for every other, …")
+        with self._lock:
+            if self._blocks and every != self.turns.every:
+                raise StateError(
+                    f"Another block observes one call in {self.turns.every} of this model; "
+                    f"every={every} does not go with it. Use the same every= in both, or leave the "
+                    "other block first."
+                )
+            if not self._blocks:
+                self.turns.one_in(every)
+                self._called = False
+                listen(self.served, self.begin)
+            self._blocks += 1
 
-
-def _only_data(value: object) -> bool:
-    """Whether a second call with the same arguments cannot change them."""
-    if isinstance(value, Mapping):
-        return all(map(_only_data, value.values()))
-    if isinstance(value, (tuple, list)):
-        return all(map(_only_data, value))
-    return isinstance(value, PLAIN)
+    def leave(self) -> None:
+        """End a block; when the last one is left, what went wrong is warned of."""
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks:
+                return
+            listen_no_more(self.served, self.begin)
+            under_way, self._under_way = self._under_way, 0
+            self._time += 1
+            said, self._to_say = list(self._to_say), {}
+        if under_way:
+            said.append(f"{under_way} calls that were still running when the last block was left")
+        if not self._called:
+            said.append(
+                "the model was not called. If it is called compiled, or by a DataParallel, give "
+                "the compiled model, or the DataParallel, to LocalMAS"
+            )
+        if said:
+            warnings.warn(f"Not observed while serving: {'; '.join(said)}.", stacklevel=5)

@@ -30,13 +30,13 @@ class LocalSums:
     """Σₖ|gₖ| by name, batch after batch; the memory of the sums is kept."""
 
     def __init__(self) -> None:
-        self.repeated: set[str] = set()  # used more than once in a forward pass
         self._kept: dict[str, Sum] = {}
-        self.clear(0)
+        self.clear(0, frozenset())
 
-    def clear(self, samples: int) -> None:
-        """Begin a batch."""
+    def clear(self, samples: int, repeated: frozenset[str]) -> None:
+        """Begin a batch; `repeated` are used more than once in a forward pass."""
         self.samples = samples
+        self.repeated = repeated
         self.newly_repeated: set[str] = set()
         self._sums: dict[str, Sum] = {}
         self._uses: dict[str, list[Term]] = {}

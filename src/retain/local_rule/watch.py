@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +80,11 @@ class Layer:
         return [name for name in (self.weight, self.bias) if name is not None]
 
     @property
+    def place(self) -> tuple[str, int]:
+        """Which layer it is: its first parameter, and which use of it in the pass."""
+        return self.names[0], self.use
+
+    @property
     def half_slope_is_written(self) -> bool:
         """Whether the model itself writes σ(z)·σ′(z), since it is σ(z)."""
         return self.activation is not None and self.activation.is_half_slope
@@ -108,6 +113,22 @@ class Layer:
         return ", ".join(parts)
 
 
+class Noted(NamedTuple):
+    """A function of torch as it was before it ran.
+
+    Attributes:
+        step: the function and what it is called with.
+        call: the layer that it is, if it is one.
+        readers: the layers' outputs among its arguments.
+        overwritten: the layer whose output it overwrites with σσ′.
+    """
+
+    step: Step
+    call: Call | None
+    readers: list[tuple[Tensor, Layer]]
+    overwritten: Layer | None
+
+
 class Watch(TorchFunctionMode):
     """Hands over every layer of a forward pass, once it is known what follows it.
 
@@ -133,23 +154,31 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         """What `func` returns; on the way, notes what it means for the layers."""
         kwargs = kwargs or {}
+        noted = self.before(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if noted is not None:
+            self.after(noted, result)
+        return result
+
+    def before(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Noted | None:
+        """What is to be known of a function before it runs; None if it means nothing."""
         call = layer_call(func, args, kwargs)
         if call is None and not self.open:
-            return func(*args, **kwargs)
+            return None
         step = Step(func, args, kwargs)
-        readers = self._outputs_among(step)
-        overwritten = self._before_writing(step)
-        result = func(*args, **kwargs)
-        if overwritten is not None:
-            overwritten.written = overwritten.output
-            self._settle([overwritten])
-        for tensor, layer in readers:
+        return Noted(step, call, self._outputs_among(step), self._before_writing(step))
+
+    def after(self, noted: Noted, result: Any) -> None:
+        """Note what a function that returned `result` means for the layers."""
+        if noted.overwritten is not None:
+            noted.overwritten.written = noted.overwritten.output
+            self._settle([noted.overwritten])
+        for tensor, layer in noted.readers:
             if layer in self.open and result is not tensor and makes_numbers(result):
-                self._read(layer, tensor, step, result)
-        if call is not None:
+                self._read(layer, tensor, noted.step, result)
+        if noted.call is not None:
             self._settle([layer for layer in self.open if layer.after in READ])
-            self._begin(call, result)
-        return result
+            self._begin(noted.call, result)
 
     def finish(self, returned: Iterable[Tensor]) -> None:
         """Hand over what is still open, knowing the tensors that the model returned."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar, cast
+from functools import partial
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, override
 
+from retain.importance import Importance
 from retain.local_rule.rule import LocalRule
+from retain.local_rule.serving import Listener, Turns
 from retain.memory.body import Memory
+from retain.memory.consolidated import Merge
 from retain.memory.running import Running
 from retain.parameters import Patterns
 
@@ -48,6 +54,10 @@ class LocalMAS(Memory):
         device: torch.device | str | None = None,
         batch_dim: int = 0,
     ) -> None:
+        self._inbox = Inbox()
+        self._turns = Turns()
+        self._rule: LocalRule | None = None
+        self._listener: Listener | None = None
         super().__init__(
             model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
         )
@@ -59,25 +69,131 @@ class LocalMAS(Memory):
         """Observe the user's own calls of the model while they serve: `with memory.observing(): …`.
 
         The model answers as ever, in its own mode, also under `torch.no_grad()` and
-        `torch.inference_mode()`; one call in `every` is observed, the others cost nothing.
+        `torch.inference_mode()`. One call in `every` is observed, the first and every k-th after
+        it, counted over all threads and over all blocks, of which any number may be open, in any
+        threads, and left in any order; the other calls cost nothing. A call is observed that begins
+        and ends while a block is open, in whatever thread. Copies and pickles of the model are not
+        observed. What goes wrong in observing never reaches who is served; it is warned of when
+        the last block is left.
 
         Raises:
             InputError: `every` is not a positive whole number.
+            StateError: another block is open with another `every`.
             ModelError: the model changed since the first sample; call `consolidate()` before that.
         """
+        with self._quiet():
+            listener = self._listener_for_all()
+            listener.enter(every)
+        try:
+            yield self
+        finally:
+            listener.leave()
+
+    def _listener_for_all(self) -> Listener:
+        """The one listener of this memory: all blocks that are open at a time share it."""
         parameters = self.selection.trainable(self.model)
         if self._state.running is not None:
             self._state.running.refuse_changed(parameters)
-        rule = cast(LocalRule, self._estimator(parameters))
+        if self._listener is None or not self._listener.open:
+            rule = cast(LocalRule, self._estimator(parameters))
+            if self._listener is None or self._rule is not rule:
+                commit = partial(self._inbox.put, rule.routes)
+                self._rule, self._listener = rule, rule.listener(commit, self._turns)
+        return self._listener
 
-        def commit(sums: Mapping[str, Tensor], samples: int) -> None:
-            running = self._state.running or Running()
-            running.add(sums, samples)
-            running.routes = dict(rule.routes)
-            self._state = replace(self._state, running=running)
+    # ---- beside calls that are observed in other threads ----
 
-        with rule.listening(commit, every=every):
-            yield self
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """One verb at a time, with all that other threads have observed so far."""
+        with self._inbox.verbs:
+            arrived = self._inbox.take()
+            if arrived is not None:
+                running = self._state.running or Running()
+                running.add(arrived.sums, arrived.samples)
+                running.routes = arrived.routes
+                self._state = replace(self._state, running=running)
+            yield
+
+    @override
+    def observe(self, data: Any, *, max_samples: int | None = None, progress: bool = True) -> Self:
+        with self._quiet():
+            return super().observe(data, max_samples=max_samples, progress=progress)
+
+    @property
+    @override
+    def observed(self) -> Importance:
+        """What was observed since the last `consolidate()`; see `Memory.observed`."""
+        with self._quiet():
+            return super().observed
+
+    @observed.setter
+    def observed(self, given: Importance) -> None:
+        with self._quiet():
+            cast(property, Memory.observed).__set__(self, given)
+
+    @override
+    def consolidate(self, merge: Merge = "sum") -> Self:
+        with self._quiet():
+            super().consolidate(merge)
+            if self._listener is not None and not self._listener.open:
+                self._listener = self._rule = None  # their buffers are as large as the weights
+            return self
+
+    @override
+    def save(self, path: str | os.PathLike[str]) -> None:
+        with self._quiet():
+            super().save(path)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        with self._quiet():
+            return super().state_dict()
+
+    @override
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        with self._quiet():
+            super().load_state_dict(state, strict=strict)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        with self._quiet():
+            return {**super().__getstate__(), "_listener": None, "_rule": None}
+
+    @override
+    def _refuse_unconsolidated(self) -> None:
+        with self._quiet():
+            super()._refuse_unconsolidated()
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> LocalRule:
         return LocalRule(self.model, parameters, batch_dim=self._batch_dim, served=self._served)
+
+
+class Inbox:
+    """What calls that are observed in any thread have added, until the memory takes it in.
+
+    Attributes:
+        verbs: held by the thread that reads or changes the memory, never by one that serves.
+    """
+
+    def __init__(self) -> None:
+        self.verbs = threading.RLock()
+        self._lock = threading.Lock()
+        self._arrived: Running | None = None
+
+    def put(self, routes: Mapping[str, str], sums: Mapping[str, Tensor], samples: int) -> None:
+        """Add the sums over `samples` more samples."""
+        with self._lock:
+            if self._arrived is None:
+                self._arrived = Running()
+            self._arrived.add(sums, samples)
+            self._arrived.routes = dict(routes)
+
+    def take(self) -> Running | None:
+        """Everything since the last time, if there is anything."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, None
+            return arrived
+
+    def __reduce__(self) -> tuple[type[Inbox], tuple[()]]:
+        return Inbox, ()  # a copy of a memory has its own; locks are of one process
