@@ -17,6 +17,10 @@ class NonFiniteError(RetainError, ArithmeticError):
     """NaN or infinity in outputs, gradients or importance."""
 
 
+class OutOfMemoryError(RetainError, MemoryError):
+    """Work of which not even the smallest part fits into memory."""
+
+
 class StateError(RetainError, RuntimeError):
     """The right call at the wrong time, such as a penalty before `consolidate()`."""
 

@@ -22,6 +22,7 @@ from retain.outputs import OutputPicker, checked, first_tensor, output_of
 from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.check import disagreeing, refuse_interaction, refuse_size
 from retain.per_sample.graph import Graph
+from retain.per_sample.halving import Halving
 from retain.per_sample.layout import probe_weights, verifying_weights
 from retain.per_sample.plan import Energies, Plan, make_plan
 from retain.per_sample.reference import sums_by_loop
@@ -57,6 +58,7 @@ class PerSample:
             name: Sum(p.shape, p.dtype, p.device, power) for name, p in self.parameters.items()
         }
         self._memory = Memory()
+        self._halving = Halving()
         self._checked: set[frozenset[str]] = set()
         self._mistrusted: set[str] = (
             set()
@@ -71,7 +73,13 @@ class PerSample:
             InputError: the output cannot be differentiated for each sample.
             ModelError: the samples influence each other.
             NonFiniteError: NaN or infinity in outputs or gradients.
+            OutOfMemoryError: one sample alone does not fit into memory; what does not fit together
+                is halved.
         """
+        return self._halving(self._whole, batch)
+
+    def _whole(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums over the samples of a batch that fits into memory."""
         graph, target = self._forward(batch)
         if batch.samples == 1:
             self._alone(graph)
