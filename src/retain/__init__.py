@@ -15,6 +15,7 @@ from typing import Any
 from retain.errors import RetainError
 from retain.importance import Importance
 from retain.memory import EWC, MAS, SI, LocalMAS, load
+from retain.repair import repair
 from retain.statistics import frozen_statistics
 from retain.strength import StrengthChoice, choose_strength
 
@@ -32,6 +33,7 @@ __all__ = [
     "choose_strength",
     "frozen_statistics",
     "load",
+    "repair",
 ]
 
 # Behind the door: rooms that `import retain` does not enter before somebody asks for them.

@@ -32,11 +32,26 @@ def write(
     Raises:
         FileError: the folder is missing or not writable, or the disk is full.
     """
+    head = {"kind": kind, "format": VERSION, "torch": torch.__version__, **header}
+    _write(path, tensors, {MARK: json.dumps(head)})
+
+
+def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put weights by name into `path`, a safetensors file as any other, whole or not at all.
+
+    Raises:
+        FileError: the folder is missing or not writable, or the disk is full.
+    """
+    _write(path, tensors, {"format": "pt"})
+
+
+def _write(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
     target = Path(path).resolve()
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    head = {"kind": kind, "format": VERSION, "torch": torch.__version__, **header}
     try:
-        save_file(_separate(tensors), beside, metadata={MARK: json.dumps(head)})
+        save_file(_separate(tensors), beside, metadata=metadata)
         _flush(beside)
         os.replace(beside, target)  # noqa: PTH105  (the same, and tests can see it fail)
         _flush(target.parent)

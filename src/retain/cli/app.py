@@ -8,6 +8,7 @@ from retain.cli.datasets import datasets
 from retain.cli.demo import demo
 from retain.cli.importance import importance
 from retain.cli.inspect import inspect
+from retain.cli.repair import repair
 from retain.cli.report import report
 from retain.cli.run import run
 from retain.cli.study import study
@@ -20,5 +21,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, study, datasets, report, importance, inspect):
+for command in (demo, run, study, datasets, report, importance, inspect, repair):
     app.command()(command)

@@ -34,6 +34,15 @@ def inspect(
         out.print(str(omega.plot(plot)), markup=False, soft_wrap=True)
 
 
+def importance_in(file: Path) -> Importance:
+    """The Ω in a file, whichever of the two wrote it.
+
+    Raises:
+        FileError: it is neither, or cannot be read.
+    """
+    return _read(file)[1]
+
+
 def _read(file: Path) -> tuple[str, Importance]:
     """What the file is, and the Ω in it: of `Importance.save`, or of a memory's `save`."""
     with suppress(FileError):

@@ -20,11 +20,13 @@ from typing_extensions import Self
 from retain import files
 from retain.batches import Batch
 from retain.borrowed import borrowed
+from retain.drift import Drift
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, refuse_optimizer
 from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged
 from retain.memory.estimator import Estimator
+from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.reading import batches_in, blaming, progress_of
 from retain.memory.restoring import restored
 from retain.memory.running import Running
@@ -275,6 +277,45 @@ class Memory:
         )
         self._attachments.add(handle)
         return handle
+
+    # ---- how much is it, or will it be, forgotten ----
+
+    def drift(self) -> Drift:
+        """How much the output is expected to have changed since θ*, in all and by parameter.
+
+        From Ω, θ* and the weights alone: no data are looked at.
+
+        Raises:
+            StateError: nothing was consolidated.
+            ModelError: parameters with importance that are gone or have another shape.
+        """
+        return self.forecast(self.model)
+
+    def forecast(self, other: Any, *, loss: Loss | None = None, lr: float = 1e-3) -> Drift:
+        """How much the output is to change with other weights, before anybody uses them.
+
+        Args:
+            other: a model or a state dict with the weights; or a loader of new data, of which one
+                step of gradient descent is taken, on all of it, from the weights as they are now.
+            loss: for a loader: from the model and a batch to a scalar; by default what the model
+                itself returns as `.loss`, or the cross-entropy of its output with the labels.
+            lr: for a loader: how long the step is.
+
+        Raises:
+            StateError: nothing was consolidated.
+            InputError: weights of another model (every name is listed), or data without labels.
+            ModelError: parameters with importance that are gone or have another shape.
+        """
+        held = {
+            name: p for name, (p, _) in holds(self.model, self.selection, self._state.terms).items()
+        }
+        if not held:
+            raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
+        anchor, importance = self.anchor, self.importance
+        weights = weights_in(other, held)
+        if weights is None:
+            weights = after_one_step(self.model, other, held, loss=loss, lr=lr)
+        return Drift.of({name: importance[name] for name in held}, anchor, weights)
 
     # ---- to look at, to carry and to keep ----
 

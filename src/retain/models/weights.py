@@ -31,7 +31,7 @@ def load_weights(model: nn.Module, path: Path, *, head: str | None = None) -> tu
     Raises:
         FileError: the file cannot be read, or does not fit; the model is left as it was.
     """
-    given = _of_backbone(_unwrapped(read_weights(path), path), model)
+    given = _of_backbone(read_state(path), model)
     own = model.state_dict()
     notes = _head_note(given, own, head, path)
     of_head = {f"{head}.weight", f"{head}.bias"} if head is not None else set()
@@ -69,6 +69,15 @@ def read_weights(path: Path) -> Any:
         raise FileError(
             f"{path} is not a readable file of weights (cut off, or another format): {error}"
         ) from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of weights, by name.
+
+    Raises:
+        FileError: the file cannot be read, or holds something else.
+    """
+    return _unwrapped(read_weights(path), path)
 
 
 def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:

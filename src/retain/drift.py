@@ -1,0 +1,113 @@
+"""Drift: how far weights went from θ*, counted by how much the output depends on them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = 20  # parameters in the table; the others are one row
+PIECE = 1 << 20  # elements that are looked at together, in double precision
+
+
+@dataclass(frozen=True)
+class ParameterDrift:
+    """One parameter: its part of the expected change, its share of all, and how far it went."""
+
+    change: float
+    share: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The change of the output that is to be expected from weights away from θ*.
+
+    Attributes:
+        change: Σ Ω |θ − θ*|: to first order, what ‖F(x)‖² changes by at most, on average over the
+            observed data.
+        relative: the same as a share of Σ Ω |θ*|, what all the weights together account for; does
+            not depend on the scale of the outputs or the number of tasks.
+        penalty: Σ Ω (θ − θ*)², without λ.
+        distance: ‖θ − θ*‖₂ over the weights that have importance.
+        parameters: name -> its part, the largest first.
+    """
+
+    change: float
+    relative: float
+    penalty: float
+    distance: float
+    parameters: Mapping[str, ParameterDrift]
+
+    @classmethod
+    def of(
+        cls,
+        importance: Mapping[str, Tensor],
+        anchor: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+    ) -> Drift:
+        """The drift of `weights` from `anchor`; all are name -> tensor of the same shapes."""
+        changes: dict[str, tuple[float, float]] = {}
+        all_of_it = penalty = 0.0
+        for name, omega in importance.items():
+            change = square = 0.0
+            for o, star, d in _pieces(omega, anchor[name], weights[name]):
+                # E|‖F(x; θ)‖² − ‖F(x; θ*)‖²| ≤ Σ Ω |θ − θ*| + O(‖θ − θ*‖²)
+                change += float((o * d.abs()).sum())
+                penalty += float((o * d.square()).sum())  # Σ Ω (θ − θ*)²   (MAS, eq. 3)
+                square += float(d.square().sum())
+                all_of_it += float((o * star.abs()).sum())
+            changes[name] = change, square**0.5
+        total = sum(change for change, _ in changes.values())
+        parts = {
+            name: ParameterDrift(change, change / total if total else 0.0, far)
+            for name, (change, far) in sorted(changes.items(), key=lambda one: -one[1][0])
+        }
+        far = sum(distance**2 for _, distance in changes.values()) ** 0.5
+        return cls(total, total / all_of_it if all_of_it else 0.0, penalty, far, parts)
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        title = (
+            f"Expected change of ‖F‖²: up to {self.change:.3g}, {100 * self.relative:.3g} % of "
+            f"what the weights account for; ‖θ − θ*‖ = {self.distance:.3g}"
+        )
+        table = Table(title=title, title_justify="left")
+        table.add_column("parameter", overflow="fold")
+        for heading in ("change", "share", "‖θ − θ*‖"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, own in list(self.parameters.items())[:SHOWN]:
+            share = f"{100 * own.share:.1f} %"
+            table.add_row(name, f"{own.change:.3g}", share, f"{own.distance:.3g}")
+        rest = list(self.parameters.values())[SHOWN:]
+        if rest:
+            change, part = sum(p.change for p in rest), 100 * sum(p.share for p in rest)
+            far = sum(p.distance**2 for p in rest) ** 0.5
+            table.add_row(f"{len(rest)} others", f"{change:.3g}", f"{part:.1f} %", f"{far:.3g}")
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=100)
+        console.print(self)
+        written: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return written.rstrip()
+
+
+def _pieces(
+    omega: Tensor, anchor: Tensor, weight: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Ω, θ* and θ − θ*, piece by piece in double precision, where the weight is."""
+    flat = (tensor.detach().reshape(-1).split(PIECE) for tensor in (omega, anchor, weight))
+    for three in zip(*flat, strict=True):
+        o, star, theta = (part.to(weight.device, torch.float64) for part in three)
+        yield o, star, theta - star

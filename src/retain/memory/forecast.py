@@ -1,0 +1,95 @@
+"""Where weights are about to go: those of another model, or of one step on new data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.borrowed import borrowed
+from retain.errors import InputError
+from retain.memory.reading import batches_in, blaming
+from retain.outputs import first_tensor
+from retain.parameters import named_parameters
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Weights = Mapping[str, Tensor]
+
+
+def weights_in(other: object, held: Weights) -> Weights | None:
+    """Name -> weight of a model or a state dict, for everything in `held`; None if it is neither.
+
+    Raises:
+        InputError: names that are missing or have another shape, all of them.
+    """
+    if isinstance(other, nn.Module):
+        found: Weights = named_parameters(other)
+    elif isinstance(other, Mapping):
+        found = {name: w for name, w in other.items() if isinstance(w, Tensor)}
+    else:
+        return None
+    wrong = [
+        f"{name} {tuple(star.shape)} is "
+        + (f"{tuple(found[name].shape)} there" if name in found else "missing")
+        for name, star in held.items()
+        if name not in found or found[name].shape != star.shape
+    ]
+    if wrong:
+        raise InputError(
+            f"The forecast is asked for another model: {'; '.join(wrong)}. Give a model or a state "
+            "dict with the parameters that this memory holds."
+        )
+    return found
+
+
+def after_one_step(
+    model: nn.Module, data: Any, held: Weights, *, loss: Loss | None, lr: float
+) -> Weights:
+    """Name -> weight after one plain step of gradient descent on all of `data`.
+
+    Raises:
+        InputError: no batch, no labels where the loss needs them, or a loss that is no scalar.
+    """
+    parameters = {n: p for n, p in named_parameters(model).items() if n in held and p.requires_grad}
+    if not parameters:
+        raise InputError("None of the weights that this memory holds is trainable.")
+    device = next(iter(parameters.values())).device
+    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    samples = 0
+    with borrowed(model), torch.enable_grad():
+        for number, raw in enumerate(batches_in(data, batch_dim=0), 1):
+            with blaming(number, lambda: 0):
+                batch = Batch.of(raw).to(device)
+                value = (_cross_entropy if loss is None else loss)(
+                    model, batch if loss is None else raw
+                )
+                if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                    raise InputError("The loss is no scalar with a gradient.")
+                gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+            for name, g in zip(parameters, gradients):
+                if g is not None:
+                    total[name].add_(g, alpha=batch.samples)
+            samples += batch.samples
+    if not samples:
+        raise InputError("The data holds no batch.")
+    now = named_parameters(model)
+    # θ − η · 1/N Σ ∂L/∂θ
+    moved = {name: p.detach() - total[name] * (lr / samples) for name, p in parameters.items()}
+    return {name: moved.get(name, now[name].detach()) for name in held}
+
+
+def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    returned = batch.call(model)
+    own = getattr(returned, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    if batch.labels is None:
+        raise InputError(
+            "The batch holds no labels for a cross-entropy. Give (inputs, labels), or say what is "
+            "learned with loss=lambda model, batch: …"
+        )
+    return F.cross_entropy(first_tensor(returned), batch.labels)

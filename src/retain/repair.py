@@ -1,0 +1,152 @@
+"""Repair: a model that has forgotten gets back what mattered, without training and without data."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from retain.errors import InputError, StateError
+from retain.importance import Importance
+from retain.memory.body import Memory
+from retain.parameters import canonical, unwrapped
+
+Weights = Mapping[str, Tensor]
+
+
+@overload
+def repair(
+    base: nn.Module | Weights,
+    tuned: nn.Module,
+    memory: Memory | Importance,
+    *,
+    amount: float = 1.0,
+) -> nn.Module: ...
+@overload
+def repair(
+    base: nn.Module | Weights,
+    tuned: Weights,
+    memory: Memory | Importance,
+    *,
+    amount: float = 1.0,
+) -> dict[str, Tensor]: ...
+def repair(
+    base: nn.Module | Weights,
+    tuned: nn.Module | Weights,
+    memory: Memory | Importance,
+    *,
+    amount: float = 1.0,
+) -> nn.Module | dict[str, Tensor]:
+    """`tuned`, with every weight's change since `base` shrunk by how much the weight mattered.
+
+    θ = θ_base + (θ_tuned − θ_base) / (1 + amount · Ω / mean Ω)
+
+    0 gives `tuned` back; the larger `amount`, the nearer important weights come to `base`, while
+    those that nothing depends on stay where training put them. Parameters without importance (new
+    heads) are those of `tuned`. Running statistics shrink as the weight of the same layer does.
+
+    Args:
+        base: the model, or its state dict, from before.
+        tuned: the model that was trained further, or its state dict; untouched. Adapters of PEFT
+            are merged into the result.
+        memory: what was consolidated on `base`, or its importance.
+        amount: how far to go back, at least 0.
+
+    Returns:
+        A new model where `tuned` is one, or else a new state dict.
+
+    Raises:
+        InputError: an amount out of range, or weights of another model; every name is listed.
+        StateError: a memory without importance.
+    """
+    number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+    if not number or not 0 <= amount <= sys.float_info.max:
+        raise InputError(f"amount={amount!r}; expected a finite number of at least 0.")
+    importance = memory.importance if isinstance(memory, Memory) else memory
+    if not isinstance(importance, Importance):
+        raise InputError(
+            f"memory is a {type(memory).__name__}; expected a memory or an Importance."
+        )
+    if not importance:
+        raise StateError("The memory has no importance yet: observe data and call consolidate().")
+    if isinstance(tuned, nn.Module):
+        model = _merged(tuned)
+        state = _repaired(_state(base, "base"), model.state_dict(), importance, float(amount))
+        model.load_state_dict(state)
+        return model
+    given = _state(tuned, "tuned")
+    return _repaired(_state(base, "base"), given, importance, float(amount))
+
+
+def _repaired(
+    base: Weights, tuned: Weights, importance: Mapping[str, Tensor], amount: float
+) -> dict[str, Tensor]:
+    names = {canonical(name): name for name in tuned}
+    before = {canonical(name): tensor for name, tensor in base.items()}
+    _refuse_others(before, {c: tuned[n] for c, n in names.items()}, importance)
+    weights = sum(omega.numel() for omega in importance.values())
+    mean = sum(float(omega.double().sum()) for omega in importance.values()) / weights
+    result = {name: tensor.detach().clone() for name, tensor in tuned.items()}
+    if mean == 0 or amount == 0:
+        return result
+    shrunk = dict(importance)
+    for name in names.keys() - importance.keys():
+        if (own := _of_the_same_layer(name, names, before, importance)) is not None:
+            shrunk[name] = importance[own]
+    for name, omega in shrunk.items():
+        now = result[names[name]]
+        wide = torch.float64 if now.dtype == torch.float64 else torch.float32
+        start = before[name].to(now.device, wide)
+        keep = 1 + amount / mean * omega.to(now.device, wide)
+        # θ* + Δ / (1 + amount · Ω / mean Ω)
+        now.copy_(start + (now.to(wide) - start) / keep)
+    return result
+
+
+def _of_the_same_layer(
+    name: str, tuned: Mapping[str, str], base: Weights, importance: Mapping[str, Tensor]
+) -> str | None:
+    """The weight beside a running statistic, if there is one of its shape with importance."""
+    layer, _, last = name.rpartition(".")
+    own = f"{layer}.weight" if layer else "weight"
+    statistic = last.startswith("running_") and base.get(name) is not None
+    fits = own in importance and own in tuned and statistic
+    return own if fits and base[name].shape == importance[own].shape else None
+
+
+def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tensor]) -> None:
+    wrong = []
+    for name, omega in importance.items():
+        for what, weights in (("base", base), ("tuned", tuned)):
+            if name not in weights:
+                wrong.append(f"{name} is missing in {what}")
+            elif weights[name].shape != omega.shape:
+                shapes = f"{tuple(weights[name].shape)} in {what}"
+                wrong.append(f"{name} is {shapes}, and {tuple(omega.shape)} in the memory")
+    if wrong:
+        raise InputError(
+            f"Not the weights of one model: {'; '.join(wrong)}. Give the model that the memory was "
+            "made on as base, and what it was trained to as tuned."
+        )
+    bad = [name for name in importance if not bool(torch.isfinite(tuned[name]).all())]
+    if bad:
+        raise InputError(f"NaN or infinity in tuned: {', '.join(bad)}. Nothing can be repaired.")
+
+
+def _state(given: nn.Module | Weights, what: str) -> dict[str, Tensor]:
+    if isinstance(given, nn.Module):
+        return _merged(given).state_dict()
+    if isinstance(given, Mapping) and all(isinstance(t, Tensor) for t in given.values()):
+        return dict(given)
+    raise InputError(f"{what} is a {type(given).__name__}; expected a model or a state dict.")
+
+
+def _merged(model: nn.Module) -> nn.Module:
+    """A copy of a model, with PEFT's adapters merged into the weights."""
+    twin = copy.deepcopy(unwrapped(model))
+    merge = getattr(twin, "merge_and_unload", None)
+    return merge() if callable(merge) else twin
