@@ -7,6 +7,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -79,6 +80,7 @@ class Memory:
         self._attachments: WeakSet[Attachment] = WeakSet()
         self._warned = False
         self._warned_twice = False
+        self._in_losses = 0  # how often the gradient of `penalty()` was asked for
         self._output_is_lost = False
 
     @property
@@ -147,7 +149,11 @@ class Memory:
         number = 0
         batches = batches_in(data, batch_dim=self._batch_dim)
         device = next(iter(parameters.values())).device
-        with borrowed(self.model), progress_of(batches, wanted=progress) as advance:
+        with (
+            borrowed(self.model),
+            _entered(self.output),
+            progress_of(batches, wanted=progress) as advance,
+        ):
             estimator = self._estimator(parameters)
             for number, raw in enumerate(batches, 1):
                 with blaming(number, lambda: running.samples):
@@ -436,6 +442,7 @@ class Memory:
 
     def _entered_a_loss(self, weight: float) -> None:
         """The gradient of `penalty()` was asked for, times `weight`."""
+        self._in_losses += 1
         twice = any(handle.attached and handle.form != "loss" for handle in self._attachments)
         if twice and not self._warned_twice:
             self._warned_twice = True
@@ -540,3 +547,8 @@ class Memory:
                 f"{running.samples} samples were observed and never consolidated. Call "
                 "consolidate() when the model has learned what is to be kept."
             )
+
+
+def _entered(output: OutputPicker | None) -> AbstractContextManager[Any]:
+    """An `output=` that is a context too is entered for as long as the model is observed."""
+    return output if isinstance(output, AbstractContextManager) else nullcontext()
