@@ -20,8 +20,11 @@ SOURCE = Path(retain.__file__).parent
 LEVELS = [
     {"errors"},
     {"closest", "extras"},
-    {"parameters", "files", "batches", "borrowed"},
-    {"outputs"},
+    {"parameters", "files", "borrowed", "containers", "masks"},
+    {"rows"},
+    {"batches", "packing"},
+    {"outputs", "calls"},
+    {"reader"},
     {"statistics"},
     {"per_sample"},
     {"local_rule"},

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from retain import masks
+from retain.containers import DESCEND, Path, leaves, parts_of, rebuilt
 from retain.errors import InputError
+from retain.rows import Rows
 
 # Not inputs: a model that is given these only computes a loss with them, and no label is ever used.
 LABEL_KEYS = frozenset({"labels", "label", "label_ids"})
 ACCEPTED = (
-    "a tensor, a tuple or list whose first element is the input, or a dict of keyword arguments"
+    "a tensor, a tuple or list whose first element is the input, a dict or dataclass of keyword "
+    "arguments, or an object that the model takes whole"
 )
 
 
@@ -29,6 +32,11 @@ class Batch:
         samples: how many samples it holds.
         labels: what stood beside the input, if anything; only the empirical Fisher looks at it.
         batch_dim: the dimension of the input tensors that counts samples.
+        names: of the positional arguments, as far as they are known.
+        shared: parts that all samples have in common, whatever their size.
+        lists: lists with one item per sample.
+        rows: which sample each row belongs to, where rows are no samples.
+        padding: [n, T] of bools: positions that do not count, where the user says so.
     """
 
     args: tuple[Any, ...]
@@ -36,36 +44,31 @@ class Batch:
     samples: int
     labels: Tensor | None = None
     batch_dim: int = 0
+    names: tuple[str, ...] = ()
+    shared: frozenset[Path] = field(default_factory=frozenset)
+    lists: frozenset[Path] = field(default_factory=frozenset)
+    rows: Rows | None = None
+    padding: Tensor | None = None
 
     @classmethod
     def of(cls, raw: object, *, batch_dim: int = 0) -> Batch:
-        """The batch in `raw`, which is a tensor, a tuple or list (input first), or a mapping.
+        """The batch in `raw`, which is a tensor, a tuple or list (input first), or has named parts.
 
         Raises:
             InputError: `raw` is none of these, or holds no tensor with a batch dimension.
         """
-        given, labels = raw, None
-        if isinstance(given, PackedSequence):
-            raise InputError(
-                "A batch is a PackedSequence, whose samples cannot be taken apart; expected padded "
-                "sequences: torch.nn.utils.rnn.pad_packed_sequence(batch)."
-            )
-        if isinstance(given, (tuple, list)):
-            if not given:
-                raise InputError(f"A batch is an empty {type(raw).__name__}; expected {ACCEPTED}.")
-            labels = next((item for item in given[1:] if isinstance(item, Tensor)), None)
-            given = given[0]
+        given, labels = input_of(raw)
         args: tuple[Any, ...]
         kwargs: dict[str, Any]
         if isinstance(given, Tensor):
             args, kwargs = (given,), {}
-        elif isinstance(given, Mapping):
-            args, kwargs = (), {k: v for k, v in given.items() if k not in LABEL_KEYS}
-            if labels is None:
-                beside = (item for key, item in given.items() if key in LABEL_KEYS)
-                labels = next((item for item in beside if isinstance(item, Tensor)), None)
         elif isinstance(given, (tuple, list)) and any(isinstance(item, Tensor) for item in given):
             args, kwargs = tuple(given), {}
+        elif (parts := parts_of(given)) is not None:
+            args, kwargs = (), {k: v for k, v in parts.items() if k not in LABEL_KEYS}
+            if labels is None:
+                beside = (item for key, item in parts.items() if key in LABEL_KEYS)
+                labels = next((item for item in beside if isinstance(item, Tensor)), None)
         else:
             raise InputError(
                 f"A batch is a {type(raw).__name__}"
@@ -79,69 +82,210 @@ class Batch:
         """The batch that a model is called with by `model(*args, **kwargs)`.
 
         Raises:
-            InputError: there is no tensor with a batch dimension, or no sample.
+            InputError: there is nothing that counts samples, or no sample.
         """
-        counts = [t.shape[batch_dim] for t in tensors_in((args, kwargs)) if t.ndim > batch_dim]
+        batch = cls(args, kwargs, 0, None, batch_dim)
+        counts = batch.counts()
         if not counts:
             raise InputError(
                 f"A batch holds no tensor with a dimension {batch_dim} to count samples by; "
                 f"expected {ACCEPTED}."
             )
-        if counts[0] == 0:
+        return batch.counted_by(next(iter(counts)))
+
+    def counted_by(self, path: Path) -> Batch:
+        """The same batch, with as many samples as the part at `path` holds.
+
+        Raises:
+            InputError: no sample.
+        """
+        counts = self.counts()
+        samples = counts[path]
+        if samples == 0:
             raise InputError("A batch holds 0 samples. Leave empty batches out of the data.")
-        return cls(args, kwargs, counts[0], None, batch_dim)
+        tensors = self.inputs()
+        inside = {where[:-1] for where in counts if where in tensors}
+        lists = (
+            where
+            for where, count in counts.items()
+            if where not in tensors and count == samples and (where not in inside or where == path)
+        )
+        return replace(self, samples=samples, lists=frozenset(lists))
 
     def call(self, model: nn.Module) -> Any:
         """What the model returns for this batch."""
         return model(*self.args, **self.kwargs)
 
+    # ---- its parts ----
+
+    def inputs(self) -> dict[Path, Tensor]:
+        """Every tensor that the model is given, by the way to it: names, and places in lists."""
+        return dict(leaves(self._parts()))
+
+    def counts(self) -> dict[Path, int]:
+        """Whatever may count samples, and how many there are of each.
+
+        Tensors, by their size along the batch dimension; then lists, by their lengths. The tensors
+        in a list count if they are all of one size, as those of several kinds of features.
+        """
+        tensors: dict[Path, int] = {}
+        lists: dict[Path, int] = {}
+
+        def see(path: Path, part: Any) -> Any:
+            if isinstance(part, Tensor):
+                if part.ndim > self._dim(path):
+                    tensors[path] = part.shape[self._dim(path)]
+                return part
+            if path and _is_list(part):
+                lists[path] = len(part)
+                sizes = {_size(item, self.batch_dim) for item in part}
+                return DESCEND if len(sizes) == 1 and None not in sizes else part
+            return DESCEND
+
+        rebuilt(self._parts(), see)
+        return tensors | lists
+
+    def parts_that_count(self) -> list[Path]:
+        """The parts that are cut because they hold as many samples as the batch."""
+        tensors = self.inputs()
+        return [
+            path
+            for path, count in self.counts().items()
+            if count == self.samples
+            and path not in self.shared
+            and (path in self.lists or path in tensors)
+            and path[:-1] not in self.lists
+        ]
+
+    def _parts(self) -> dict[Any, Any]:
+        """What is given by position and by name, by name where it is known."""
+        return {**{self._name(at): v for at, v in enumerate(self.args)}, **self.kwargs}
+
+    def _name(self, at: int) -> str | int:
+        return self.names[at] if at < len(self.names) else at
+
+    def _dim(self, path: Path) -> int:
+        return 0 if path[-1] in masks.OF_SAMPLES else self.batch_dim
+
+    def _changed(self, parts: dict[Any, Any], **more: Any) -> Batch:
+        args = tuple(parts[self._name(at)] for at in range(len(self.args)))
+        return replace(self, args=args, kwargs={key: parts[key] for key in self.kwargs}, **more)
+
+    # ---- cutting and moving ----
+
     def take(self, start: int, stop: int) -> Batch:
         """Samples `start` to `stop` (not included), every batch dimension kept."""
         stop = min(stop, self.samples)
 
-        def cut(tensor: Tensor) -> Tensor:
-            dim = self.batch_dim
-            if tensor.ndim > dim and tensor.shape[dim] == self.samples:
-                return tensor.narrow(dim, start, stop - start)
-            return tensor
+        def cut(path: Path, part: Any) -> Any:
+            if path in self.shared:
+                return part
+            if isinstance(part, Tensor):
+                return self._cut(path, part, start, stop)
+            if path in self.lists and len(part) == self.samples:
+                return part[start:stop]
+            return DESCEND
 
         labels = self.labels
-        if labels is not None and labels.ndim and labels.shape[0] == self.samples:
-            labels = labels[start:stop]
-        args, kwargs = _map((self.args, self.kwargs), cut)
-        return replace(self, args=args, kwargs=kwargs, labels=labels, samples=stop - start)
+        if labels is not None and labels.ndim:
+            there = None if self.rows is None else self.rows.cut(("labels",), labels, start, stop)
+            if there is None and labels.shape[0] == self.samples:
+                there = labels[start:stop]
+            labels = labels if there is None else there
+        return self._changed(
+            rebuilt(self._parts(), cut),
+            labels=labels,
+            samples=stop - start,
+            rows=None if self.rows is None else self.rows.take(start, stop),
+            padding=None if self.padding is None else self.padding[start:stop],
+        )
+
+    def _cut(self, path: Path, tensor: Tensor, start: int, stop: int) -> Tensor:
+        rows = None if self.rows is None else self.rows.cut(path, tensor, start, stop)
+        if rows is not None:
+            return rows
+        dim = self._dim(path)
+        if tensor.ndim > dim and tensor.shape[dim] == self.samples:
+            return tensor.narrow(dim, start, stop - start)
+        return tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`, and none that autograd could not use."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            there = tensor.to(device, non_blocking=True)
+        def moved(_path: Path, part: Any) -> Any:
+            if not isinstance(part, Tensor):
+                return DESCEND
+            there = part.to(device, non_blocking=True)
             return there.clone() if there.is_inference() else there
 
-        args, kwargs = _map((self.args, self.kwargs), moved)
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, args=args, kwargs=kwargs, labels=labels)
+        return self._changed(
+            rebuilt(self._parts(), moved),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            rows=None if self.rows is None else self.rows.to(device),
+            padding=None if self.padding is None else self.padding.to(device),
+        )
+
+    # ---- its positions ----
+
+    def kept(
+        self, positions: int, *, trailing: bool = False, encoder: bool = False
+    ) -> Tensor | None:
+        """[n, positions] of bools: those of an output that are no padding; None if no mask says.
+
+        Args:
+            positions: how many the output has.
+            trailing: the output may have fewer than the mask: the last ones.
+            encoder: the output is what an encoder gives, though there is a decoder.
+        """
+        every = [~self.padding] if self.padding is not None else self._masks(encoder)
+        for mask in every:
+            if mask.shape == (self.samples, positions):
+                return mask
+            if trailing and mask.shape[0] == self.samples and mask.shape[1] > positions:
+                return mask[:, -positions:]
+        return None
+
+    def masks(self) -> list[Tensor]:
+        """[n, T] of bools for every mask that there is, of any sequence: True where it counts."""
+        if self.padding is not None:
+            return [~self.padding]
+        return [mask for encoder in (True, False) for mask in self._masks(encoder)]
+
+    def _masks(self, encoder: bool) -> list[Tensor]:
+        named = {str(path[-1]): t for path, t in self.inputs().items() if path not in self.shared}
+        if masks.has_decoder(named) and not encoder:
+            return masks.of_decoder(named)
+        return masks.of_encoder(named)
+
+
+def input_of(raw: object) -> tuple[Any, Tensor | None]:
+    """The input in a batch, and the first tensor beside it, which may be its labels.
+
+    Raises:
+        InputError: there is nothing in it, or samples that cannot be taken apart.
+    """
+    if isinstance(raw, PackedSequence):
+        raise InputError(
+            "A batch is a PackedSequence, whose samples cannot be taken apart; expected padded "
+            "sequences: torch.nn.utils.rnn.pad_packed_sequence(batch)."
+        )
+    if isinstance(raw, (tuple, list)):
+        if not raw:
+            raise InputError(f"A batch is an empty {type(raw).__name__}; expected {ACCEPTED}.")
+        return raw[0], next((item for item in raw[1:] if isinstance(item, Tensor)), None)
+    return raw, None
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """Every tensor in nested tuples, lists and mappings, in their order."""
-    found: list[Tensor] = []
-
-    def see(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    _map(value, see)
-    return found
+    """Every tensor in nested tuples, lists, mappings and dataclasses, in their order."""
+    return [tensor for _, tensor in leaves(value)]
 
 
-def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _map(item, change) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, change) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, change) for item in value)
-    return value
+def _is_list(part: Any) -> bool:
+    plain = isinstance(part, (tuple, list)) and not hasattr(part, "_fields")
+    return plain and not isinstance(part, PackedSequence) and len(part) > 0
+
+
+def _size(item: Any, dim: int) -> int | None:
+    """The size of a tensor along `dim`; nested containers have none."""
+    return item.shape[dim] if isinstance(item, Tensor) and item.ndim > dim else None

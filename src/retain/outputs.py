@@ -45,12 +45,67 @@ def _search(returned: Any) -> Tensor | None:
     else:
         return None
     tensors = [tensor for tensor in map(_search, items) if tensor is not None]
-    return next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else None)
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    # a model that returns what it was given as well means what it computed
+    computed = [tensor for tensor in floating if tensor.requires_grad]
+    return next(iter(computed or floating or tensors), None)
 
 
 def output_of(model: nn.Module, batch: Batch, pick: OutputPicker) -> Tensor:
-    """F(x) [n, …] of the samples of `batch`: what `pick` finds in what the model returns."""
-    return pick(batch.call(model))
+    """F(x) [n, …] of the samples of `batch`: what `pick` finds in what the model returns.
+
+    Where rows are no samples, each sample's rows are put together, [n, rows of a sample, …].
+    Positions that a mask excludes are zero, and so is their gradient.
+    """
+    return picked_from(batch.call(model), batch, pick)
+
+
+def picked_from(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
+    """As `output_of`, of what the model returned for `batch`."""
+    picked = pick(returned)
+    if not isinstance(picked, Tensor) or picked.ndim == 0:
+        return picked
+    output = picked if batch.rows is None else batch.rows.arranged(picked)
+    if output is not picked or not _has_positions(returned, picked):
+        return output
+    kept = batch.kept(
+        output.shape[1],
+        trailing=_is_trailing(batch),
+        encoder=_is_of_encoder(returned, picked),
+    )
+    if kept is None or kept.all():
+        return output
+    # not by multiplying: what stands at a padded position may be infinite
+    left_out = ~kept.view(*kept.shape, *[1] * (output.ndim - 2))
+    return output.masked_fill(left_out, 0.0)
+
+
+def counted(batch: Batch, output: Tensor) -> Tensor | None:
+    """[n, T] of bools: the positions of an output of `output_of` that count; None if all do."""
+    if batch.rows is not None:
+        rows = batch.rows.counted(output)
+        if rows is not None:
+            return rows
+    return batch.kept(output.shape[1], trailing=_is_trailing(batch)) if output.ndim > 2 else None
+
+
+def _has_positions(returned: Any, picked: Tensor) -> bool:
+    """Whether dimension 1 may count positions: [n, T, …], or one number for each, by its name."""
+    by_name = (getattr(returned, name, None) for name in ("start_logits", "end_logits"))
+    return picked.ndim > 2 or (picked.ndim == 2 and any(picked is one for one in by_name))
+
+
+def _is_of_encoder(returned: Any, picked: Tensor) -> bool:
+    """Whether it is what the encoder of an encoder–decoder gave."""
+    if picked is getattr(returned, "encoder_last_hidden_state", None):
+        return True
+    states = getattr(returned, "encoder_hidden_states", None)
+    return isinstance(states, (tuple, list)) and any(picked is state for state in states)
+
+
+def _is_trailing(batch: Batch) -> bool:
+    """Whether the model may give the last positions only."""
+    return bool(batch.kwargs.keys() & {"logits_to_keep", "num_logits_to_keep", "past_key_values"})
 
 
 def checked(picked: Any, samples: int) -> Tensor:
@@ -69,8 +124,10 @@ def checked(picked: Any, samples: int) -> Tensor:
     if picked.ndim == 0 or picked.shape[0] != samples:
         raise InputError(
             f"The model's output has shape {tuple(picked.shape)} for a batch of {samples} samples; "
-            f"expected {samples} in its first dimension. Pick or transpose it with output=..., or "
-            "say which dimension of the input counts samples with batch_dim=..."
+            f"expected {samples} in its first dimension. If its rows belong to samples in another "
+            "way (patches, boxes, nodes of a graph, packed texts), say which row is whose with "
+            "samples_of=...; or pick or transpose it with output=...; or say which dimension of "
+            "the input counts samples with batch_dim=..."
         )
     if not picked.requires_grad:
         raise InputError(

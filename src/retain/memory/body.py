@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain import files
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.drift import Drift
 from retain.errors import InputError, StateError
@@ -32,9 +31,10 @@ from retain.memory.reading import batches_in, blaming, progress_of
 from retain.memory.restoring import restored
 from retain.memory.running import Running
 from retain.memory.state import State, Tensors, flattened
-from retain.outputs import OutputPicker
+from retain.outputs import OutputPicker, first_tensor
 from retain.parameters import Patterns, Selection, fingerprint, unwrapped
 from retain.penalty import Penalty
+from retain.reader import Reader
 
 
 class Memory:
@@ -73,6 +73,7 @@ class Memory:
         if dtype is not None and not dtype.is_floating_point:
             raise InputError(f"dtype={dtype} cannot hold Ω and θ*; expected a floating type.")
         self.storage = Storage(dtype, None if device is None else torch.device(device))
+        self._reader = Reader()
         self._state = State()
         self._routes: dict[str, str] = {}
         self._made: tuple[dict[str, int], Estimator] | None = None
@@ -147,7 +148,9 @@ class Memory:
         running.refuse_changed(parameters)
         wanted = math.inf if max_samples is None else running.samples + max_samples
         number = 0
-        batches = batches_in(data, batch_dim=self._batch_dim)
+        whole = isinstance(data, Tensor) and self._reader.samples_of is not None
+        batches = batches_in([data] if whole else data, batch_dim=self._reader.batch_dim)
+        pick = self.output or first_tensor
         device = next(iter(parameters.values())).device
         with (
             borrowed(self.model),
@@ -157,7 +160,7 @@ class Memory:
             estimator = self._estimator(parameters)
             for number, raw in enumerate(batches, 1):
                 with blaming(number, lambda: running.samples):
-                    batch = Batch.of(raw, batch_dim=self._batch_dim).to(device)
+                    batch = self._reader.read(raw, self.model, pick, device)
                     if running.samples + batch.samples > wanted:
                         batch = batch.take(0, int(wanted) - running.samples)
                     sums = estimator(batch)
@@ -417,7 +420,6 @@ class Memory:
 
     # ---- what the four differ in ----
 
-    _batch_dim = 0
     output: OutputPicker | None = None
 
     signed: ClassVar[bool] = False  # whether what is summed can be negative

@@ -14,16 +14,18 @@ from retain.importance import Importance
 from retain.memory.body import Memory
 from retain.memory.consolidated import Consolidated, Merge
 from retain.memory.estimator import Estimator
+from retain.memory.reads_batches import READING, ReadsBatches
 from retain.memory.state import Tensors
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
 from retain.per_sample.scores import Empirical, Exact, Sampled
+from retain.reader import PaddingMask, Reader, SamplesOf
 
 FISHERS = ("sampled", "exact", "empirical")
 
 
-class EWC(Memory):
+class EWC(ReadsBatches, Memory):
     """Elastic Weight Consolidation (Kirkpatrick et al., PNAS 2017), for models that give logits.
 
     F = 1/N Σₖ (∂ log p(y|xₖ) / ∂θ)², squared for every sample, and the penalty λ/2 Σ F (θ − θ*)².
@@ -44,6 +46,10 @@ class EWC(Memory):
             the old F fade), in place of one (F, θ*) per task.
         seed: of the draws of "sampled".
         batch_dim: the dimension of the inputs that counts samples.
+        samples_of: which sample each row belongs to, where rows are no samples (patches, boxes,
+            nodes of graphs): the name of an input that numbers them, or a function of the batch.
+        padding_mask: positions that do not count, where no attention_mask says so: the name of an
+            input, or a function of the batch, that gives bools [n, T], True at padding.
         check: compare a few samples with the slow truth, once per model.
     """
 
@@ -52,7 +58,7 @@ class EWC(Memory):
         "fisher": "fisher",
         "online": "online",
         "seed": "seed",
-        "batch_dim": "_batch_dim",
+        **READING,
         "check": "_check",
     }
     _further: ClassVar[tuple[str, ...]] = ("_generator",)
@@ -71,6 +77,8 @@ class EWC(Memory):
         online: bool = False,
         seed: int = 0,
         batch_dim: int = 0,
+        samples_of: SamplesOf = None,
+        padding_mask: PaddingMask = None,
         check: bool = True,
     ) -> None:
         if fisher not in FISHERS:
@@ -86,7 +94,7 @@ class EWC(Memory):
         self.online = online
         self.seed = seed
         self._check = check
-        self._batch_dim = batch_dim
+        self._reader = Reader(batch_dim=batch_dim, samples_of=samples_of, padding_mask=padding_mask)
         self._generator = torch.Generator().manual_seed(seed)
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:

@@ -19,11 +19,13 @@ from retain.local_rule.rule import LocalRule
 from retain.local_rule.serving import Listener, Turns
 from retain.memory.body import Memory
 from retain.memory.consolidated import Merge
+from retain.memory.reads_batches import READING, ReadsBatches
 from retain.memory.running import Running
 from retain.parameters import Patterns
+from retain.reader import PaddingMask, Reader, SamplesOf
 
 
-class LocalMAS(Memory):
+class LocalMAS(ReadsBatches, Memory):
     """l-MAS (Aljundi et al., ECCV 2018): MAS with each layer's own output, by forward passes alone.
 
     Ω = 1/N Σₖ |∂‖y_l(xₖ)‖² / ∂θ| with y_l the layer's output after its non-linearity and its input
@@ -39,9 +41,13 @@ class LocalMAS(Memory):
         dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
         device: where Ω and θ* are kept; by default with the weights.
         batch_dim: the dimension of the inputs that counts samples.
+        samples_of: which sample each row belongs to, where rows are no samples (patches, boxes,
+            nodes of graphs): the name of an input that numbers them, or a function of the batch.
+        padding_mask: positions that do not count, where no attention_mask says so: the name of an
+            input, or a function of the batch, that gives bools [n, T], True at padding.
     """
 
-    _arguments: ClassVar[Mapping[str, str]] = {"batch_dim": "_batch_dim"}
+    _arguments: ClassVar[Mapping[str, str]] = READING
 
     def __init__(
         self,
@@ -53,6 +59,8 @@ class LocalMAS(Memory):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         batch_dim: int = 0,
+        samples_of: SamplesOf = None,
+        padding_mask: PaddingMask = None,
     ) -> None:
         self._inbox = Inbox()
         self._turns = Turns()
@@ -61,7 +69,7 @@ class LocalMAS(Memory):
         super().__init__(
             model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
         )
-        self._batch_dim = batch_dim
+        self._reader = Reader(batch_dim=batch_dim, samples_of=samples_of, padding_mask=padding_mask)
         self._served = model
 
     @contextmanager

@@ -12,10 +12,12 @@ from retain.closest import did_you_mean
 from retain.errors import InputError
 from retain.memory.body import Memory
 from retain.memory.estimator import Estimator
+from retain.memory.reads_batches import READING, ReadsBatches
 from retain.outputs import OutputPicker
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
 from retain.per_sample.scores import EachOutput, Norm, SquaredNorm
+from retain.reader import PaddingMask, Reader, SamplesOf
 
 SCORES: dict[str, type[Score]] = {
     "squared-norm": SquaredNorm,
@@ -24,7 +26,7 @@ SCORES: dict[str, type[Score]] = {
 }
 
 
-class MAS(Memory):
+class MAS(ReadsBatches, Memory):
     """Memory Aware Synapses (Aljundi et al., ECCV 2018): no labels, any trained model, any data.
 
     Ω = 1/N Σₖ |∂‖F(xₖ; θ)‖² / ∂θ|, the absolute value taken for every sample, and the penalty
@@ -42,12 +44,16 @@ class MAS(Memory):
         score: what is differentiated: "squared-norm" (the paper), "norm" (not squared), or
             "each-output" (the paper's slower form, Σ_d |∂F_d/∂θ|, one backward pass per output).
         batch_dim: the dimension of the inputs that counts samples.
+        samples_of: which sample each row belongs to, where rows are no samples (patches, boxes,
+            nodes of graphs): the name of an input that numbers them, or a function of the batch.
+        padding_mask: positions that do not count, where no attention_mask says so: the name of an
+            input, or a function of the batch, that gives bools [n, T], True at padding.
         check: compare a few samples with the slow truth, once per model.
     """
 
     _arguments: ClassVar[Mapping[str, str]] = {
         "score": "score",
-        "batch_dim": "_batch_dim",
+        **READING,
         "check": "_check",
     }
 
@@ -63,6 +69,8 @@ class MAS(Memory):
         device: torch.device | str | None = None,
         score: Literal["squared-norm", "norm", "each-output"] = "squared-norm",
         batch_dim: int = 0,
+        samples_of: SamplesOf = None,
+        padding_mask: PaddingMask = None,
         check: bool = True,
     ) -> None:
         if score not in SCORES:
@@ -75,7 +83,7 @@ class MAS(Memory):
         )
         self.output = output
         self.score = score
-        self._batch_dim = batch_dim
+        self._reader = Reader(batch_dim=batch_dim, samples_of=samples_of, padding_mask=padding_mask)
         self._check = check
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:

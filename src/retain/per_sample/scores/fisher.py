@@ -12,6 +12,7 @@ from torch.nn.functional import log_softmax
 
 from retain.batches import Batch
 from retain.errors import InputError
+from retain.outputs import counted
 
 IGNORED = -100  # the label of positions that do not count, as in torch's cross_entropy
 
@@ -28,11 +29,16 @@ class Sampled:
     def target(self, output: Tensor, batch: Batch) -> Tensor:
         """[n, …]: a label per sample and position, drawn from the model's own p(y|x).
 
-        One random number per label, in order, so that cutting the data into other batches draws
-        the same labels.
+        One random number per label, in order, so that cutting the data into other batches, or
+        padding it, draws the same labels.
         """
         cumulated = _log_probabilities(output).exp().double().cpu().cumsum(-1)
-        chance = torch.rand((*output.shape[:-1], 1), dtype=torch.float64, generator=self.generator)
+        kept = counted(batch, output)
+        kept = torch.ones(output.shape[:-1]).bool() if kept is None else kept.cpu()
+        chance = torch.zeros((*output.shape[:-1], 1), dtype=torch.float64)
+        chance[kept] = torch.rand(
+            (int(kept.sum()), 1), dtype=torch.float64, generator=self.generator
+        )
         below = cumulated < chance * cumulated[..., -1:]
         return below.sum(-1).clamp(max=output.shape[-1] - 1).to(output.device)
 
@@ -71,6 +77,8 @@ class Empirical:
             InputError: there are none, or they do not fit the output.
         """
         labels, expected = batch.labels, tuple(output.shape[:-1])
+        if labels is not None and batch.rows is not None and not labels.is_floating_point():
+            labels = batch.rows.arranged(labels - IGNORED) + IGNORED
         if labels is None:
             raise InputError(
                 'fisher="empirical" needs labels: batches (input, labels), or dicts with "labels". '

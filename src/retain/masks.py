@@ -1,0 +1,115 @@
+"""Which positions of a batch count: what attention and padding masks say, in whatever form.
+
+n samples, T positions. A mask comes as the model wants it: of bools, integers or floats; one number
+per position, or one per pair of positions; and it says either what is kept or what is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from retain.errors import InputError
+
+# True or one, or zero where it is added: kept. Outputs of a decoder follow the mask of a decoder.
+KEPT = ("attention_mask",)
+KEPT_IN_DECODER = ("decoder_attention_mask",)
+# True or −∞: left out, as in torch.nn's layers.
+LEFT_OUT = ("key_padding_mask", "src_key_padding_mask")
+LEFT_OUT_IN_DECODER = ("tgt_key_padding_mask",)
+# What a decoder reads: with one of these, outputs follow it and not the encoder.
+OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "tgt")
+LEFT_OUT_BELOW = -1e3  # in a mask that is added: half precision has −1e4, others less
+OF_SAMPLES = (*LEFT_OUT, *LEFT_OUT_IN_DECODER, "memory_key_padding_mask")  # [n, T] in every layout
+
+
+def of_encoder(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """[n, T] of bools for every mask of the only, or the first, sequence that the model reads."""
+    return _masks(inputs, KEPT, LEFT_OUT)
+
+
+def of_decoder(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """[n, T] of bools for every mask of what a decoder reads."""
+    return _masks(inputs, KEPT_IN_DECODER, LEFT_OUT_IN_DECODER)
+
+
+def has_decoder(inputs: Mapping[str, Tensor]) -> bool:
+    """Whether outputs follow the input of a decoder."""
+    return any(name in inputs for name in (*OF_DECODER, *KEPT_IN_DECODER, *LEFT_OUT_IN_DECODER))
+
+
+def _masks(
+    inputs: Mapping[str, Tensor], kept: tuple[str, ...], left_out: tuple[str, ...]
+) -> list[Tensor]:
+    found = [kept_positions(inputs[name]) for name in kept if name in inputs]
+    found += [~padding(inputs[name], name) for name in left_out if name in inputs]
+    return [mask for mask in found if mask is not None]
+
+
+def kept_positions(mask: Tensor) -> Tensor | None:
+    """[n, T]: the positions that an attention mask [n, T], [n, T, T] or [n, heads, T, T] keeps.
+
+    Of a mask over pairs, these are the positions that another one looks at. None for other shapes.
+    """
+    if mask.ndim not in (2, 3, 4):
+        return None
+    allowed = _allowed(mask)
+    if mask.ndim == 2:
+        return allowed
+    pairs = allowed if mask.ndim == 3 else allowed.any(1)
+    # A padded query sees nothing; some implementations let it see everything, to spare softmax the
+    # division by zero. It tells nothing then, unless the last one sees everything: then all do.
+    tells = ~pairs.all(-1, keepdim=True)
+    everything = pairs[:, -1].all(-1, keepdim=True)
+    return (pairs & tells).any(1) | everything
+
+
+def padding(mask: Tensor, name: str) -> Tensor:
+    """[n, T] of bools: where a padding mask is True or −∞.
+
+    Raises:
+        InputError: it holds other numbers.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_floating_point() and bool((mask <= 0).all()):
+        return mask <= LEFT_OUT_BELOW
+    raise InputError(
+        f"{name} is {mask.dtype}; expected bools, True where there is padding: pass {name} == 0 if "
+        "it is 0 there."
+    )
+
+
+def _allowed(mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    if mask.is_floating_point() and bool((mask <= 0).all()):
+        return mask > LEFT_OUT_BELOW  # it is added to the scores of the attention
+    return mask > 0
+
+
+def looks_padded(tokens: Tensor) -> int | None:
+    """The token that seems to pad the rows of integers [n, T], or None.
+
+    One that stands nowhere but in a run at the end (or beginning) of several rows, in runs of
+    several lengths.
+    """
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        return None
+    if tokens.shape[0] < 2 or tokens.shape[1] < 3:
+        return None
+    for rows in (tokens, tokens.flip(1)):
+        for token in rows[:, -1].unique().tolist():
+            is_token = rows == token
+            runs = is_token.flip(1).cumprod(1).sum(1)  # lengths of the runs at the ends
+            several = int((runs > 0).sum()) > 1 or int(runs.max()) > 2
+            if (
+                several
+                and int(runs.max()) > 1
+                and int(is_token.sum()) == int(runs.sum())
+                and len(runs.unique()) > 1
+            ):
+                return int(token)
+    return None

@@ -1,0 +1,159 @@
+"""Rows that hold several samples, or parts of one, by the names under which that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retain import masks
+from retain.rows import NOBODY, TEXTS, Rows
+
+# [B, T]: the number of the text that a position belongs to
+NUMBERS = ("seq_idx", "document_ids")
+# [texts + 1]: where each text begins, and the end
+CUMULATED = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
+
+
+def rows_of(inputs: Mapping[str, Tensor]) -> Rows | None:
+    """Which sample each row belongs to, where the names of the inputs say that rows are no samples.
+
+    Packed texts (`cu_seq_lens`, `seq_idx`, `document_ids`, an attention mask that numbers them, or
+    `position_ids` that restart), graphs (`edge_index` and `batch`), and bags (`offsets`).
+    """
+    return _bags(inputs) or _graphs(inputs) or _texts(inputs)
+
+
+def _bags(inputs: Mapping[str, Tensor]) -> Rows | None:
+    """As nn.EmbeddingBag takes them: `offsets` say where in a flat input each bag begins."""
+    offsets = inputs.get("offsets")
+    if offsets is None or not _are_numbers(offsets) or offsets.ndim != 1 or len(offsets) == 0:
+        return None
+    flat = next(
+        (t for name, t in inputs.items() if name != "offsets" and t.ndim == 1 and _are_numbers(t)),
+        None,
+    )
+    if flat is None or int(offsets[0]) != 0 or int(offsets[-1]) > len(flat):
+        return None
+    if bool((offsets.diff() < 0).any()):
+        return None
+    at = torch.arange(len(flat), device=offsets.device)
+    owners = torch.searchsorted(offsets.contiguous(), at, right=True) - 1
+    return Rows.of((owners,), len(offsets), what="bags")
+
+
+def _graphs(inputs: Mapping[str, Tensor]) -> Rows | None:
+    """As PyTorch Geometric has them: `batch` says to which graph each node belongs."""
+    owner, edges = inputs.get("batch"), inputs.get("edge_index")
+    if owner is None or edges is None or owner.ndim != 1 or not _are_numbers(owner):
+        return None
+    return of_nodes(inputs, owner.long(), "batch")
+
+
+def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, name: str | None) -> Rows:
+    """Rows of nodes, and of the edges between them, if there are any."""
+    pairs = {
+        key: t
+        for key, t in inputs.items()
+        if "index" in key and t.ndim == 2 and len(t) == 2 and _are_numbers(t)
+    }
+    owners: tuple[Tensor, ...] = (owner,)
+    named: dict[str, int] = {}
+    if "edge_index" in pairs:
+        owners = (owner, owner[pairs["edge_index"][0]])
+        named = {
+            key: 1
+            for key, t in inputs.items()
+            if key.startswith("edge") and key not in pairs and t.shape[:1] == owners[1].shape
+        }
+    samples = int(owner.max()) + 1
+    return Rows.of(
+        owners,
+        samples,
+        named=named,
+        numbers={} if name is None else {name: 0},
+        indices=frozenset(pairs),
+        what="nodes of graphs",
+    )
+
+
+def _texts(inputs: Mapping[str, Tensor]) -> Rows | None:
+    found = _numbered(inputs) or _cumulated(inputs) or _restarting(inputs)
+    if found is None:
+        return None
+    ids, numbers = found
+    texts = int(ids.max()) + 1
+    rows_with_any = int((ids != NOBODY).any(-1).sum()) if ids.ndim == 2 else 1
+    if ids.ndim == 2 and texts <= rows_with_any:
+        return None  # one text per row
+    return Rows.of((ids,), texts, numbers=numbers, what=TEXTS)
+
+
+def _numbered(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | None:
+    mask = inputs.get("attention_mask")
+    if mask is not None and _is_grid(mask) and int(mask.max()) > 1:
+        return _enumerated(mask, mask > 0), {"attention_mask": 1}
+    for name in NUMBERS:
+        if name in inputs and _is_grid(inputs[name]):
+            ids = inputs[name]
+            return _enumerated(ids, _kept(inputs, ids)), {name: 0}
+    return None
+
+
+def _cumulated(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | None:
+    for name in CUMULATED:
+        ends = inputs.get(name)
+        if ends is None or ends.ndim != 1 or not _are_numbers(ends) or len(ends) < 2:
+            continue
+        total = int(ends[-1])
+        at = torch.arange(total, device=ends.device)
+        ids = torch.searchsorted(ends.contiguous(), at.to(ends.dtype), right=True) - 1
+        others = [t for key, t in inputs.items() if not key.startswith("cu_")]
+        if any(t.shape[:2] == (1, total) for t in others):
+            return ids[None], {}
+        if any(t.ndim and len(t) == total for t in others):
+            return ids, {}
+    return None
+
+
+def _restarting(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | None:
+    """Where `position_ids` do not go on, among the positions that count."""
+    ids = inputs.get("position_ids")
+    if ids is None or not _is_grid(ids):
+        return None
+    sizes = {t.shape[0] for t in inputs.values() if t.ndim > 1 and t.shape[1] == ids.shape[1]}
+    if len(ids) == 1 and len(sizes - {1}) == 1:
+        ids = ids.expand(max(sizes), -1)
+    kept = _kept(inputs, ids)
+    began = torch.ones_like(kept)
+    began[:, 1:] = (ids[:, 1:] <= ids[:, :-1]) | ~kept[:, :-1]
+    return _numbers(began, kept), {}
+
+
+def _enumerated(values: Tensor, kept: Tensor) -> Tensor:
+    """The number of the text at each position, where another value begins another text."""
+    began = torch.ones_like(kept)
+    began[:, 1:] = (values[:, 1:] != values[:, :-1]) | ~kept[:, :-1]
+    return _numbers(began, kept)
+
+
+def _numbers(began: Tensor, kept: Tensor) -> Tensor:
+    began = began & kept
+    return torch.where(kept, began.flatten().cumsum(0).view(began.shape) - 1, NOBODY)
+
+
+def _kept(inputs: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    for mask in masks.of_encoder(inputs):
+        if mask.shape == like.shape:
+            return mask
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def _is_grid(values: Tensor) -> bool:
+    return values.ndim == 2 and _are_numbers(values) and values.shape[1] > 1
+
+
+def _are_numbers(values: Any) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)

@@ -1,0 +1,201 @@
+"""Which sample each row belongs to, where rows are no samples: patches, nodes, packed texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retain.containers import Path
+from retain.errors import InputError
+
+NOBODY = -1  # the owner of a row that does not count, such as padding
+OUTPUT = "output"  # under this name, samples_of may speak of the output's rows
+TEXTS = "texts that are packed into one row"
+
+# Names of inputs that count: positions at which samples begin, with and without the end.
+BOUNDARIES = ("cu_seq", "cu_seqlens", "ptr", "offsets")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which sample each row belongs to.
+
+    Attributes:
+        owners: for each kind of rows the sample of every row, [rows] or [rows, positions] where
+            the positions of a row belong to several samples; −1 is nobody's.
+        samples: how many samples there are.
+        widths: for each kind, the most rows that a sample has in the batch that this was cut from.
+        named: input → which kind its rows are; for others the shape says.
+        numbers: inputs that are themselves the numbers of samples → the number of the first.
+        indices: inputs whose values count rows of the first kind, as edges of a graph do.
+        what: what the rows are, for messages.
+    """
+
+    owners: tuple[Tensor, ...]
+    samples: int
+    widths: tuple[int, ...]
+    named: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    indices: frozenset[str] = frozenset()
+    what: str = "rows"
+
+    @classmethod
+    def of(cls, owners: tuple[Tensor, ...], samples: int, **more: Any) -> Rows:
+        """With the widths that the owners have."""
+        widths = tuple(int(_counts(ids, samples).max()) for ids in owners)
+        return cls(owners, samples, widths, **more)
+
+    def to(self, device: torch.device) -> Rows:
+        """The same on another device."""
+        return replace(self, owners=tuple(ids.to(device) for ids in self.owners))
+
+    # ---- inputs ----
+
+    def take(self, start: int, stop: int) -> Rows:
+        """Which rows belong to which of the samples `start` to `stop`, after they were cut out."""
+        return replace(
+            self,
+            owners=tuple(_cut_out(ids, ids, start, stop) - start for ids in self.owners),
+            samples=stop - start,
+        )
+
+    def cut(self, path: Path, tensor: Tensor, start: int, stop: int) -> Tensor | None:
+        """What the samples `start` to `stop` have of an input; None if its rows are no such rows.
+
+        Raises:
+            InputError: a mask of packed texts that cannot be cut.
+        """
+        name = str(path[-1])
+        if self._is_boundary(name, tensor):
+            counts = _counts(self.owners[0], self.samples)[start:stop]
+            ends = counts.cumsum(0).to(tensor.dtype)
+            first = tensor[:1] - tensor[:1]
+            return torch.cat([first, ends])[: len(counts) + len(tensor) - self.samples]
+        if name in self.indices:
+            return self._renumbered(tensor, start, stop)
+        ids = self._owners_of(name, tensor)
+        if ids is None:
+            return self._square(name, tensor, start, stop)
+        if name in self.numbers:
+            return _cut_out(ids, ids, start, stop) - start + self.numbers[name]
+        if tensor.shape[: ids.ndim] == ids.shape:
+            return _cut_out(tensor, ids, start, stop)
+        if ids.ndim == 2 and tensor.shape[-2:] == ids.shape:  # positions in several directions
+            return _cut_out(tensor.movedim((-2, -1), (0, 1)), ids, start, stop).movedim(
+                (0, 1), (-2, -1)
+            )
+        if len(tensor) == 1:  # the same for every row
+            return _cut_out(tensor.expand(*ids.shape, *tensor.shape[2:]), ids, start, stop)
+        return _cut_out(tensor, ids[0], start, stop)
+
+    def _owners_of(self, name: str, tensor: Tensor) -> Tensor | None:
+        if name in self.named:
+            return self.owners[self.named[name]]
+        for ids in self.owners:
+            shape = tuple(tensor.shape)
+            if shape[: ids.ndim] == ids.shape:
+                return ids
+            if ids.ndim == 2 and (
+                shape == (1, ids.shape[1])
+                or (len(ids) == 1 and shape[:1] == ids.shape[1:])
+                or (name == "position_ids" and shape[-2:] == ids.shape)
+            ):
+                return ids
+        return None
+
+    def _is_boundary(self, name: str, tensor: Tensor) -> bool:
+        integers = tensor.ndim == 1 and not tensor.is_floating_point()
+        fits = len(tensor) in (self.samples, self.samples + 1) if tensor.ndim else False
+        return integers and fits and name.startswith(BOUNDARIES)
+
+    def _renumbered(self, index: Tensor, start: int, stop: int) -> Tensor:
+        """Those pairs of rows that are there, with the numbers that the rows have now."""
+        ids = self.owners[0]
+        there = (ids >= start) & (ids < stop)
+        kept = there[index].reshape(-1, index.shape[-1]).all(0)
+        return (there.cumsum(0) - 1)[index[..., kept]]
+
+    def _square(self, name: str, tensor: Tensor, start: int, stop: int) -> Tensor | None:
+        """A mask [1, …, positions, positions] of packed texts."""
+        for ids in self.owners:
+            if ids.ndim != 2 or tensor.ndim < 3 or tensor.shape[-2:] != (ids.shape[1],) * 2:
+                continue
+            if len(ids) > 1:
+                raise InputError(
+                    f"'{name}' {tuple(tensor.shape)} says for {len(ids)} rows of packed texts "
+                    "which positions see each other, and cannot be cut into texts. Pack into one "
+                    "row, or give one text per row."
+                )
+            there = ((ids[0] >= start) & (ids[0] < stop)).nonzero().flatten()
+            return tensor.index_select(-2, there).index_select(-1, there)
+        return None
+
+    # ---- outputs ----
+
+    def arranged(self, output: Tensor) -> Tensor:
+        """`output` as [samples, rows of each, …], zero where a sample has fewer than others.
+
+        An output that has one row per sample stays as it is.
+
+        Raises:
+            InputError: two kinds of rows fit.
+        """
+        at = self._kind(output)
+        if at is None:
+            return output
+        ids, width = self.owners[at], self.widths[at]
+        flat, owner = output.flatten(0, ids.ndim - 1), ids.flatten()
+        in_order = torch.arange(self.samples, device=owner.device).repeat_interleave(width)
+        if torch.equal(owner, in_order):
+            return flat.reshape(self.samples, width, *flat.shape[1:])
+        rows = flat.new_zeros(self.samples * width, *flat.shape[1:])
+        counted = owner != NOBODY
+        places = owner * width + _places(owner)
+        rows = rows.index_copy(0, places[counted], flat[counted])
+        return rows.view(self.samples, width, *flat.shape[1:])
+
+    def counted(self, arranged: Tensor) -> Tensor | None:
+        """[samples, rows of each]: which rows of an arranged output are really there."""
+        for ids, width in zip(self.owners, self.widths):
+            if arranged.ndim > 1 and arranged.shape[1] == width:
+                counts = _counts(ids, self.samples)
+                return torch.arange(width, device=ids.device) < counts[:, None]
+        return None
+
+    def _kind(self, output: Tensor) -> int | None:
+        if OUTPUT in self.named:
+            return self.named[OUTPUT]
+        fits = [at for at, ids in enumerate(self.owners) if output.shape[: ids.ndim] == ids.shape]
+        if not fits or (output.shape[0] == self.samples and self.owners[fits[0]].ndim == 1):
+            return None
+        if any(not torch.equal(self.owners[at], self.owners[fits[0]]) for at in fits):
+            raise InputError(
+                f"The model's output has {len(output)} rows, as several inputs have whose rows "
+                'belong to other samples. Say which with samples_of=lambda batch: {…, "output": …}.'
+            )
+        return fits[0]
+
+
+def _counts(ids: Tensor, samples: int) -> Tensor:
+    """[samples]: how many rows each has."""
+    return torch.bincount(ids[ids != NOBODY].flatten(), minlength=samples)
+
+
+def _places(owner: Tensor) -> Tensor:
+    """[rows]: the place of every row among those of its sample, in their order."""
+    order = owner.argsort(stable=True)
+    sorted_ = owner[order]
+    begins = torch.searchsorted(sorted_, sorted_)
+    places = torch.empty_like(owner)
+    places[order] = torch.arange(len(owner), device=owner.device) - begins
+    return places
+
+
+def _cut_out(tensor: Tensor, ids: Tensor, start: int, stop: int) -> Tensor:
+    """The rows of samples `start` to `stop`; positions of several rows become one row."""
+    chosen = tensor[(ids >= start) & (ids < stop)]
+    return chosen[None] if ids.ndim == 2 else chosen
