@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from retain import penalty
-from retain.penalty import Hold, Penalty, add_gradient, proximal_, value
+from retain.penalty import (
+    Hold,
+    Metric,
+    Penalty,
+    add_gradient,
+    add_gradients,
+    many,
+    parts,
+    proximal_,
+    proximals_,
+    quadratic,
+    value,
+    values,
+)
 
 SHAPES = [(), (7,), (5, 3), (2, 3, 4, 5), (300, 700), (70_001,), (1, 70_000), (3, 0)]
 
@@ -145,20 +158,194 @@ def test_any_memory_layout():
     torch.testing.assert_close(last, moved)
 
 
-def test_all_at_once_is_one_by_one():
-    many = [make(shape, holds=2, dtype=torch.float32, seed=i) for i, shape in enumerate(SHAPES)]
-    thetas, holds = [t for t, _ in many], [h for _, h in many]
-    gradients = [torch.randn_like(t) for t in thetas]
-    together = penalty._add_gradients_at_once(gradients, thetas, holds, 0.3)
-    for new, *one in zip(together, gradients, thetas, holds):
-        torch.testing.assert_close(new, add_gradient(*one, 0.3))
+# ---- many at once ----
+
+KINDS = {
+    "all alike": [(torch.float32, torch.float32, torch.float32, 1)],
+    "double": [(torch.float64, torch.float64, torch.float64, 2)],
+    "half": [(torch.float16, torch.float32, torch.float16, 1)],
+    "Ω in bfloat16": [(torch.float32, torch.bfloat16, torch.float32, 2)],
+    "all in bfloat16": [(torch.bfloat16, torch.bfloat16, torch.bfloat16, 1)],
+    "mixed": [
+        (torch.float32, torch.float32, torch.float32, 1),
+        (torch.float32, torch.bfloat16, torch.bfloat16, 1),
+        (torch.float64, torch.float32, torch.float64, 3),
+        (torch.bfloat16, torch.float32, torch.bfloat16, 1),
+        (torch.float16, torch.float16, torch.float32, 2),
+        (torch.float32, torch.float32, torch.float32, 2),
+    ],
+}
+
+
+def several(kinds, seed=0):
+    """Parameters of all shapes, of these kinds in turn: of θ, Ω and θ*, and how many holds."""
+    thetas, holds = [], []
+    for i, shape in enumerate(SHAPES * 2):
+        weights, omegas, stars, count = kinds[i % len(kinds)]
+        theta, held = make(shape, count, seed=seed + i)
+        thetas.append(theta.to(weights))
+        holds.append([Hold(h.importance.to(omegas), h.anchor.to(stars)) for h in held])
+    return thetas, holds
+
+
+@pytest.fixture(params=["small ones", "all", "by the piece"])
+def sizes(request, monkeypatch):
+    """What goes at once: as it is, everything, or as little as possible."""
+    if request.param != "small ones":
+        monkeypatch.setattr(many, "SMALL", 1 << 20)
+    if request.param == "by the piece":
+        monkeypatch.setattr(parts, "PART", 500)
+        monkeypatch.setattr(many, "SMALL", 200)
+
+
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_many_values_are_those_of_each(kinds, sizes):
+    thetas, holds = several(kinds)
+    for found, theta, held in zip(values(thetas, holds), thetas, holds, strict=True):
+        torch.testing.assert_close(found, value(theta, held))
+
+
+@pytest.mark.parametrize("scale", [0.3, torch.tensor(0.3, dtype=torch.float64)], ids=type)
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_many_gradients_are_those_of_each(kinds, scale, sizes):
+    thetas, holds = several(kinds)
+    given = [torch.randn_like(theta) if i % 3 else None for i, theta in enumerate(thetas)]
+    before = [None if g is None else g.clone() for g in given]
+    together = add_gradients(given, thetas, holds, scale)
+    for new, g, theta, held in zip(together, given, thetas, holds, strict=True):
+        exact = [Hold(h.importance.double(), h.anchor.double()) for h in held]
+        right = add_gradient(None if g is None else g.double(), theta.double(), exact, 0.3)
+        torch.testing.assert_close(new, right.to(theta.dtype), atol=1e-3, rtol=1e-2)
+        assert new is not g
+    for g, old in zip(given, before, strict=True):
+        assert g is None or torch.equal(g, old), "the given gradient was written to"
+
+
+@pytest.mark.parametrize("number", [float, torch.tensor], ids=["floats", "tensors"])
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_many_proximal_steps_are_those_of_each(kinds, adaptive, number, sizes):
+    thetas, holds = several(kinds)
+    scales = [0.0 if i % 5 == 4 else 0.2 + 0.1 * (i % 2) for i in range(len(thetas))]
+    metrics = [Metric(t.float().abs(), 1.5, 1e-3) if adaptive else None for t in thetas]
+    given = [None if m is None else Metric(m.square, number(1.5), m.offset) for m in metrics]
+    expected = [theta.clone() for theta in thetas]
+    for theta, held, scale, metric in zip(expected, holds, scales, metrics, strict=True):
+        proximal_(theta, held, scale, metric)
+    before = [theta.clone() for theta in thetas]
+    proximals_(thetas, holds, [number(scale) for scale in scales], given)
+    for theta, right, old, scale in zip(thetas, expected, before, scales, strict=True):
+        torch.testing.assert_close(theta, right)
+        assert torch.equal(theta, old) == (scale == 0 or theta.numel() == 0)
+
+
+def test_what_nothing_holds_is_left_alone():
+    theta = torch.randn(5)
+    before = theta.clone()
+    proximals_([theta], [[]], [1.0], [None])
+    assert torch.equal(theta, before)
+    assert values([theta], [[]])[0] == 0
+
+
+class Meter(TorchDispatchMode):
+    """How many operations there were, and how many elements the largest of them wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak, self.calls = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.calls += 1
+        if func not in (torch.ops.aten.view.default, torch.ops.aten.split.Tensor):
+            tensors = made if isinstance(made, (list, tuple)) else [made]
+            self.peak = max(self.peak, sum(t.numel() for t in tensors if torch.is_tensor(t)))
+        return made
+
+
+def test_no_copy_of_all_weights_is_made(monkeypatch):
+    """Neither of one large parameter nor of many small ones together."""
+    monkeypatch.setattr(parts, "PART", 1000)
+    monkeypatch.setattr(many, "SMALL", 300)
+    made = [make((50, n), dtype=torch.float32, seed=n) for n in (200, *[5] * 60)]
+    thetas, holds = [theta for theta, _ in made], [held for _, held in made]
+    metrics = [Metric(torch.rand_like(theta), 1.0, 1e-8) for theta in thetas]
+    for metric in (metrics, [None] * len(thetas)):
+        with Meter() as meter:
+            proximals_(thetas, holds, [0.1] * len(thetas), metric)
+        assert meter.peak <= 1000
+    with Meter() as meter:
+        values(thetas, holds)
+    assert meter.peak <= 1000
+
+
+def test_many_small_parameters_take_a_few_operations():
+    made = [make((7, 5), dtype=torch.float32, seed=n) for n in range(100)]
+    thetas, holds = [theta for theta, _ in made], [held for _, held in made]
+    for act in (
+        lambda: add_gradients(thetas, thetas, holds, 0.1),
+        lambda: proximals_(thetas, holds, [0.1] * 100, [None] * 100),
+        lambda: proximals_(
+            thetas, holds, [0.1] * 100, [Metric(t.abs(), 1.0, 1e-8) for t in thetas]
+        ),
+    ):
+        with Meter() as meter:
+            act()
+        assert meter.calls < 250, "and not a handful for each"
 
 
 def test_a_part_is_never_much_larger_than_it_should_be():
     for shape in [(3000, 700), (7, 500_000), (1, 3, 300_000), (64, 64, 3, 3)]:
-        parts = [part.numel() for (part,) in penalty._parts(torch.empty(shape))]
-        assert sum(parts) == torch.Size(shape).numel()
-        assert max(parts) <= penalty.PART
+        sizes = [part.numel() for (part,) in parts.parts(torch.empty(shape))]
+        assert sum(sizes) == torch.Size(shape).numel()
+        assert max(sizes) <= parts.PART
+
+
+# ---- nothing waits for an accelerator ----
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host asks for a number that an accelerator computes."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in {
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.equal,
+            torch.ops.aten.item,
+        }, "waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """All tensors count as if they were on an accelerator."""
+    for module in (quadratic, parts, many):
+        monkeypatch.setattr(module, "is_accelerated", lambda tensor: True)
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_no_form_waits_for_an_accelerator(accelerated, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(many, "ACCELERATED_SMALL", 0)
+        monkeypatch.setattr(parts, "ACCELERATED_PART", 20_000)
+    thetas, holds = several(KINDS["mixed"])
+    rate, found = torch.tensor(0.1), torch.tensor(0.0)
+    plain = [theta.clone() for theta in thetas]
+    proximals_(plain, holds, [0.1] * len(thetas), [Metric(t.abs(), 2.0, 1e-8) for t in thetas])
+    with NoWaiting():
+        add_gradients([None, *thetas[1:]], thetas, holds, rate)
+        values(thetas, holds)
+        metrics = [Metric(t.abs(), rate * 20, 1e-8) for t in thetas]
+        proximals_(thetas, holds, [rate * (1 - found)] * len(thetas), metrics)
+    for theta, right in zip(thetas, plain, strict=True):
+        torch.testing.assert_close(theta, right)
+    leaf = thetas[5].clone().requires_grad_()
+    told = []
+    with NoWaiting():
+        (Penalty.apply([holds[5]], 0.7, told.append, leaf) * rate).backward()
+    assert torch.is_tensor(told[0])
+    torch.testing.assert_close(leaf.grad, add_gradient(None, leaf.detach(), holds[5], 0.07))
 
 
 def test_weights_that_moved_between_forward_and_backward_are_noticed():

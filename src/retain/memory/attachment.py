@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,13 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain.errors import InputError, StateError
-from retain.memory.step_size import step_size
-from retain.penalty import Hold, add_gradients, proximal_, value
+from retain.memory.lending import ledger_of
+from retain.memory.optimizers import FOLLOWING, Found
+from retain.memory.step_size import step_sizes
+from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values
+from retain.penalty.many import is_small
+from retain.penalty.quadratic import is_accelerated
 
-PROXIMAL = ("proximal", "adaptive")  # the forms that follow a step, in place of joining it
 Held = Mapping[str, tuple[nn.Parameter, Sequence[Hold]]]
 
 
@@ -32,61 +34,67 @@ class Follower(Protocol):
         """The weights have moved."""
 
 
-class _Lent(NamedTuple):
-    ours: Tensor
-    theirs: Tensor | None
+class _Entry(NamedTuple):
+    """A parameter of the optimizer, what holds it, and the group that it is in."""
+
+    p: nn.Parameter
+    holds: Sequence[Hold]
+    group: dict[str, Any]
+    name: str
 
 
-class _Ledger:
-    """What stands in for an optimizer's gradients during a step, and who put it there."""
+class _Seen(NamedTuple):
+    """What was seen of a weight without a gradient, and of which state of it."""
 
-    def __init__(self) -> None:
-        self.lent: dict[int, _Lent] = {}  # by the id of the parameter
-        self.lenders: set[Attachment] = set()
+    away: bool
+    version: int
+    memory: int
+    holds: Sequence[Hold]
 
-    def own(self, p: nn.Parameter) -> Tensor | None:
-        """The gradient that the user's loss gave `p`, without any penalty of an attachment."""
-        lent = self.lent.get(id(p))
-        return lent.theirs if lent is not None and p.grad is lent.ours else p.grad
+    @classmethod
+    def now(cls, entry: _Entry, away: bool) -> _Seen:
+        return cls(away, entry.p._version, entry.p.data_ptr(), entry.holds)
 
-    def lend(self, lender: Attachment, p: nn.Parameter, gradient: Tensor) -> None:
-        """Let `gradient` stand in for the one of `p`."""
-        self.lenders.add(lender)
-        self.lent[id(p)] = _Lent(gradient, self.own(p))
-        p.grad = gradient
-
-    def give_back(self, optimizer: Optimizer) -> None:
-        """Every parameter has the user's own gradient again."""
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = self.own(p)
-        self.lent.clear()
-        self.lenders.clear()
-
-
-# Shared by all attachments of an optimizer, so that two memories can hold it at once.
-_ledgers: WeakKeyDictionary[Optimizer, _Ledger] = WeakKeyDictionary()
+    def is_of(self, entry: _Entry) -> bool:
+        return self.holds is entry.holds and self == _Seen.now(entry, self.away)
 
 
 class Attachment:
-    """The handle that `attach` returns: `remove()` it, or use it as a context manager."""
+    """One torch optimizer whose steps are protected.
+
+    What a step costs follows what the optimizer holds, not how large the model is: what holds
+    which parameter is looked up anew only when the memory or the optimizer has changed.
+
+    Args:
+        found: the optimizer, and what is around it.
+        form: "gradient", "proximal", "adaptive", or another, which adds nothing.
+        held: looks up what is held.
+        weight: the factor of Σ Ω (θ − θ*)² now.
+        version: what `held` goes by: while these are the same objects, it would find the same.
+        follower: is told of every step.
+    """
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        found: Found,
         form: str,
         *,
         held: Callable[[], Held],
         weight: Callable[[], float],
+        version: Callable[[], tuple[object, ...]] = tuple,
         follower: Follower | None = None,
     ) -> None:
-        self.optimizer = optimizer
+        self.optimizer = optimizer = found.optimizer
         self.form = form
-        self._held = held
-        self._weight = weight
         self.follower = follower
-        self._ledger = _ledgers.setdefault(optimizer, _Ledger())
-        self._now: list[tuple[nn.Parameter, Sequence[Hold], dict[str, Any], str]] = []
+        self._held, self._weight, self._version = held, weight, version
+        self._ledger = ledger_of(optimizer)
+        self._ledger.enter(id(self), [one for one in found.around if hasattr(one, "step")])
+        self._handles: set[object] = set()
+        self._entries: list[_Entry] = []
+        self._seen: tuple[tuple[object, ...], list[Any], list[int]] | None = None
+        self._now: list[_Entry] = []
+        self._away: dict[int, _Seen] = {}  # by the id of the parameter
         self._stand_ins: dict[int, Tensor] = {}  # by the id of the parameter
         self._hooks = [
             optimizer.register_step_pre_hook(self._before),
@@ -98,12 +106,228 @@ class Attachment:
         """Whether steps of the optimizer are still protected by it."""
         return bool(self._hooks)
 
-    def remove(self) -> None:
-        """Leave the optimizer as it was; a second time changes nothing."""
+    def held_by(self, handle: object) -> None:
+        """Stay attached for the sake of `handle`, too."""
+        self._handles.add(handle)
+
+    def let_go(self, handle: object) -> None:
+        """Leave the optimizer as it was, if no other handle holds it."""
+        self._handles.discard(handle)
+        if self._handles:
+            return
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         self._stand_ins.clear()
+        self._away.clear()
+        self._ledger.leave(id(self))
+
+    @torch.no_grad()
+    def _before(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if id(self) in self._ledger.lenders:  # the last step was broken off by an exception
+            self._ledger.give_back()
+        self._now = self._in_optimizer()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._gradients_are_there()
+            return None
+        wrapped = self._around(closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._ledger.give_back()
+        if self.form in FOLLOWING:
+            self._follow()
+        if self._away:
+            self._moved()
+        if self.follower is not None:
+            self.follower.closes()
+        self._now = []
+
+    def _follow(self) -> None:
+        """The proximal step, with the learning rate or with the optimizer's own step sizes."""
+        moved = _share_that_moves(self.optimizer)
+        if not self._now or (not isinstance(moved, Tensor) and not moved):
+            return
+        sizes: Sequence[tuple[Number, Metric | None]]
+        if self.form == "adaptive":
+            sizes = step_sizes(self.optimizer, [(e.p, e.group) for e in self._now])
+        else:
+            sizes = [(on_host(e.group["lr"]), None) for e in self._now]
+        # One scale for all that go by the same rate, so that a kernel for all can take it.
+        weight = self._weight()
+        scales: dict[tuple[int, torch.device], Number] = {}
+        for (rate, _metric), entry in zip(sizes, self._now, strict=True):
+            key = id(rate), entry.p.device
+            if key not in scales:
+                scale = rate * weight
+                scales[key] = scale * moved.to(key[1]) if isinstance(moved, Tensor) else scale
+        proximals_(
+            [e.p for e in self._now],
+            [e.holds for e in self._now],
+            [scales[id(r), e.p.device] for (r, _m), e in zip(sizes, self._now, strict=True)],
+            [metric for _rate, metric in sizes],
+        )
+
+    def _around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The user's closure, with the penalty in the gradients that it leaves and in its loss."""
+
+        def evaluated() -> Any:
+            self._ledger.give_back()
+            loss = closure()
+            with torch.no_grad():
+                self._gradients_are_there()
+                if self.form != "gradient" or not isinstance(loss, (Tensor, int, float)):
+                    return loss
+                found = values([e.p for e in self._now], [e.holds for e in self._now])
+                if isinstance(loss, Tensor):
+                    return loss + self._weight() * sum(one.to(loss) for one in found)
+                return loss + self._weight() * sum(float(one) for one in found)
+
+        return evaluated
+
+    def _gradients_are_there(self) -> None:
+        if _is_idle(self.optimizer, self._ledger.own):
+            return
+        if self.follower is not None:
+            self.follower.opens(self.optimizer, self._ledger.own)
+        if self.form == "gradient":
+            self._lend()
+
+    def _lend(self) -> None:
+        """Let g + 2λΩ(θ − θ*) stand in for every gradient g until the step is done."""
+        if not self._now or _share_that_moves(self.optimizer) is False:
+            return
+        self._refuse_sparse()
+        scale = self._weight() * grad_scale(self.optimizer)
+        for sign in (1, -1):  # an optimizer that climbs must be told the opposite
+            some = [e for e in self._now if e.group.get("maximize", False) == (sign < 0)]
+            if not some:
+                continue
+            gradients = [e.p.grad for e in some]
+            new = add_gradients(
+                gradients,
+                [e.p for e in some],
+                [e.holds for e in some],
+                sign * scale,
+                [self._stand_in(e.p) for e in some],
+            )
+            for entry, before, after in zip(some, gradients, new, strict=True):
+                # Without a gradient, and at its anchor, a weight stays out of the step.
+                if before is not None or self._is_away(entry, after):
+                    self._ledger.lend(id(self), entry.p, after)
+
+    def _is_away(self, entry: _Entry, pull: Tensor) -> bool:
+        """Whether a weight without a gradient is away from its anchor."""
+        if not is_accelerated(pull):
+            return bool(pull.any())
+        # To look means to wait for the accelerator: only if something else than a protected step
+        # moved the weight since it was seen.
+        seen = self._away.get(id(entry.p))
+        if seen is None or not seen.is_of(entry):
+            seen = self._away[id(entry.p)] = _Seen.now(entry, bool(pull.any()))
+        return seen.away
+
+    def _moved(self) -> None:
+        """A protected step has moved the weights: those that were away still are."""
+        for entry in self._now:
+            seen = self._away.get(id(entry.p))
+            if seen is not None and seen.away:
+                self._away[id(entry.p)] = _Seen.now(entry, away=True)
+
+    def _stand_in(self, p: nn.Parameter) -> Tensor | None:
+        """Memory for the gradient of a large `p` in a step, kept from step to step on a CPU.
+
+        There, fresh memory costs more than the sum that is written to it.
+        """
+        if is_small(p):
+            return None
+        like = p if p.grad is None else p.grad
+        if is_accelerated(like):
+            return None
+        kept = self._stand_ins.get(id(p))
+        if kept is None or (kept.shape, kept.dtype, kept.stride()) != (
+            like.shape,
+            like.dtype,
+            like.stride(),
+        ):
+            kept = self._stand_ins[id(p)] = torch.empty_like(like, requires_grad=False)
+        return kept
+
+    def _in_optimizer(self) -> list[_Entry]:
+        """What is held in the optimizer now, without frozen parameters."""
+        version = self._version()
+        groups = self.optimizer.param_groups
+        inside = [id(p) for group in groups for p in group["params"]]
+        known = self._seen is not None and (
+            len(self._seen[0]) == len(version)
+            and all(a is b for a, b in zip(self._seen[0], version))
+            and len(self._seen[1]) == len(groups)
+            and all(a is b for a, b in zip(self._seen[1], groups))
+            and self._seen[2] == inside
+            and all(e.p.shape == e.holds[0].anchor.shape for e in self._entries)
+        )
+        if not known:
+            self._entries = list(self._looked_up())
+            self._seen = version, list(groups), inside
+        return [entry for entry in self._entries if entry.p.requires_grad]
+
+    def _looked_up(self) -> Iterator[_Entry]:
+        held = {id(p): (name, holds) for name, (p, holds) in self._held().items()}
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in held:
+                    name, holds = held[id(p)]
+                    yield _Entry(p, holds, group, name)
+
+    def _refuse_sparse(self) -> None:
+        sparse = [e.name for e in self._now if e.p.grad is not None and e.p.grad.is_sparse]
+        if sparse:
+            raise InputError(
+                f"Sparse gradients of {', '.join(sparse)}: the penalty's gradient is dense. "
+                'Use attach(optimizer, form="proximal"), or leave them out with exclude=…'
+            )
+
+
+class Handle:
+    """What `attach` returns: `remove()` it, or use it as a context manager.
+
+    An optimizer that several handles of one memory hold is protected once, until the last of them
+    is removed.
+    """
+
+    def __init__(self, attachments: Iterable[Attachment]) -> None:
+        self._attachments = list(attachments)
+        self._token = object()
+        for attachment in self._attachments:
+            attachment.held_by(self._token)
+        self._removed = False
+
+    @property
+    def attached(self) -> bool:
+        """Whether it still protects steps."""
+        return not self._removed
+
+    @property
+    def form(self) -> str:
+        """In which form it does."""
+        return self._attachments[0].form
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """The torch optimizers whose steps are protected."""
+        return tuple(attachment.optimizer for attachment in self._attachments)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was; a second time changes nothing."""
+        self._removed = True
+        for attachment in self._attachments:
+            attachment.let_go(self._token)
 
     def __enter__(self) -> Self:
         return self
@@ -116,155 +340,59 @@ class Attachment:
     ) -> None:
         self.remove()
 
-    @torch.no_grad()
-    def _before(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self in self._ledger.lenders:  # the last step was broken off by an exception
-            self._ledger.give_back(optimizer)
-        self._now = list(self._in_optimizer())
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._gradients_are_there()
-            return None
-        wrapped = self._around(closure)
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": wrapped}
-        return (args[0], wrapped, *args[2:]), kwargs
 
-    @torch.no_grad()
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._ledger.give_back(optimizer)
-        if self.form in PROXIMAL and not skipped(optimizer):
-            for p, holds, group, _name in self._now:
-                rate, metric = float(group["lr"]), None
-                if self.form == "adaptive":
-                    rate, metric = step_size(optimizer, group, p)
-                proximal_(p, holds, rate * self._weight(), metric)
-        if self.follower is not None:
-            self.follower.closes()
-        self._now = []
+def attached(
+    found: Sequence[Found],
+    form: str,
+    known: Iterable[Attachment],
+    make: Callable[[Found], Attachment],
+) -> Handle:
+    """A handle for all optimizers `found`: those that are in `known` already, and new ones.
 
-    def _around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The user's closure, with the penalty in the gradients that it leaves and in its loss."""
-
-        def evaluated() -> Any:
-            self._ledger.give_back(self.optimizer)
-            loss = closure()
-            with torch.no_grad():
-                self._gradients_are_there()
-                if self.form != "gradient" or loss is None:
-                    return loss
-                weight = self._weight()
-                return loss + weight * sum(float(value(p, h)) for p, h, _g, _n in self._now)
-
-        return evaluated
-
-    def _gradients_are_there(self) -> None:
-        if self.follower is not None:
-            self.follower.opens(self.optimizer, self._ledger.own)
-        if self.form == "gradient":
-            self._lend()
-
-    def _lend(self) -> None:
-        """Let g + 2λΩ(θ − θ*) stand in for every gradient g until the step is done."""
-        if not self._now or skipped(self.optimizer):
-            return
-        self._refuse_sparse()
-        scale = self._weight() * grad_scale(self.optimizer)
-        for sign in (1, -1):  # an optimizer that climbs must be told the opposite
-            some = [one for one in self._now if one[2].get("maximize", False) == (sign < 0)]
-            if not some:
-                continue
-            gradients = [p.grad for p, *_ in some]
-            new = add_gradients(
-                gradients,
-                [p.detach() for p, *_ in some],
-                [holds for _, holds, *_ in some],
-                sign * scale,
-                [self._stand_in(p) for p, *_ in some],
-            )
-            for (p, *_), before, after in zip(some, gradients, new):
-                # Without a gradient, and at its anchor, a weight stays out of the step.
-                if before is not None or after.any():
-                    self._ledger.lend(self, p, after)
-
-    def _stand_in(self, p: nn.Parameter) -> Tensor | None:
-        """Memory for the gradient of `p` during a step, kept from step to step on a CPU.
-
-        There, fresh memory costs more than the sum that is written to it.
-        """
-        like = p if p.grad is None else p.grad
-        if like.device.type != "cpu":
-            return None
-        kept = self._stand_ins.get(id(p))
-        if kept is None or (kept.shape, kept.dtype, kept.stride()) != (
-            like.shape,
-            like.dtype,
-            like.stride(),
-        ):
-            kept = self._stand_ins[id(p)] = torch.empty_like(like, requires_grad=False)
-        return kept
-
-    def _in_optimizer(self) -> Iterator[tuple[nn.Parameter, Sequence[Hold], dict[str, Any], str]]:
-        held = {id(p): (name, holds) for name, (p, holds) in self._held().items()}
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) in held and p.requires_grad:
-                    name, holds = held[id(p)]
-                    yield p, holds, group, name
-
-    def _refuse_sparse(self) -> None:
-        sparse = [n for p, _h, _g, n in self._now if p.grad is not None and p.grad.is_sparse]
-        if sparse:
-            raise InputError(
-                f"Sparse gradients of {', '.join(sparse)}: the penalty's gradient is dense. "
-                'Use attach(optimizer, form="proximal"), or leave them out with exclude=…'
-            )
+    Raises:
+        StateError: one is attached in another form.
+    """
+    live = {id(one.optimizer): one for one in known if one.attached}
+    other = next((live[id(f.optimizer)] for f in found if id(f.optimizer) in live), None)
+    if other is not None and other.form != form:
+        raise StateError(
+            f'This optimizer is attached already, with form="{other.form}", and the penalty would '
+            "count twice. Call remove() on the first handle before."
+        )
+    return Handle([live.get(id(one.optimizer)) or make(one) for one in found])
 
 
-def grad_scale(optimizer: Optimizer) -> float:
+def grad_scale(optimizer: Optimizer) -> Number:
     """What a GradScaler leaves in the gradients for a fused optimizer to divide by; 1 otherwise."""
     scale = getattr(optimizer, "grad_scale", None)
-    return 1.0 if scale is None else float(scale)
+    return 1.0 if scale is None else on_host(scale)
 
 
 def skipped(optimizer: Optimizer) -> bool:
-    """Whether a GradScaler found infinities, so that a fused optimizer will not move."""
+    """Whether a GradScaler found infinities, so that a fused optimizer will not move.
+
+    Waits for an accelerator, if it is told there.
+    """
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
 
 
-def refuse_optimizer(
-    optimizer: object,
-    form: str,
-    forms: Sequence[str],
-    protected: Iterable[nn.Parameter],
-    attached: Iterable[Attachment],
-) -> None:
-    """Nothing, if `optimizer` can be attached in this form, and is not in `attached` already.
+def _share_that_moves(optimizer: Optimizer) -> bool | Tensor:
+    """Whether a fused optimizer moves, or, where only an accelerator knows, 1 or 0 there."""
+    found = getattr(optimizer, "found_inf", None)
+    if found is None:
+        return True
+    return 1 - found if is_accelerated(found) else not bool(found)
 
-    Raises:
-        InputError: it cannot, or it holds none of the `protected` parameters.
-        StateError: it is.
+
+def _is_idle(optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None]) -> bool:
+    """Whether a step is not meant to move anything, only to make the optimizer's state.
+
+    Saving a checkpoint does that (torch.distributed.checkpoint.state_dict): a learning rate of 0,
+    and gradients of 0. A penalty in such a step would stay in the optimizer's means for ever.
     """
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"attach got a {type(optimizer).__name__}; expected a torch optimizer.")
-    if form not in forms:
-        raise InputError(f"form={form!r}; expected {' or '.join(map(repr, forms))}.")
-    if form in PROXIMAL and any("lr" not in group for group in optimizer.param_groups):
-        raise InputError(
-            f'form="{form}" needs the learning rate as group["lr"], which this optimizer lacks. '
-            'Use form="gradient".'
-        )
-    if any(handle.optimizer is optimizer for handle in attached):
-        raise StateError(
-            "This optimizer is attached already, and the penalty would count twice. "
-            "Call remove() on the first handle before."
-        )
-    inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in inside for p in protected):
-        raise InputError(
-            "The optimizer holds none of the protected parameters. Make it from "
-            "model.parameters() of the same model, after moving or wrapping the model."
-        )
+    rates = [on_host(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    if not rates or any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
+        return False
+    gradients = [own(p) for group in optimizer.param_groups for p in group["params"]]
+    return not any(g is not None and (g.is_sparse or bool(g.any())) for g in gradients)

@@ -15,7 +15,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain import files
@@ -23,17 +22,18 @@ from retain.borrowed import borrowed
 from retain.drift import Drift
 from retain.errors import InputError, StateError
 from retain.importance import Importance
-from retain.memory.attachment import Attachment, Follower, Held, refuse_optimizer
+from retain.memory.attachment import Attachment, Follower, Handle, Held, attached
 from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged
 from retain.memory.estimator import Estimator
 from retain.memory.forecast import Loss, after_one_step, weights_in
+from retain.memory.optimizers import Found, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.reading import batches_in, blaming, progress_of
 from retain.memory.restoring import restored
 from retain.memory.running import Running
 from retain.memory.state import State, Tensors, flattened
 from retain.outputs import OutputPicker, first_tensor
 from retain.parameters import Patterns, Selection, fingerprint, unwrapped
-from retain.penalty import Penalty
+from retain.penalty import Number, Penalty
 from retain.reader import Reader
 
 
@@ -248,14 +248,15 @@ class Memory:
         total: Tensor = Penalty.apply(every, self._weight(), self._entered_a_loss, *parameters)
         return total
 
-    def attach(self, optimizer: Optimizer, *, form: str = "gradient") -> Attachment:
+    def attach(self, optimizer: object, *, form: str = "gradient") -> Handle:
         """A handle, while which lives every `optimizer.step()` is protected.
 
         "gradient" adds 2λΩ(θ − θ*) to the gradients for the length of a step: once, however they
         were accumulated, after clipping (so only the task's gradient is clipped) and after a
-        GradScaler has unscaled them. Afterwards the gradients are the user's own again. A weight
-        without a gradient is pulled back if it is away from θ*, and left alone if it is not. With
-        `step(closure)` the penalty is in every gradient and every loss that the closure gives.
+        GradScaler has unscaled them. Afterwards the gradients are the user's own again, also when
+        the step is broken off. A weight without a gradient is pulled back if it is away from θ*,
+        and left alone if it is not. With `step(closure)` the penalty is in every gradient and every
+        loss that the closure gives.
 
         "proximal" moves the weights after the step, θ ← (θ + 2ηλΩθ*) / (1 + 2ηλΩ) with η the
         learning rate of the group: stable for every λ.
@@ -266,7 +267,10 @@ class Memory:
         that the same λ means the same with every optimizer. Stable for every λ, too.
 
         Args:
-            optimizer: any `torch.optim.Optimizer` that holds some of the protected parameters.
+            optimizer: any `torch.optim.Optimizer` that holds some of the protected parameters;
+                what a trainer wraps around one (Accelerate, Lightning, anything with an
+                `.optimizer`); or several, in a list or as the values of a mapping. A wrapper and
+                what it wraps are attached once.
             form: "gradient", "proximal" or "adaptive".
 
         Returns:
@@ -274,18 +278,29 @@ class Memory:
 
         Raises:
             InputError: not an optimizer, or one that holds none of the protected parameters, or
-                another form.
-            StateError: it is attached already.
+                a form that there is not or that cannot work with it.
+            StateError: it is attached already, in another form.
         """
+        found = optimizers_in(optimizer)
+        for one in found:
+            refuse_form(one.optimizer, form, self.forms)
         held = [p for p, _ in holds(self.model, self.selection, self._state.terms).values()]
         protected = held or self.selection.trainable(self.model).values()
-        attached = [handle for handle in self._attachments if handle.attached]
-        refuse_optimizer(optimizer, form, self.forms, protected, attached)
-        handle = Attachment(
-            optimizer, form, held=self._held_in_step, weight=self._weight, follower=self._follower()
-        )
-        self._attachments.add(handle)
-        return handle
+        refuse_unheld([one.optimizer for one in found], protected)
+
+        def made(one: Found) -> Attachment:
+            new = Attachment(
+                one,
+                form,
+                held=self._held_in_step,
+                weight=self._weight,
+                version=self._version,
+                follower=self._follower(),
+            )
+            self._attachments.add(new)
+            return new
+
+        return attached(found, form, self._attachments, made)
 
     # ---- how much is it, or will it be, forgotten ----
 
@@ -442,7 +457,7 @@ class Memory:
     def _follower(self) -> Follower | None:
         return None
 
-    def _entered_a_loss(self, weight: float) -> None:
+    def _entered_a_loss(self, weight: Number) -> None:
         """The gradient of `penalty()` was asked for, times `weight`."""
         self._in_losses += 1
         twice = any(handle.attached and handle.form != "loss" for handle in self._attachments)
@@ -456,6 +471,11 @@ class Memory:
 
     def _held_in_step(self) -> Held:
         return self._held()
+
+    def _version(self) -> tuple[object, ...]:
+        """What `_held_in_step` goes by, asked before every step."""
+        self._refuse_unconsolidated()
+        return self._state.terms, self.selection
 
     def _joined(self, observed: Importance, merge: Merge) -> tuple[Consolidated, ...]:
         """The terms after `observed` has joined them: one, unless a method keeps several."""

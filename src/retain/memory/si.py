@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from retain.memory.path_integral import Stretch, importance
 from retain.memory.running import Running
 from retain.memory.state import Tensors
 from retain.parameters import Patterns
-from retain.penalty import add_gradient
+from retain.penalty import Number, add_gradients
 
 SCALED = 1024.0  # nobody weighs a penalty like this, but a GradScaler does
 
@@ -126,7 +126,7 @@ class SI(Memory):
     def _follower(self) -> Follower:
         return _Path(self)
 
-    def _entered_a_loss(self, weight: float) -> None:
+    def _entered_a_loss(self, weight: Number) -> None:
         super()._entered_a_loss(weight)
         for _attachment, path in self._live():
             path.carried += weight
@@ -182,37 +182,41 @@ class _Path:
 
     def __init__(self, memory: SI) -> None:
         self.memory = memory
-        self.carried = 0.0
+        self.carried: Number = 0.0
         self._stretch: Stretch | None = None
+        self._names: tuple[object, dict[int, str]] = (None, {})
 
     def opens(self, optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None]) -> None:
         """A stretch begins here, downhill along the gradient of the task's loss alone."""
         self._finish(steps=0)
-        carried, self.carried = self.carried, 0.0
+        carried, self.carried = float(self.carried), 0.0
         if skipped(optimizer):
             return
         scale = grad_scale(optimizer)
-        if carried / scale >= SCALED:
+        if carried and carried / float(scale) >= SCALED:
             raise StateError(
                 f"penalty() entered the loss with weight {carried:g}: it seems to be scaled by a "
                 "GradScaler, and SI cannot tell the task's gradient from the penalty's. Leave "
                 'penalty() out of the loss and use attach(optimizer, form="gradient").'
             )
+        followed = [
+            (name, p, g, -1 if group.get("maximize") else 1)
+            for name, p, group in self._named(optimizer)
+            if (g := own(p)) is not None and p.requires_grad
+        ]
+        parameters = {name: p for name, p, _g, _sign in followed}
+        gradients = {name: g for name, _p, g, _sign in followed}
         held = self.memory._held_in_step() if carried else {}
-        names = {
-            id(p): name for name, p in self.memory.selection.matching(self.memory.model).items()
-        }
-        parameters, gradients = {}, {}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                g, name = own(p), names.get(id(p))
-                if g is None or name is None or not p.requires_grad:
-                    continue
-                if name in held:  # g_task = g − carried · 2λΩ(θ − θ*)
-                    weight = -carried * self.memory._weight()
-                    g = add_gradient(g, p.detach(), held[name][1], weight)
-                parameters[name] = p
-                gradients[name] = g * ((-1 if group.get("maximize") else 1) / scale)
+        names = [name for name in parameters if name in held]
+        # g_task = g − carried · 2λΩ(θ − θ*)
+        without = add_gradients(
+            [gradients[name] for name in names],
+            [parameters[name] for name in names],
+            [held[name][1] for name in names],
+            -carried * self.memory._weight(),
+        )
+        gradients.update(zip(names, without, strict=True))
+        gradients = {name: gradients[name] * (sign / scale) for name, _p, _g, sign in followed}
         if parameters:
             self._stretch = Stretch(parameters, gradients)
 
@@ -224,3 +228,13 @@ class _Path:
         if self._stretch is not None:
             self.memory._walks(self._stretch, steps)
             self._stretch = None
+
+    def _named(self, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter, dict[str, Any]]]:
+        """The parameters of the optimizer that the memory picks, their names and groups."""
+        selection, names = self._names
+        inside = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+        if selection is not self.memory.selection or any(id(p) not in names for p, _ in inside):
+            picked = self.memory.selection.matching(self.memory.model)
+            names = {id(p): name for name, p in picked.items()}
+            self._names = self.memory.selection, names
+        return ((names[id(p)], p, group) for p, group in inside if id(p) in names)

@@ -2,40 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from retain.penalty import Metric
+from retain.errors import InputError
+from retain.penalty import Metric, Number, on_host
+from retain.penalty.quadratic import is_accelerated
+
+# Optimizers whose steps are of no size for each weight: lengths from a line search, signs, whole
+# matrices made orthogonal, squares kept by row and column.
+WITHOUT = ("LBFGS", "Rprop", "Muon", "Adafactor")
+
+
+def step_sizes(
+    optimizer: Optimizer, moved: Sequence[tuple[nn.Parameter, Mapping[str, Any]]]
+) -> list[tuple[Number, Metric | None]]:
+    """`step_size` of every parameter, given with its group."""
+    factors = _factors_on_device(optimizer, moved)
+    return [step_size(optimizer, group, p, factors.get(id(p))) for p, group in moved]
 
 
 def step_size(
-    optimizer: Optimizer, group: Mapping[str, Any], p: nn.Parameter
-) -> tuple[float, Metric | None]:
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    p: nn.Parameter,
+    factor: Number | None = None,
+) -> tuple[Number, Metric | None]:
     """(η, H): the optimizer moves `p` by η/H, weight by weight, for a lasting gradient of one.
 
     With this η/H in the proximal step, training comes to rest where the gradients of the task's
     loss and of the penalty cancel, whatever the optimizer: λ means the same for SGD with and
-    without momentum, Adam, AdamW, NAdam, RMSprop and Adagrad. For others it is the learning rate.
+    without momentum, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta and ASGD. For
+    others it is the learning rate. What is kept on an accelerator stays there.
+
+    Args:
+        optimizer: whose steps.
+        group: that the parameter is in.
+        p: the parameter.
+        factor: (1 − β₂ᵗ)^-½, if it is known already.
+
+    Raises:
+        InputError: an optimizer with Adam's settings that keeps something else than Adam.
     """
-    rate = float(group["lr"])
+    rate = on_host(group["lr"])
     state: Mapping[str, Any] = optimizer.state.get(p, {})
-    eps = float(group.get("eps", 0.0))
+    if not state:
+        return rate * _lasting(group), None
+    eps = group.get("eps", 0.0)
     if _fits(state.get("exp_avg_sq"), p) and "betas" in group:
         # Adam: θ ← θ − η m̂ / (√v̂ + ε),   v̂ = v / (1 − β₂ᵗ)
         square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        correction = 1 - float(group["betas"][1]) ** float(state["step"])
-        return rate, Metric(square, correction**-0.5, eps)
-    if _fits(state.get("square_avg"), p) and not group.get("centered") and "alpha" in group:
-        # RMSprop: θ ← θ − η g / (√v + ε)
-        return rate * _lasting(group), Metric(state["square_avg"], 1.0, eps)
+        if factor is None:
+            factor = (1 - on_host(group["betas"][1]) ** on_host(state["step"])) ** -0.5
+        return rate, Metric(square, factor, eps)
+    if _fits(state.get("exp_inf"), p) and "betas" in group:
+        # Adamax: θ ← θ − η m̂ / u
+        return rate, Metric(state["exp_inf"].square(), 1.0, 0.0)
+    if "betas" in group and "eps" in group:
+        raise InputError(
+            f"{type(optimizer).__name__} keeps {', '.join(state)}, and no exp_avg_sq as Adam does: "
+            f'form="adaptive" cannot tell how far it moves a weight. Use {other_forms("adaptive")}.'
+        )
+    if _fits(state.get("acc_delta"), p) and "rho" in group:
+        # Adadelta: θ ← θ − η √(u + ε) / √(v + ε) g
+        square = (state["square_avg"] + eps).div_(state["acc_delta"] + eps)
+        return rate, Metric(square, 1.0, 0.0)
+    if _fits(state.get("square_avg"), p) and "alpha" in group:
+        # RMSprop: θ ← θ − η g / (√v + ε),   v − ḡ² in place of v if it is centered
+        square = state["square_avg"]
+        if group.get("centered"):
+            square = square.addcmul(state["grad_avg"], state["grad_avg"], value=-1).clamp_(min=0)
+        return rate * _lasting(group), Metric(square, 1.0, eps)
     if _fits(state.get("sum"), p) and "lr_decay" in group:
         # Adagrad: θ ← θ − η/(1 + (t − 1)·decay) g / (√Σg² + ε)
-        decayed = 1 + (float(state["step"]) - 1) * float(group["lr_decay"])
+        decayed = 1 + (on_host(state["step"]) - 1) * float(group["lr_decay"])
         return rate / decayed, Metric(state["sum"], 1.0, eps)
+    if "eta" in state and "lambd" in group:
+        # ASGD: θ ← θ − η_t g
+        return on_host(state["eta"]), None
     return rate * _lasting(group), None
+
+
+def why_unknown(optimizer: Optimizer) -> str | None:
+    """Why an optimizer's step has no size for each weight; None if it has, as far as can be told.
+
+    Raises:
+        InputError: its state says so, as in `step_size`.
+    """
+    kinds = {kind.__name__ for kind in type(optimizer).__mro__}
+    named = sorted(kinds.intersection(WITHOUT))
+    if named:
+        return f"the steps of {named[0]} have no size for each weight alone"
+    for group in optimizer.param_groups:
+        betas, eps = group.get("betas"), group.get("eps", 0.0)
+        if isinstance(eps, Tensor) or not isinstance(eps, (int, float)):
+            return f"its eps={eps!r} is not one number"
+        if betas is not None and ("eps" not in group or len(betas) != 2):
+            return "its steps are not divided by the root of a mean of squares"
+        for p in group["params"]:
+            step_size(optimizer, group, p)
+    return None
+
+
+def other_forms(form: str) -> str:
+    """The forms that need no step size, to be named in an error about `form`."""
+    return " or ".join(f'form="{other}"' for other in ("gradient", "proximal") if other != form)
+
+
+def _factors_on_device(
+    optimizer: Optimizer, moved: Sequence[tuple[nn.Parameter, Mapping[str, Any]]]
+) -> dict[int, Tensor]:
+    """(1 − β₂ᵗ)^-½ for those whose t only a device knows, in a few kernels for a whole group."""
+    counted: dict[int, list[tuple[nn.Parameter, Mapping[str, Any]]]] = {}
+    for p, group in moved:
+        state = optimizer.state.get(p, {})
+        step = state.get("step") if "exp_avg_sq" in state and "betas" in group else None
+        if isinstance(step, Tensor) and is_accelerated(step):
+            counted.setdefault(id(group), []).append((p, group))
+    found = {}
+    for alike in counted.values():
+        steps = torch.stack([optimizer.state[p]["step"] for p, _group in alike])
+        factors = (1 - on_host(alike[0][1]["betas"][1]) ** steps).rsqrt_().unbind()
+        found.update({id(p): one for (p, _group), one in zip(alike, factors, strict=True)})
+    return found
 
 
 def _lasting(group: Mapping[str, Any]) -> float:
@@ -47,4 +140,4 @@ def _lasting(group: Mapping[str, Any]) -> float:
 
 
 def _fits(state: object, p: nn.Parameter) -> bool:
-    return isinstance(state, Tensor) and state.shape == p.shape
+    return isinstance(state, torch.Tensor) and state.shape == p.shape

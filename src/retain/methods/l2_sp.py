@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from retain.memory.attachment import Attachment, Held
+from retain.memory.attachment import Attachment, Handle, Held
+from retain.memory.optimizers import optimizers_in
 from retain.methods.method import Form
 from retain.methods.ranges import NotNegative
 from retain.methods.start import FromStart
@@ -49,7 +50,10 @@ def near(
         for name, old in weights.items()
         if name in parameters
     }
-    return Attachment(optimizer, form, held=lambda: held, weight=lambda: strength)
+    return Handle(
+        Attachment(found, form, held=lambda: held, weight=lambda: strength)
+        for found in optimizers_in(optimizer)
+    )
 
 
 class L2SP(FromStart[L2SPOptions]):

@@ -1,0 +1,28 @@
+"""λ Σ Ω (θ − θ*)² in its forms: a value, a gradient, and a proximal step, plain or adaptive.
+
+`parts` has each of them for one parameter, in parts that need no temporary as large as it; `many`
+for many parameters, in a few kernels for all those that are small; `loss` for autograd. None waits
+for an accelerator: what a device alone knows (a learning rate, a count of steps) may stay there,
+as a tensor without dimensions.
+"""
+
+from retain.penalty.loss import Penalty
+from retain.penalty.many import add_gradients, proximals_, values
+from retain.penalty.parts import PART, add_gradient, proximal_, value
+from retain.penalty.quadratic import LEAST, Hold, Metric, Number, on_host
+
+__all__ = [
+    "LEAST",
+    "PART",
+    "Hold",
+    "Metric",
+    "Number",
+    "Penalty",
+    "add_gradient",
+    "add_gradients",
+    "on_host",
+    "proximal_",
+    "proximals_",
+    "value",
+    "values",
+]

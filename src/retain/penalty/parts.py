@@ -1,0 +1,168 @@
+"""λ Σ Ω (θ − θ*)² on one parameter, in parts: no temporary is as large as the parameter.
+
+On a CPU a part and what is made of it fit into the cache. Several (Ω, θ*) pairs may hold the same
+weight: their penalties add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from retain.penalty.quadratic import (
+    TINY,
+    Hold,
+    Metric,
+    Number,
+    at_least,
+    floor,
+    is_accelerated,
+    is_nothing,
+    working_dtype,
+)
+
+PART = 1 << 20  # elements; measured: what is made of a part stays in the last cache of a CPU
+ACCELERATED_PART = 1 << 24  # long enough to hide that a kernel must be launched
+
+
+def value(theta: Tensor, holds: Sequence[Hold]) -> Tensor:
+    """Σ Ω (θ − θ*)² over the elements of one parameter and over `holds`: a scalar, without λ."""
+    scratch = _Scratch(theta)
+    total = torch.zeros((), dtype=scratch.dtype, device=theta.device)
+    for hold in holds:
+        for part, omega, star in parts(theta, *hold):
+            d = scratch.difference(part, star)
+            # Ω (θ − θ*)²   (MAS, eq. 3, without λ)
+            total += d.square_().mul_(like(omega, d)).sum()
+    return total
+
+
+def add_gradient(
+    gradient: Tensor | None,
+    theta: Tensor,
+    holds: Sequence[Hold],
+    scale: Number,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`gradient` + scale · Σ 2Ω (θ − θ*) for one parameter, in `out` or a new tensor; None is 0."""
+    total = torch.empty_like(theta if gradient is None else gradient) if out is None else out
+    scratch = _Scratch(theta)
+    for index, hold in enumerate(holds):
+        before = total if index else gradient
+        for target, part, omega, star, *given in parts(
+            total, theta, *hold, *(() if before is None else (before,))
+        ):
+            d = scratch.difference(part, star)
+            weight = like(omega, d)
+            same = target.dtype == d.dtype
+            factor = 2 * scale
+            if isinstance(factor, Tensor):
+                d.mul_(factor)
+                factor = 1.0
+            # g + scale · 2Ω (θ − θ*)   (the gradient of MAS, eq. 3)
+            if not given:
+                torch.mul(d.mul_(factor), weight, out=target if same else d)
+            elif same and given[0].dtype == d.dtype:
+                torch.addcmul(given[0], d, weight, value=factor, out=target)
+            else:
+                torch.addcmul(given[0].to(d.dtype), d, weight, value=factor, out=d)
+            if not same:
+                target.copy_(d)
+    return total
+
+
+def proximal_(
+    theta: Tensor, holds: Sequence[Hold], scale: Number, metric: Metric | None = None
+) -> None:
+    """Move θ, in place, to the minimiser of ½ Σ H (x − θ)² + scale · Σ Ω (x − θ*)².
+
+    H is 1 without a `metric`. For one hold that is θ ← (Hθ + 2·scale·Ω·θ*) / (H + 2·scale·Ω):
+    between θ and θ* whatever the scale, and θ itself, to the bit, where scale · Ω is 0.
+    """
+    if is_nothing(scale) or not holds:
+        return
+    least = floor(scale)
+    squares = () if metric is None else (metric.square,)
+    pulls, totals, terms = _Scratch(theta), _Scratch(theta), _Scratch(theta)
+    for part, *flat in parts(theta, *(tensor for hold in holds for tensor in hold), *squares):
+        total = totals.like(part)
+        weight, star = like(flat[0], total), flat[1]
+        # Σ Ω + H/(2·scale)
+        if metric is None:
+            torch.add(weight, least, out=total)
+        else:
+            _add_floor(weight, metric, flat[-1], least, total)
+        if len(holds) == 1 and part.dtype == total.dtype:
+            # θ + Ω/(Ω + H/(2·scale)) · (θ* − θ), which is the closed form, and never ∞/∞
+            part.lerp_(like(star, part), torch.div(weight, total, out=total))
+            continue
+        pull = pulls.difference(part, star).mul_(weight)
+        for omega, star in zip(flat[2 : 2 * len(holds) : 2], flat[3::2]):
+            d = terms.difference(part, star)
+            pull.addcmul_(d, like(omega, d))
+            total.add_(like(omega, d))
+        # θ − Σ Ω (θ − θ*) / (Σ Ω + H/(2·scale)): the same for several
+        if part.dtype == total.dtype:
+            part.addcdiv_(pull, total, value=-1)
+        else:
+            part.copy_(torch.addcdiv(part.to(total.dtype), pull, total, value=-1, out=total))
+
+
+def _add_floor(weight: Tensor, metric: Metric, square: Tensor, least: Number, into: Tensor) -> None:
+    """Ω + H/(2·scale) for a part, with 1/(2·scale) given as `least`."""
+    # Roots of 0 and of denormal numbers, which squares of small gradients are, take CPUs up to
+    # thirty times as long as others. And 1/(1/√v) takes half as long as √v, which torch leaves to
+    # a library of vector functions.
+    inverse = torch.add(like(square, into), TINY, out=into).rsqrt_()
+    slope = metric.factor * least
+    if not isinstance(slope, Tensor):
+        slope = torch.full((), slope, dtype=into.dtype, device=into.device)
+    torch.addcdiv(weight, slope, inverse, out=into)
+    into.add_(at_least(metric.offset * least))
+
+
+class _Scratch:
+    """Memory for a part of θ, in no less than single precision, used again for every part.
+
+    Fresh memory would cost more than the arithmetic that is done in it.
+    """
+
+    def __init__(self, theta: Tensor) -> None:
+        self.dtype = working_dtype(theta)
+        self._kept: Tensor | None = None
+
+    def like(self, part: Tensor) -> Tensor:
+        """The memory, shaped like `part`; what was in it is lost."""
+        if self._kept is None or self._kept.shape != part.shape:
+            self._kept = torch.empty_like(part, dtype=self.dtype, requires_grad=False)
+        return self._kept
+
+    def difference(self, part: Tensor, star: Tensor) -> Tensor:
+        """θ − θ* for a part."""
+        into = self.like(part)
+        return torch.sub(like(part, into), like(star, into), out=into)
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same part of every tensor, one part after another."""
+    first = tensors[0]
+    size = ACCELERATED_PART if is_accelerated(first) else PART
+    if first.numel() <= size:
+        yield tensors
+        return
+    if all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+        return
+    # Whole rows where they fit, so that a part is contiguous; the longest dimension otherwise.
+    rows_fit = first.numel() // first.shape[0] <= size
+    dim = 0 if rows_fit else max(range(first.ndim), key=lambda d: first.shape[d])
+    count = max(1, size * first.shape[dim] // first.numel())
+    yield from zip(*(tensor.split(count, dim) for tensor in tensors), strict=True)
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """`tensor` where `other` is, in its type; an accelerator is not waited for."""
+    return tensor.to(other.device, other.dtype, non_blocking=is_accelerated(other))
