@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from retain.batches import Batch, tensors_in
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
-from retain.local_rule.sums import LocalSums
-from retain.local_rule.watch import Layer, Watch
+from retain.local_rule.sums import NOTHING_YET, LocalSums, Met
+from retain.local_rule.watch import Layer, Place, Watch
 
-Place = tuple[str, int]  # a layer by its first parameter, and which use of it in a forward pass
 Say = Callable[[str], None]
 
 NO_RULE = "none: not a weight or bias of a layer that ran"
@@ -40,7 +39,7 @@ class Passes:
         self.routes: dict[str, str] = dict.fromkeys(parameters, NO_RULE)
         self.names = {id(p): name for name, p in parameters.items()}
         self._owners: dict[Place, Ownership | None] = {}
-        self._repeated: frozenset[str] = frozenset()  # used more than once in a forward pass
+        self._met = NOTHING_YET
         self._spare: list[LocalSums] = []  # their memory is as large as the weights, and kept
         self._learning = threading.Lock()
 
@@ -66,17 +65,17 @@ class Passes:
 
     def begun(self, sums: LocalSums, samples: int, *, trusting: bool = False) -> Pass:
         """A pass whose gradients are summed up in `sums`."""
-        sums.clear(samples, self._repeated)
+        sums.clear(samples, self._met)
         return Pass(self, sums, trusting)
 
     def owner(self, place: Place) -> tuple[bool, Ownership | None]:
         """Whether somebody looked for the samples of this layer, and what was found."""
         return place in self._owners, self._owners.get(place)
 
-    def are_repeated(self, names: Iterable[str]) -> None:
-        """From now on, expect several uses of these parameters in a pass."""
+    def have_met(self, met: Met) -> None:
+        """From now on, expect this of layers."""
         with self._learning:
-            self._repeated |= frozenset(names)
+            self._met |= met
 
     def look(self, model: nn.Module, batch: Batch, say: Say | None = None) -> None:
         """Find out which rows belong to which sample, by running a few samples alone.
@@ -178,13 +177,14 @@ class Pass:
         """The sums of the pass, or None if it has to be repeated.
 
         It has to where a layer is `unknown` (let the passes `look` for it, or `leave_out_unknown`),
-        and where a weight turned out to be used more than once, which is known from then on.
+        and where a weight turned out to be used more than once, or the inputs of a layer to have
+        negative numbers in them, if that had to be known before. From then on it is.
         """
-        again = bool(self._sums.newly_repeated)
-        self.passes.are_repeated(self._sums.newly_repeated)
-        if again or self.unknown:
-            return None
         with undisturbed():
+            newly_met = self._sums.newly_met()
+            self.passes.have_met(newly_met)
+            if self.unknown or newly_met != NOTHING_YET:
+                return None
             self._sums.drop(self._left_out)
             return self._sums.result()
 

@@ -3,6 +3,10 @@
 n samples, r rows (samples and positions together), i inputs, o outputs. δ = 2 σ(z) σ′(z), times
 batch-norm's factor, is half a formula away from the gradient: gₖ = Σ_positions δ ⊗ y. What is the
 same in all rows, 2 and batch-norm's factor, comes in as late as it can.
+
+On an accelerator nothing waits for the device before the end of a batch: whether a layer's inputs
+are free of negative numbers is taken for granted until a batch shows otherwise, which is looked up
+for all layers at once; that batch is then repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ import torch
 from torch import Tensor
 
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, row_dims
-from retain.local_rule.watch import Layer
+from retain.local_rule.watch import Layer, Place
+from retain.per_sample import devices
 from retain.per_sample.layout import Blocks
 from retain.per_sample.rules.convolution import weight_term
 from retain.per_sample.sums import Sum, not_finite
@@ -26,18 +31,37 @@ AT_ONCE = 1 << 21
 GLANCE = 1 << 12  # numbers: of the first row, in which a negative one is looked for first
 
 
+class Met(NamedTuple):
+    """What has to be known of layers before a batch.
+
+    Attributes:
+        repeated: parameters that are used more than once in a forward pass.
+        signed: layers whose inputs were not free of negative numbers, on an accelerator.
+    """
+
+    repeated: frozenset[str]
+    signed: frozenset[Place]
+
+    def __or__(self, other: Met) -> Met:
+        return Met(self.repeated | other.repeated, self.signed | other.signed)
+
+
+NOTHING_YET = Met(frozenset(), frozenset())
+
+
 class LocalSums:
     """Σₖ|gₖ| by name, batch after batch; the memory of the sums is kept."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Sum] = {}
-        self.clear(0, frozenset())
+        self.clear(0, NOTHING_YET)
 
-    def clear(self, samples: int, repeated: frozenset[str]) -> None:
-        """Begin a batch; `repeated` are used more than once in a forward pass."""
+    def clear(self, samples: int, met: Met) -> None:
+        """Begin a batch, knowing what was met in others."""
         self.samples = samples
-        self.repeated = repeated
-        self.newly_repeated: set[str] = set()
+        self._before = met
+        self._lowest: dict[Place, Tensor] = {}  # of inputs that were taken to have no negative ones
+        self._newly_repeated: set[str] = set()
         self._sums: dict[str, Sum] = {}
         self._uses: dict[str, list[Term]] = {}
         self._biases: dict[str, Tensor] = {}
@@ -45,18 +69,19 @@ class LocalSums:
 
     def add(self, layer: Layer, owner: Ownership) -> None:
         """Add one use of a layer."""
-        self.newly_repeated |= (self._met & set(layer.names)) - self.repeated
-        self._met |= set(layer.names)
-        if self.newly_repeated:
+        names = frozenset(layer.names)
+        self._newly_repeated |= (self._met & names) - self._before.repeated
+        self._met |= names
+        if self._newly_repeated:
             return  # the pass has to be repeated anyhow
-        alone = not self.repeated & set(layer.names)
+        alone = not self._before.repeated & names
         whole = [(layer, self.samples)]
         for part, samples in _parts(layer, owner, self.samples) if alone else whole:
             self._add_part(part, owner, samples, alone)
 
     def _add_part(self, layer: Layer, owner: Ownership, samples: int, alone: bool) -> None:
         rows = _rows(layer, owner, samples, alone)
-        positive = _positive(layer, rows) if alone else None
+        positive = self._positive(layer, rows) if alone else None
         if positive is not None:
             self._add_at_once(layer, positive)
             return
@@ -70,6 +95,16 @@ class LocalSums:
         else:
             term = _term(layer, rows.deltas * rows.factor, rows)
             self._uses.setdefault(layer.weight, []).append(term)
+
+    def newly_met(self) -> Met:
+        """What the batch showed for the first time; it has to be repeated if that is anything."""
+        signed: list[Place] = []
+        if self._lowest:
+            first, *_ = lowest = list(self._lowest.values())
+            # the device is waited for once
+            negative = (torch.stack([one.to(first.device) for one in lowest]) < 0).tolist()
+            signed = [place for place, found in zip(self._lowest, negative) if found]
+        return Met(frozenset(self._newly_repeated), frozenset(signed))
 
     def result(self) -> dict[str, Tensor]:
         """The sums of the batch; they are overwritten by the next one's."""
@@ -97,6 +132,26 @@ class LocalSums:
             self._kept[name].clear()
             self._sums[name] = self._kept[name]
         return self._sums[name]
+
+    def _positive(self, layer: Layer, rows: _Rows) -> _Rows | None:
+        """Rows whose gradients need no |·| before they are summed over the samples, if any."""
+        call, (inputs, deltas, _, blocks) = layer.call, rows
+        waits = devices.at_once(inputs.device) is None  # whether a look at numbers costs no more
+        # σσ′ says so, or else a look at it; batch-norm's factor came without its sign
+        never = layer.activation is not None and layer.activation.never_negative
+        if len(inputs) == blocks.samples and deltas[0].numel() == deltas.shape[1]:
+            # one position: gₖ = δₖ ⊗ yₖ, so Σₖ|gₖ| is the batch's gradient with |δ| and |y|
+            inputs = inputs if waits and _no_negative(inputs) else inputs.abs()
+            return rows._replace(inputs=inputs, deltas=deltas if never else deltas.abs())
+        if call.convolving is not None and call.weight.shape[1] == 1:
+            return None  # separate channels: all samples' gradients are at hand at once, and small
+        if waits:
+            found = (never or _no_negative(deltas)) and _no_negative(inputs)
+            return rows if found else None
+        if not never or layer.place in self._before.signed:
+            return None
+        self._lowest[layer.place] = inputs.amin()
+        return rows
 
     def _add_at_once(self, layer: Layer, rows: _Rows) -> None:
         """Σₖ|gₖ| = Σₖ gₖ where nothing is negative: the batch's gradient."""
@@ -153,7 +208,8 @@ def _parts(layer: Layer, owner: Ownership, samples: int) -> list[tuple[Layer, in
     kept, inputs = layer.kept, layer.inputs
     output = layer.output if kept is None else kept
     size, at_once = inputs.numel() + output.numel(), max(AT_ONCE, 4 * layer.call.weight.numel())
-    if size <= 2 * at_once or owner != BATCH_FIRST:
+    cached = devices.at_once(inputs.device) is None
+    if not cached or size <= 2 * at_once or owner != BATCH_FIRST:
         return [(layer, samples)]
     each, positions = max(1, at_once * samples // size), len(inputs) // samples
     parts = [
@@ -172,28 +228,14 @@ def _bias_rows(rows: _Rows) -> Tensor:
 
 def _factor(layer: Layer, deltas: Tensor, alone: bool) -> Tensor:
     """2 s for each output channel: what σσ′ lacks of δ = ∂‖y_l‖²/∂z, y_l = σ(s z + …)."""
-    factor = torch.tensor([2.0], dtype=deltas.dtype, device=deltas.device)
-    if layer.scale is not None:
+    if layer.scale is None:
+        factor = deltas.new_full((1,), 2.0)  # made there: a copy would wait for the device
+    else:
         # A channel's sign is the same in every sample, so that |s| gives the same |gₖ|; it keeps δ
         # from being negative. Uses that are summed before |·| need the sign itself.
-        scale = layer.scale.to(deltas.dtype)
-        factor = factor * (scale.abs() if alone else scale)
+        factor = 2 * layer.scale.to(deltas.dtype)
+        factor = factor.abs() if alone else factor
     return factor.view(-1, *[1] * (deltas.ndim - 2))
-
-
-def _positive(layer: Layer, rows: _Rows) -> _Rows | None:
-    """Rows whose gradients need no |·| before they are summed over the samples, if there are."""
-    call, (inputs, deltas, _, blocks) = layer.call, rows
-    # σσ′ says so, or else a look at it; batch-norm's factor came without its sign
-    never = layer.activation is not None and layer.activation.never_negative
-    if len(inputs) == blocks.samples and deltas[0].numel() == deltas.shape[1]:
-        # one position: gₖ = δₖ ⊗ yₖ, so Σₖ|gₖ| is the batch's gradient with |δ| and |y|
-        inputs = inputs if _no_negative(inputs) else inputs.abs()
-        return rows._replace(inputs=inputs, deltas=deltas if never else deltas.abs())
-    if call.convolving is not None and call.weight.shape[1] == 1:
-        return None  # separate channels: all samples' gradients are at hand at once, and small
-    found = (never or _no_negative(deltas)) and _no_negative(inputs)
-    return rows if found else None
 
 
 def _no_negative(tensor: Tensor) -> bool:

@@ -30,6 +30,8 @@ from retain.local_rule.torch_functions import (
     written,
 )
 
+Place = tuple[str, int]  # a layer: its first parameter, and which use of it in a forward pass
+
 
 class After(Enum):
     """What has read a layer's output so far."""
@@ -80,8 +82,8 @@ class Layer:
         return [name for name in (self.weight, self.bias) if name is not None]
 
     @property
-    def place(self) -> tuple[str, int]:
-        """Which layer it is: its first parameter, and which use of it in the pass."""
+    def place(self) -> Place:
+        """Which layer it is."""
         return self.names[0], self.use
 
     @property
