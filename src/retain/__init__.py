@@ -9,7 +9,7 @@ memory.attach(optimizer)              # every step is protected from here on
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from retain.errors import RetainError
@@ -19,7 +19,10 @@ from retain.repair import repair
 from retain.statistics import frozen_statistics
 from retain.strength import StrengthChoice, choose_strength
 
-__version__ = version("retain")
+try:
+    __version__ = version("retain")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0.0.0+source"
 
 __all__ = [
     "EWC",

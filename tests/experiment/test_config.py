@@ -5,7 +5,7 @@ import pytest
 
 from retain.errors import ConfigError
 from retain.experiment import Config
-from retain.experiment.plan import jobs
+from retain.experiment.job import jobs
 
 FULL = Config(
     tasks="folders:a=x,b=y",
@@ -92,6 +92,21 @@ def test_one_strength_and_several_are_numbers():
         ({"model": None}, "model is None; expected a word."),
         ({"strengths": [1.0]}, "strengths is [1.0]; expected a mapping with methods as keys."),
         ({"workers": -1}, "workers is -1"),
+        ({"epochs": 10**400}, "epochs is 1000"),
+        ({"seeds": (2**64,)}, "seeds has 18446744073709551616; expected whole numbers"),
+        ({"seeds": (True,)}, "seeds has True; expected whole numbers"),
+        ({"lr": 10**400}, "expected a number"),
+        ({"lr": True}, "lr is True; expected a number"),
+        ({"amp": 1}, "amp is 1; expected true or false"),
+        ({"weights": ""}, "weights is ''; expected a word that is not empty or None"),
+        ({"model": ""}, "model is ''"),
+        ({"device": ""}, "device is ''"),
+        ({"image_size": 10**10}, "image_size is 10000000000; expected 2147483647 or less"),
+        ({"strengths": {"mas": "strong"}}, "strength of mas is 'strong'; expected a number ≥ 0"),
+        ({"strengths": {"mas": 10**400}}, "strength of mas is 1000"),
+        ({"strengths": {"mas": True}}, "strength of mas is True"),
+        ({"strengths": {"mas": float("nan")}}, "strength of mas is nan"),
+        ({"epoch": 3}, "A config has no field 'epoch'. Did you mean 'epochs'"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"batch_size": -1}, "batch_size is -1"),
@@ -111,7 +126,7 @@ def test_what_cannot_be_carried_out(asked, message):
 
 
 def test_all_problems_are_told_at_once():
-    with pytest.raises(ConfigError, match=r"(?s)lr is 0.*epochs is 0"):
+    with pytest.raises(ConfigError, match=r"(?s)epochs is 0.*lr is 0"):
         Config("digits", epochs=0, lr=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from retain.experiment.evaluation import BATCH, LARGE_BATCH, importance_size, pass_size
+from retain.experiment.evaluate import BATCH, LARGE_BATCH, importance_size, pass_size
 
 SMALL, IMAGE = (1, 28, 28), (3, 224, 224)
 

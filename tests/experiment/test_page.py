@@ -1,11 +1,12 @@
 """The page about the runner names everything that can be asked, and everything that comes out."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
+from retain.cli.options import with_table
 from retain.experiment import Config, Run, run
+from retain.experiment.config import FIELDS
 from retain.experiment.results import MEASURES
 from retain.methods import METHODS
 
@@ -18,12 +19,14 @@ def section(heading):
     return PAGE.partition(f"{heading}\n")[2].partition("\n## ")[0]
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)])
-def test_every_field_of_a_config(field):
-    assert f"`{field}`" in section("## What can be asked")
+def test_the_table_of_options_is_that_of_the_fields():
+    """If this fails: python -m retain.cli.options docs/runner.md."""
+    assert with_table(PAGE, Config, FIELDS) == PAGE
+    for name in FIELDS:
+        assert f"| `{name}` |" in section("## What can be asked")
 
 
-@pytest.mark.parametrize("field", [*(f.name for f in dataclasses.fields(Run)), *MEASURES])
+@pytest.mark.parametrize("field", [*Run.model_fields, *MEASURES])
 def test_every_field_of_a_result(field):
     assert f"`{field}`" in section("### results.json").partition("\n## ")[0]
 

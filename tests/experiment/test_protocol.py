@@ -8,8 +8,8 @@ from torch import nn
 
 from retain.errors import ConfigError
 from retain.experiment import run
-from retain.experiment import training as training_module
-from retain.experiment.precision import Precision
+from retain.experiment import train as training_module
+from retain.experiment.machine import Precision
 from retain.methods.mas import MAS
 from retain.methods.method import Setting
 from retain.models import TaskNetwork
@@ -165,11 +165,11 @@ def test_dropout_is_on_in_training_and_off_otherwise(tmp_path, monkeypatch):
         real_learn(*args, **kwargs)
         phases.setdefault("training", []).extend(calls[before:])
 
-    from retain.experiment import work as work_module
+    from retain.experiment import job as job_module
 
     monkeypatch.setattr(nn.Dropout, "forward", forward)
     monkeypatch.setattr(MAS, "end", end)
-    monkeypatch.setattr(work_module, "learn", learn)
+    monkeypatch.setattr(job_module, "learn", learn)
     asked = tiny(methods=("mas",), model=f"{tmp_path / 'model.py'}:made", samples_per_class=8)
     assert run(asked, progress=False).runs[0].error is None
     assert {(training, same) for _, training, same in phases["training"]} == {(True, False)}

@@ -7,8 +7,8 @@ import torch
 from retain import files
 from retain.errors import ConfigError, FileError, InputError
 from retain.experiment import Config, Interrupted, Results, UnwrittenError, run
-from retain.experiment import work as work_module
-from retain.experiment.checkpoint import Checkpoint
+from retain.experiment import job as job_module
+from retain.experiment.job import Checkpoint
 from retain.experiment.progress import Watcher
 from retain.methods import METHODS
 from retain.methods.mas import MAS
@@ -226,7 +226,7 @@ def test_a_file_that_is_not_the_results_of_a_run(tmp_path, content):
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(work_module, "learn", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(job_module, "learn", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="Nothing was trained"):
         run(tiny(), out=tmp_path / "file", progress=False)
 
@@ -242,7 +242,7 @@ def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
 
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(tmp_path, monkeypatch):
     whole = run(tiny(), progress=False)
-    real, calls = work_module.learn, []
+    real, calls = job_module.learn, []
 
     def pressed(*args, **kwargs):
         calls.append(1)
@@ -250,7 +250,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(work_module, "learn", pressed)
+    monkeypatch.setattr(job_module, "learn", pressed)
     with pytest.raises(Interrupted, match=r"Go on with: retain run --resume --out"):
         run(tiny(), out=tmp_path, progress=False)
     record = json.loads((tmp_path / "results.json").read_text())["runs"]
@@ -291,7 +291,7 @@ def test_what_a_killed_run_was_writing_is_swept_away(tmp_path):
 
 def stopped(folder, monkeypatch, after=8):
     """A run that was stopped in the middle of its second job."""
-    real, calls = work_module.learn, []
+    real, calls = job_module.learn, []
 
     def pressed(*args, **kwargs):
         calls.append(1)
@@ -300,7 +300,7 @@ def stopped(folder, monkeypatch, after=8):
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(work_module, "learn", pressed)
+        patched.setattr(job_module, "learn", pressed)
         with pytest.raises(Interrupted):
             run(tiny(), out=folder, progress=False)
     (checkpoint,) = (folder / "checkpoints").iterdir()
@@ -342,7 +342,9 @@ def test_a_damaged_file_of_results_says_what_to_do(tmp_path):
 
 def test_results_of_a_newer_version_are_not_called_damaged(tmp_path):
     (tmp_path / "results.json").write_text('{"schema": 9}')
-    with pytest.raises(FileError, match=r"has schema 9; this version of retain reads 1\.$"):
+    with pytest.raises(
+        FileError, match=r"has schema 9, but this version of retain reads schemas up to 1"
+    ):
         Results.read(tmp_path)
 
 

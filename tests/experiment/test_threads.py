@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from retain.experiment.threads import operations, worthwhile_threads
+from retain.experiment.machine import operations, worthwhile_threads
 from retain.models import TaskNetwork
 
 

@@ -3,10 +3,9 @@
 import torch
 
 from retain.experiment import Config
-from retain.experiment.plan import Job
+from retain.experiment.job import Job, Work
 from retain.experiment.progress import Watcher
 from retain.experiment.stage import Stage
-from retain.experiment.work import Work
 from retain.methods import METHODS, Setting, options_of
 from retain.tasks import Minibatch, Task, TaskSequence, TensorExamples
 

@@ -55,7 +55,8 @@ def test_a_file_that_was_cut_off_says_so(kept: int, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(text[:kept])
     with pytest.raises(FileError, match="ends in the middle") as caught:
         read(tmp_path)
-    assert "--resume" in str(caught.value)
+    assert "remove it: what it held can be computed again" in str(caught.value)
+    assert "--resume" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["# a note\n{}", "{'schema': 1}"])
@@ -84,18 +85,18 @@ def test_another_kind_of_json_is_refused(tmp_path: Path) -> None:
 
 EDITS: dict[str, Edit] = {
     "schema should be 1": lambda c: c.pop("schema"),
-    "versions should be an object, but is missing": lambda c: c.pop("versions"),
+    "versions is missing": lambda c: c.pop("versions"),
     "config should be an object": lambda c: c.update(config=3),
-    "config.study should be text": lambda c: c["config"].update(study=["table2"]),
+    "config.study should be a word": lambda c: c["config"].update(study=["table2"]),
     "config.methods should be a list": lambda c: c["config"].update(methods="mas"),
     "config.skipped should be an object": lambda c: c["config"].update(skipped=["birds"]),
-    "runs should be a list, but is missing": lambda c: c.pop("runs"),
+    "runs is missing": lambda c: c.pop("runs"),
     "runs[0] should be an object, but is 'x'": lambda c: c["runs"].insert(0, "x"),
-    "runs[1].method should be a name, but is missing": lambda c: c["runs"][1].pop("method"),
+    "runs[1].method is missing": lambda c: c["runs"][1].pop("method"),
     "runs[1].seed should be a whole number": lambda c: c["runs"][1].update(seed=1.5),
     "runs[1].status should be one of": lambda c: c["runs"][1].update(status="fine"),
     "runs[1].tasks should be a list": lambda c: c["runs"][1].update(tasks="0-1"),
-    "runs[1].accuracy should be a list": lambda c: c["runs"][1].pop("accuracy"),
+    "runs[1].accuracy is missing": lambda c: c["runs"][1].pop("accuracy"),
     "runs[1].accuracy[2][0] should be a fraction from 0 to 1, not percent, but is 98": (
         lambda c: c["runs"][1]["accuracy"][2].__setitem__(0, 98)
     ),
@@ -115,10 +116,10 @@ EDITS: dict[str, Edit] = {
         lambda c: c["runs"][1].update(average_forgetting=0.0)
     ),
     "runs[1].average_accuracy is missing": lambda c: c["runs"][1].pop("average_accuracy"),
-    "runs[1].train_seconds should be a finite number": (
+    "runs[1].train_seconds should be a number": (
         lambda c: c["runs"][1].update(train_seconds="long")
     ),
-    "runs[1].memory_bytes_by_task[0].model should be a whole number": (
+    "runs[1].memory_bytes_by_task[0].model should be 0 or more": (
         lambda c: c["runs"][1]["memory_bytes_by_task"][0].update(model=-1)
     ),
     "runs[3].importance_by_layer.backbone.0.weight.quantiles should be 7, but are 2": (

@@ -12,9 +12,10 @@ from retain import report
 from retain.errors import ConfigError, FileError
 from retain.experiment import Interrupted, Results
 from retain.experiment.progress import Watcher
-from retain.studies import Asked, Study, carry_out, carrying_out, gather, is_study, study_named
+from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
+from retain.studies import run as running
 from retain.studies.folder import part_folder, recorded
-from retain.studies.progress import Whole
+from retain.studies.run import Whole
 
 
 def tiny(name="table3", parts=2, **asked):
@@ -101,7 +102,7 @@ class Impatient(Watcher):
 def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch, steps):
     study, out = finished
     with monkeypatch.context() as patched:
-        patched.setattr("retain.studies.carrying_out.watcher", lambda _: Impatient(steps))
+        patched.setattr("retain.studies.run.watcher", lambda _: Impatient(steps))
         with pytest.raises(Interrupted, match="retain study table3 --resume --out"):
             carry_out(study, tmp_path)
     stopped = json.loads((tmp_path / "results.json").read_text())
@@ -148,7 +149,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 @pytest.mark.parametrize("content", ["", '{"schema": 1', "[]", '{"schema": 1}', '{"schema": 9}'])
 def test_a_broken_record_is_told(tmp_path, content):
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises((FileError, ConfigError), match=r"schema|record of a study"):
+    with pytest.raises((FileError, ConfigError), match=r"schema|ends in the middle"):
         carry_out(None, tmp_path, resume=True)
 
 
@@ -157,7 +158,7 @@ def test_a_broken_part_is_named(finished, tmp_path):
     carry_out(study, tmp_path / "new", progress=False)
     broken = part_folder(tmp_path / "new", study.parts[0]) / "results.json"
     broken.write_text(broken.read_text()[:200])
-    with pytest.raises(FileError, match="is not the results of a run"):
+    with pytest.raises(FileError, match="ends in the middle"):
         gather(tmp_path / "new")
 
 
@@ -231,6 +232,6 @@ def test_a_damaged_record_of_a_study_costs_none_of_what_is_done(tmp_path, monkey
         carry_out(None, out, resume=True, progress=False)
     for name in ("study.json", "results.json"):
         (out / name).unlink()
-    monkeypatch.setattr(carrying_out, "run_config", lambda *_, **__: pytest.fail("ran again"))
+    monkeypatch.setattr(running, "run_config", lambda *_, **__: pytest.fail("ran again"))
     carry_out(study, out, progress=False)
     assert numbers(out) == before

@@ -9,8 +9,7 @@ import pytest
 from retain.errors import ConfigError, FileError
 from retain.methods import METHODS
 from retain.studies import STUDIES, Asked, Study, study_named
-from retain.studies.protocol import PAPER
-from retain.studies.published import published_pairs, published_sequence
+from retain.studies.paper import PAPER, published_pairs, published_sequence
 from tests.tasks.image_folders import write_folder
 from tests.tasks.miniatures import write_miniatures
 
@@ -190,7 +189,7 @@ def test_quick_takes_untrained_weights_where_there_are_no_others(miniatures, mon
     def unreachable(_name, **_options):
         raise FileError("no network")
 
-    monkeypatch.setattr("retain.studies.planning.named_model", unreachable)
+    monkeypatch.setattr("retain.studies.studies.named_model", unreachable)
     study = planned("sequence", miniatures, quick=True)
     assert study.parts[0].config.weights is None
     assert any(one.startswith("untrained weights") for one in study.departures)

@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from retain.cli.options import names
 from retain.cli.speaking import err, out, plainly
-from retain.cli.values import names
 from retain.errors import ConfigError, RetainError
 from retain.tasks.paper import PAPER_SETS, Counts, Inspection, download_set, inspect_data
 from retain.tasks.paper.registry import paper_set
@@ -54,7 +54,7 @@ def datasets(
     if data is None:
         if download or images:
             raise ConfigError("Which folder? Give --data, where the data sets are or shall go.")
-        out.print(_needed(chosen))
+        out.print(_needed(chosen), markup=True)
         out.print("Where the data are, retain datasets --data FOLDER says what is there.")
         return
     if download:
@@ -62,7 +62,7 @@ def datasets(
     if not data.is_dir():
         raise ConfigError(f"{data} is not a folder. Give the one that holds the data sets.")
     found = inspect_data(data, chosen, decode=images)
-    out.print(_found(found))
+    out.print(_found(found), markup=True)
     for one in found:
         _tell(one)
 
@@ -115,11 +115,11 @@ def _tell(one: Inspection) -> None:
         lines.append(one.source)
     if not lines:
         return
-    out.print(f"\n[bold]{one.name}[/]: {_state(one)}")
+    out.print(f"\n[bold]{one.name}[/]: {_state(one)}", markup=True)
     if one.folder is not None:
-        out.print(f"  in {one.folder}", markup=False, soft_wrap=True)
+        out.print(f"  in {one.folder}", soft_wrap=True)
     for line in lines:
-        out.print(f"  - {line}", markup=False, soft_wrap=True)
+        out.print(f"  - {line}", soft_wrap=True)
 
 
 def _get(chosen: tuple[str, ...], root: Path) -> None:
@@ -127,8 +127,8 @@ def _get(chosen: tuple[str, ...], root: Path) -> None:
     for one in inspect_data(root, chosen):
         if one.state != "missing" or PAPER_SETS[one.name].download is None:
             continue
-        err.print(f"Downloading {one.title} into {root} …", markup=False, soft_wrap=True)
+        err.print(f"Downloading {one.title} into {root} …", soft_wrap=True)
         try:
             download_set(one.name, root)
         except RetainError as error:
-            err.print(str(error), markup=False, soft_wrap=True)
+            err.print(str(error), soft_wrap=True)

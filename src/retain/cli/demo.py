@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
+from retain.cli.options import out_option
 from retain.cli.run import show
 from retain.cli.speaking import out, plainly
-from retain.experiment import Results, run
-from retain.experiment.demo import TITLE
-from retain.experiment.demo import demo as demo_config
+from retain.experiment import Config, Results, run
+from retain.experiment.folder import CHECKPOINTS
 from retain.experiment.results import FILE
+from retain.methods import PAPER
 
+TITLE = "retain demo"
+SEEDS = 3
 THREE_LINES = """\
 In your own training loop it takes three lines:
 
@@ -23,11 +26,29 @@ In your own training loop it takes three lines:
     memory.attach(optimizer)                            # every optimizer.step() is protected"""
 
 
+def demonstration(seed: int = 0) -> Config:
+    """Five two-class tasks of real handwritten digits, the paper's methods, with seeds from `seed` on.
+
+    A setting in which fine-tuning forgets tens of points: many large steps of SGD per task.
+    """
+    return Config(
+        tasks="digits",
+        model="mlp",
+        methods=PAPER,
+        seeds=tuple(range(seed, seed + SEEDS)),
+        epochs=20,
+        batch_size=16,
+        lr=0.1,
+        optimizer="sgd",
+        title=TITLE,
+    )
+
+
 @plainly
 def demo(
-    folder: Annotated[
-        Path, typer.Option("--out", help="Folder for results, report and pictures.")
-    ] = Path("retain-demo"),
+    folder: Annotated[Path, out_option("Folder for results, report and pictures.")] = Path(
+        "retain-demo"
+    ),
     seed: Annotated[int, typer.Option(help="The first of three seeds.")] = 0,
 ) -> None:
     """Five two-class tasks of real handwritten digits: what does each method forget?
@@ -36,7 +57,7 @@ def demo(
 
     retain demo --out demo
     """
-    config = demo_config(seed)
+    config = demonstration(seed)
     out.print(
         f"Five tasks of two digits each, one after another; {config.model} 64-100-100, a head per "
         f"task; SGD {config.lr:g} with momentum, batches of {config.batch_size}, {config.epochs} "
@@ -47,11 +68,11 @@ def demo(
     _make_way(folder)
     results = run(config, out=folder)
     show(results, folder)
-    out.print(f"\n{THREE_LINES}", markup=False, soft_wrap=True)
+    out.print(f"\n{THREE_LINES}", soft_wrap=True)
 
 
 def _make_way(folder: Path) -> None:
     """An earlier demonstration may be replaced; any other run stays, and is refused later."""
     if (folder / FILE).is_file() and Results.read(folder).config.title == TITLE:
         (folder / FILE).unlink()
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -13,7 +13,7 @@ from torch import nn
 from retain import MAS, LocalMAS
 from retain.cli.speaking import out, plainly
 from retain.errors import ConfigError, FileError
-from retain.experiment.device import chosen_device
+from retain.experiment.machine import chosen_device
 from retain.models.from_file import model_from_file
 from retain.models.named import named_model
 from retain.models.weights import load_weights
@@ -58,7 +58,7 @@ def importance(
     memory.observe(examples.batches(batch_size, device=place), max_samples=max_samples)
     memory.observed.save(file)
     out.print(memory.observed.summary())
-    out.print(f"Written to {file}", markup=False, soft_wrap=True)
+    out.print(f"Written to {file}", soft_wrap=True)
 
 
 importance.__doc__ = (importance.__doc__ or "") + EXAMPLES

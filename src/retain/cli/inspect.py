@@ -28,10 +28,10 @@ def inspect(
     retain inspect omega.safetensors --plot omega.png
     """
     what, omega = _read(file)
-    out.print(what, markup=False, soft_wrap=True)
+    out.print(what, soft_wrap=True)
     out.print(omega.summary())
     if plot is not None:
-        out.print(str(omega.plot(plot)), markup=False, soft_wrap=True)
+        out.print(str(omega.plot(plot)), soft_wrap=True)
 
 
 def importance_in(file: Path) -> Importance:

@@ -27,4 +27,4 @@ def report(
     written = reporting.write(folder)
     out.print(reporting.table(folder))
     for path in written:
-        out.print(str(path), markup=False, soft_wrap=True)
+        out.print(str(path), soft_wrap=True)

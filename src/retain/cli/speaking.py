@@ -19,8 +19,9 @@ R = TypeVar("R")
 BAD_INPUT = 2
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# What is printed is text: nothing in a name is taken for markup or an emoji.
+out = Console(highlight=False, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def plainly(command: Callable[P, R]) -> Callable[P, R]:
@@ -35,11 +36,11 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             with _warnings_in_words():
                 return command(*args, **kwargs)
         except RetainError as error:
-            err.print("[bold red]Error:[/] ", end="")
-            err.print(str(error), markup=False, soft_wrap=True)
+            err.print("Error: ", end="", style="bold red")
+            err.print(str(error), soft_wrap=True)
             raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt as stop:
-            err.print(str(stop) or "Interrupted.", markup=False, soft_wrap=True)
+            err.print(str(stop) or "Interrupted.", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return told
@@ -54,8 +55,8 @@ def _warnings_in_words() -> Iterator[None]:
         text = str(message)
         if text not in told:
             told.add(text)
-            err.print("[yellow]Note:[/] ", end="")
-            err.print(text, markup=False, soft_wrap=True)
+            err.print("Note: ", end="", style="yellow")
+            err.print(text, soft_wrap=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from retain import report, studies
+from retain.cli.options import described_by, given, out_option
 from retain.cli.run import written_page
 from retain.cli.speaking import err, out, plainly
-from retain.cli.values import names, strengths, whole_numbers
 from retain.errors import ConfigError
+from retain.experiment import Config
 from retain.experiment.results import FILE
 from retain.methods import METHODS
-from retain.report.reading import read
 from retain.studies.folder import recorded
+from retain.studies.study import SETTINGS, Asked
 
 EXAMPLES = """
 
@@ -29,90 +30,36 @@ retain study adaptation --data digits --adapt-to 0,1 --out adaptation
 
 retain study table2 --resume --out table2
 """
+# Where a run's option means something else, or has another default.
+SAID = {
+    "model": "in place of AlexNet, or of the stand-ins' small networks",
+    "weights": "weights to start from: default (pre-trained), a file, or none",
+    "seeds": "every method runs once per seed",
+    "image_size": "side of the square that image files are cropped to",
+    "strengths": "λ by method, as in retain run: mas=1,ewc=400, mas=0.1:1:10, auto",
+    "forms": "of quadratic penalties: gradient (the paper's), proximal, adaptive",
+}
 
 
 @plainly
+@described_by(Config, SETTINGS, defaults=False, said=SAID)
+@described_by(Asked)
 def study(
     *,
     name: Annotated[
         str,
         typer.Argument(metavar="STUDY", help="table2, table3, sequence, memory or adaptation."),
     ],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for results and report.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="The folder of the paper's data sets (retain datasets says what they need), or "
-            "stand-ins: digits, folders:NAME=PATH,NAME=PATH."
-        ),
-    ] = None,
-    sets: Annotated[
-        str | None, typer.Option(help="Only these data sets, such as flowers,birds,scenes.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="In place of AlexNet, or of the stand-ins' small networks.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Weights to start from: default (pre-trained), a file, or none."),
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Every method runs once per seed.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs per task.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd (momentum 0.9) or adam.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Side that image files are cropped to.")
-    ] = None,
-    samples_per_class: Annotated[
-        int | None, typer.Option(help="At most so many images of a class in each split.")
-    ] = None,
-    strength: Annotated[
-        list[str] | None,
-        typer.Option(help="λ by method, as in retain run: mas=1,ewc=400, mas=0.1:1:10, auto."),
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(help="Of quadratic penalties: gradient (the paper's), proximal, adaptive."),
-    ] = None,
-    adapt_to: Annotated[
-        str | None,
-        typer.Option(help="adaptation: the classes of the first task that matter, by comma."),
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A reduced version, marked as such on every page.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Train in mixed precision.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes that read images.")] = None,
+    folder: Annotated[Path, out_option("Folder for results and report.")],
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the study in --out; --data may be left out."),
     ] = False,
+    **written: Any,
 ) -> None:
     """Run an experiment of the paper, and show it in the paper's own layout."""
-    asked = None
-    if data is not None:
-        asked = studies.Asked(
-            data=data,
-            sets=names(sets or ""),
-            model=model,
-            weights=weights,
-            seeds=whole_numbers(seeds, "--seeds") if seeds is not None else (),
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            optimizer=optimizer,
-            image_size=image_size,
-            samples_per_class=samples_per_class,
-            strengths=strengths(strength or [], METHODS),
-            forms=names(form or ""),
-            adapt_to=names(adapt_to or ""),
-            quick=quick,
-            device=device,
-            amp=amp,
-            workers=workers,
-        )
+    about_runs = {field: written.pop(field) for field in SETTINGS}
+    asked = given(Asked, written, METHODS) | given(Config, about_runs, METHODS)
     planned = _planned(name, asked, folder if resume else None)
     carried = studies.carry_out(planned, folder, resume=resume)
     _show(folder, carried)
@@ -121,12 +68,12 @@ def study(
 study.__doc__ = (study.__doc__ or "") + EXAMPLES
 
 
-def _planned(name: str, asked: studies.Asked | None, resumed: Path | None) -> studies.Study | None:
+def _planned(name: str, asked: dict[str, Any], resumed: Path | None) -> studies.Study | None:
     """The study that is asked for; None where the one in the folder `resumed` is meant."""
-    if asked is not None:
-        planned = studies.study_named(name, asked)
+    if "data" in asked:
+        planned = studies.study_named(name, Asked(**asked))
         for what, why in planned.skipped.items():
-            err.print(f"Not run: {what}. {why}", markup=False, soft_wrap=True)
+            err.print(f"Not run: {what}. {why}", soft_wrap=True)
         return planned
     if resumed is None:
         raise ConfigError(
@@ -146,12 +93,13 @@ def _planned(name: str, asked: studies.Asked | None, resumed: Path | None) -> st
 
 def _show(folder: Path, study: studies.Study) -> None:
     """Print the table and the sentence, write the report, and say where it is."""
-    page = written_page(folder)
-    out.print(report.table(folder))
-    out.print(report.summary(folder), markup=False, soft_wrap=True)
-    out.print(f"Results: {folder / FILE}\nReport:  {page}", markup=False, soft_wrap=True)
-    failed = [run for run in read(folder).runs if run.status == "failed"]
+    content = studies.gather(folder)
+    page = written_page(content, folder)
+    out.print(report.table(content))
+    out.print(report.summary(content), soft_wrap=True)
+    out.print(f"Results: {folder / FILE}\nReport:  {page}", soft_wrap=True)
+    failed = [run for run in content.runs if run.status == "failed"]
     for run in failed:
-        err.print(f"{run.method}, seed {run.seed} failed: {run.error}", markup=False)
+        err.print(f"{run.method}, seed {run.seed} failed: {run.error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)

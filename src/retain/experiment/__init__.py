@@ -1,7 +1,11 @@
 """A comparison of methods on tasks: what is asked, how it is carried out, and what came out."""
 
-from retain.experiment.config import Config
-from retain.experiment.results import Results, Run
-from retain.experiment.running import Interrupted, UnwrittenError, run
+from retain.extras import needs
+
+needs("pydantic")
+
+from retain.experiment.config import Config  # noqa: E402
+from retain.experiment.results import Results, Run  # noqa: E402
+from retain.experiment.run import Interrupted, UnwrittenError, run  # noqa: E402
 
 __all__ = ["Config", "Interrupted", "Results", "Run", "UnwrittenError", "run"]

@@ -1,17 +1,23 @@
-"""What is asked of a run: one frozen value, checked, that goes to JSON and comes back."""
+"""What is asked of a run: one frozen value, checked, that goes to JSON and comes back.
+
+Every option is described here (those about tasks in `retain.tasks.options`), and nowhere else: the
+command line, its help and the table in the documentation are made from these fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, cast
 
-from retain.closest import did_you_mean
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic.dataclasses import dataclass
+
 from retain.errors import ConfigError
-from retain.methods import METHODS, Form, ImportanceData, Scenario, options_of
-from retain.tasks import Augmentation
+from retain.experiment.checks import STRICT, Several, checked, several, shown, unknown, wrong
+from retain.methods import METHODS, Form, ImportanceData, options_of
+from retain.tasks.options import LARGEST, LARGEST_SEED, TaskChoices, option
 
 AUTO = "auto"
 Strength = float | Literal["auto"]
@@ -19,87 +25,137 @@ OptimizerName = Literal["sgd", "adam"]
 BatchNorm = Literal["frozen", "moving"]
 # What changes how a run is carried out and none of its numbers.
 WITHOUT_EFFECT = frozenset({"workers"})
-# Fields that are whole numbers, and the least that each may be.
-WHOLE = {
-    "epochs": 1, "batch_size": 1, "lr_drop_every": 1, "workers": 0, "image_size": 1,
-    "classes_per_task": 1, "class_order_seed": 0, "samples_per_class": 1,
-}  # fmt: skip
-WORDS = ("tasks", "model", "optimizer", "batch_norm", "augmentation", "device", "weights", "title")
+SEEDS = "whole numbers, 0 or more, up to 2^53"
+LISTS = ("methods", "seeds", "importance_on", "forms", "importance_classes")
+NOT_EMPTY = ("methods", "seeds", "importance_on")
 
 
-@dataclass(frozen=True)
-class Config:
-    """A comparison of methods on a sequence of tasks.
+def _seed(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value <= LARGEST_SEED else wrong(SEEDS)
 
-    Attributes:
-        tasks: which tasks, such as "digits" or "folders:flowers=PATH,birds=PATH".
-        model: which network, such as "mlp", "resnet18" or "path/to/file.py:function".
-        methods: names of methods, in the order in which they run.
-        seeds: every method runs once per seed; it covers everything that is drawn at random.
-        strengths: λ by method, several for a sweep, "auto" to have it chosen on each new task;
-            methods that are not named use their own default.
-        forms: forms of the quadratic penalty; () is each method's own default.
-        importance_on: the data that importance is computed on; several for a comparison.
-        importance_classes: names of classes; of a task that has some of them, importance is
-            computed on those alone.
-        options: further options by method, such as {"lwf": {"temperature": 1.0}}.
-        epochs: epochs per task.
-        batch_size: samples per step.
-        lr: learning rate.
-        lr_drop_every: multiply the learning rate by 0.1 every so many epochs of a task.
-        optimizer: "sgd" (with momentum) or "adam", anew for each task.
-        batch_norm: "frozen" holds running statistics after the first task for methods that hold
-            weights; "moving" lets them follow the new data for all.
-        augmentation: what is done to image files in training: "none", or "crop-flip", random
-            squares and flips. Importance and evaluation always see the square in the middle.
-        amp: train and evaluate in mixed precision; importance stays in full precision.
-        device: "auto", or a device of torch.
-        workers: processes that read image files which do not fit in memory; with 0 threads do.
-        weights: a file of pre-trained weights, or "default" for the library's own.
-        image_size: side of the square that image files are cropped to.
-        classes_per_task: classes that a task gets.
-        class_order_seed: shuffles the classes before they are dealt out.
-        samples_per_class: at most so many examples of a class in each split.
-        scenario: "task-incremental" or "domain-incremental"; None is what suits the tasks.
-        title: what the report calls the run.
-        quick: whether it is a reduced version of something, which the report then says.
+
+def _by_method(strengths: Any) -> Any:
+    """Of each method one strength or several as several, whole numbers as numbers."""
+    if not isinstance(strengths, Mapping):
+        return strengths
+    return {method: tuple(map(_number, several(given))) for method, given in strengths.items()}
+
+
+def _number(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and abs(value) < LARGEST_SEED else value
+
+
+def spelled(flag: str | None, example: str = "") -> dict[str, Any]:
+    """How an option is written on the command line, where that is not its name with dashes.
+
+    Args:
+        flag: such as "--strength"; None where the command line does not have it.
+        example: of a value, for the documentation.
+    """
+    return {"flag": flag, "example": example}
+
+
+@checked
+@dataclass(frozen=True, config=STRICT)
+class Config(TaskChoices):
+    """A comparison of methods on a sequence of tasks. Each field says what it is.
+
+    Raises:
+        ConfigError: something that cannot be carried out; everything that is wrong, at once.
     """
 
-    tasks: str
-    model: str = "mlp"
-    methods: tuple[str, ...] = ("finetune", "mas")
-    seeds: tuple[int, ...] = (0,)
-    strengths: Mapping[str, Strength | Sequence[Strength]] = field(default_factory=dict)
-    forms: tuple[Form, ...] = ()
-    importance_on: tuple[ImportanceData, ...] = ("train",)
-    importance_classes: tuple[str, ...] = ()
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 1e-3
-    lr_drop_every: int | None = None
-    optimizer: OptimizerName = "adam"
-    batch_norm: BatchNorm = "frozen"
-    augmentation: Augmentation = "none"
-    amp: bool = False
-    device: str = "auto"
-    workers: int = 0
-    weights: str | None = None
-    image_size: int | None = None
-    classes_per_task: int | None = None
-    class_order_seed: int | None = None
-    samples_per_class: int | None = None
-    scenario: Scenario | None = None
-    title: str = ""
-    quick: bool = False
+    tasks: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="which tasks: digits, permuted-digits, fashion-mnist=ROOT, mnist=ROOT, "
+            "paper=ROOT, or folders:NAME=PATH,NAME=PATH (each with train/ and test/ of class "
+            "folders)",
+        ),
+    ]
+    model: str = option(
+        "mlp",
+        "which network: mlp, cnn, a torchvision or timm name, or path/to/file.py:function",
+        min_length=1,
+    )
+    methods: Annotated[tuple[str, ...], Several] = option(
+        ("finetune", "mas"), f"in the order in which they run: {', '.join(METHODS)}",
+        json_schema_extra=spelled("--methods", "a,b"),
+    )  # fmt: skip
+    seeds: Annotated[tuple[Annotated[int, BeforeValidator(_seed)], ...], Several] = option(
+        (0,), "every method runs once per seed, which covers everything that is drawn at random",
+        json_schema_extra=spelled("--seeds", "0,1,2"),
+    )  # fmt: skip
+    strengths: Annotated[Mapping[str, Any], BeforeValidator(_by_method)] = option(
+        dict,
+        "λ by method; several (mas=0.1:1:10) are a sweep, auto has it chosen on each new task "
+        "without old data; if left out each method's own, measured default",
+        json_schema_extra=spelled("--strength", "mas=1,ewc=400"),
+    )
+    forms: Annotated[tuple[Form, ...], Several] = option(
+        (),
+        "of quadratic penalties: gradient, proximal, adaptive; several for a comparison; if left "
+        "out each method's own default",
+        json_schema_extra=spelled("--form", "adaptive"),
+    )
+    importance_on: Annotated[tuple[ImportanceData, ...], Several] = option(
+        ("train",),
+        "data that Ω is computed on, never labels: train, test, train+test; several for a "
+        "comparison",
+        json_schema_extra=spelled("--importance-on", "train"),
+    )  # fmt: skip
+    importance_classes: Annotated[tuple[str, ...], Several] = option(
+        (), "names of classes: of a task that has some of them, Ω is computed on those alone",
+        json_schema_extra=spelled("--importance-classes", "a,b"),
+    )  # fmt: skip
+    options: Mapping[str, Mapping[str, Any]] = option(
+        dict, "a method's own options, as METHOD.OPTION=VALUE",
+        json_schema_extra=spelled("--set", "lwf.temperature=1"),
+    )  # fmt: skip
+    epochs: int = option(10, "epochs per task", ge=1, le=LARGEST)
+    batch_size: int = option(128, "samples per step", ge=1, le=LARGEST)
+    lr: float = option(
+        1e-3, "learning rate; the optimizer is made anew for each task", gt=0, le=1e30
+    )
+    lr_drop_every: int | None = option(
+        None, "multiply the learning rate by 0.1 every so many epochs of a task", ge=1, le=LARGEST
+    )
+    optimizer: OptimizerName = option("adam", "which optimizer: adam, or sgd with momentum 0.9")
+    batch_norm: BatchNorm = option(
+        "frozen",
+        "running statistics after the first task: frozen for methods that hold weights, or moving "
+        "with the new data for all",
+    )
+    amp: bool = option(
+        False,
+        "train and evaluate in mixed precision: float16 with scaled gradients on CUDA, else "
+        "bfloat16; weights, updates and Ω stay in float32",
+    )
+    device: str = option(
+        "auto",
+        "where to compute: auto (an accelerator if there is one), cpu, cuda, mps",
+        min_length=1,
+    )
+    weights: str | None = option(
+        None,
+        "pre-trained weights: a file (safetensors, or a torch file of weights alone), or default "
+        "for the library's own",
+        min_length=1,
+    )
+    title: str = option("", "what the report calls the run")
+    quick: bool = option(
+        False, "whether it is a reduced version of something, which its page then says",
+        json_schema_extra=spelled(None),
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        _refuse(_wrong_types(self))
-        for name in ("methods", "seeds", "forms", "importance_on", "importance_classes"):
-            object.__setattr__(self, name, _several(getattr(self, name)))
-        several = {m: tuple(map(_number, _several(s))) for m, s in self.strengths.items()}
-        object.__setattr__(self, "strengths", several)
-        _refuse(_problems(self))
+    @model_validator(mode="after")
+    def _can_be_carried_out(self) -> Config:
+        found = list(_problems(self))
+        if found:
+            raise ConfigError(" ".join(found))
+        return self
 
     def strengths_of(self, method: str) -> tuple[Strength, ...]:
         """The strengths asked for; none where the method's default is meant."""
@@ -112,8 +168,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         """The config as JSON knows it; `from_json` gives an equal one back."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        return {name: _plain(getattr(self, name)) for name in FIELDS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Config:
@@ -122,12 +177,7 @@ class Config:
         Raises:
             ConfigError: a name in it is none of the config's, or a value cannot be carried out.
         """
-        known = [f.name for f in dataclasses.fields(cls)]
-        unknown = [f"{name!r}.{did_you_mean(name, known)}" for name in content if name not in known]
-        if unknown:
-            raise ConfigError("A config has no field " + " And no ".join(unknown))
-        values = {name: _frozen(value) for name, value in content.items()}
-        return cls(**values)
+        return cls(**{name: _frozen(value) for name, value in content.items()})
 
     def differences(self, other: Config) -> list[str]:
         """A line `name: this value → the other's` for everything that makes their runs differ."""
@@ -136,70 +186,44 @@ class Config:
         return [f"{name}: {mine[name]} → {others[name]}" for name in names]
 
 
-def _refuse(problems: Iterable[str]) -> None:
-    found = list(problems)
-    if found:
-        raise ConfigError(" ".join(found))
+# Every field, those about tasks last.
+FIELDS = tuple(
+    sorted(
+        (one.name for one in dataclasses.fields(Config)),
+        key=[one.name for one in dataclasses.fields(TaskChoices)].__contains__,
+    )
+)
 
 
-def _wrong_types(config: Config) -> Iterable[str]:
-    """What Python lets pass and no run could make sense of."""
-    optional = {f.name for f in dataclasses.fields(Config) if f.default is None}
-    expected: list[tuple[str, Any, str]] = [
-        *((name, int, "a whole number") for name in WHOLE),
-        ("lr", (int, float), "a number"),
-        *((name, str, "a word") for name in WORDS),
-        *((name, Mapping, "a mapping with methods as keys") for name in ("strengths", "options")),
-    ]
-    for name, kind, said in expected:
-        value = getattr(config, name)
-        missing = value is None and name in optional
-        if not missing and (isinstance(value, bool) or not isinstance(value, kind)):
-            yield f"{name} is {value!r}; expected {said}{' or None' if name in optional else ''}."
-
-
-def _problems(config: Config) -> Iterable[str]:
-    yield from _unknown("method", config.methods, METHODS)
-    yield from _unknown("optimizer", [config.optimizer], get_args(OptimizerName))
-    yield from _unknown("batch_norm", [config.batch_norm], get_args(BatchNorm))
-    yield from _unknown("form", config.forms, get_args(Form))
-    yield from _unknown("importance_on", config.importance_on, get_args(ImportanceData))
-    yield from _unknown("augmentation", [config.augmentation], get_args(Augmentation))
-    for name in ("methods", "seeds", "importance_on", "forms", "importance_classes"):
+def _problems(config: Config) -> Iterator[str]:
+    """What each value may be on its own, and not beside the others."""
+    yield from _unknown_methods(config.methods)
+    for name in LISTS:
         values = getattr(config, name)
-        if not values and name not in ("forms", "importance_classes"):
+        if not values and name in NOT_EMPTY:
             yield f"{name} is empty; name at least one."
         if len(set(values)) < len(values):
             yield f"{name} names something twice: {', '.join(map(str, values))}."
-    if not (math.isfinite(config.lr) and config.lr > 0):
-        yield f"lr is {config.lr}; expected more than 0."
-    for name, least in WHOLE.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            yield f"{name} is {value}; expected {least} or more."
-    for seed in config.seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            yield f"seeds has {seed!r}; expected whole numbers, 0 or more."
+    for name in config.importance_classes:
+        if not name:
+            yield "importance_classes has an empty name; expected names of classes."
     yield from _strength_problems(config)
     for method, options in config.options.items():
         if method not in METHODS:
-            yield from _unknown("method", [method], METHODS)
+            yield from _unknown_methods([method])
         else:
             yield from _option_problems(method, options)
 
 
-def _unknown(kind: str, given: Iterable[str], known: Iterable[str]) -> Iterable[str]:
-    names = list(known)
-    for name in given:
-        if name not in names:
-            yield f"Unknown {kind} {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}."
+def _unknown_methods(given: Iterable[str]) -> Iterator[str]:
+    yield from (unknown("method", name, METHODS) for name in given if name not in METHODS)
 
 
-def _strength_problems(config: Config) -> Iterable[str]:
+def _strength_problems(config: Config) -> Iterator[str]:
     for method in config.strengths:
         strengths = config.strengths_of(method)
         if method not in METHODS:
-            yield from _unknown("method", [method], METHODS)
+            yield from _unknown_methods([method])
         elif method not in config.methods:
             yield f"A strength is given for {method}, which is not among the methods."
         elif not METHODS[method].has_strength():
@@ -209,28 +233,19 @@ def _strength_problems(config: Config) -> Iterable[str]:
             yield f"The strengths of {method} are {list(strengths)}; expected different ones."
         for strength in strengths:
             if strength != AUTO and not _is_strength(strength):
-                yield f"The strength of {method} is {strength}; expected a number ≥ 0, or auto."
+                said = shown(strength)
+                yield f"The strength of {method} is {said}; expected a number ≥ 0, or auto."
 
 
 def _is_strength(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0  # type: ignore[arg-type, operator]
+    return isinstance(value, float) and math.isfinite(value) and value >= 0
 
 
-def _option_problems(method: str, options: Mapping[str, Any]) -> Iterable[str]:
+def _option_problems(method: str, options: Mapping[str, Any]) -> Iterator[str]:
     try:
         options_of(method, options)
     except ConfigError as error:
         yield str(error)
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    """One value or several, always as a tuple."""
-    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
-
-
-def _number(strength: Any) -> Any:
-    return float(strength) if isinstance(strength, int) else strength
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from retain.errors import ConfigError
 from retain.experiment.config import Config
+from retain.experiment.disk import write_atomically
 from retain.experiment.results import FILE, Results
-from retain.experiment.writing import write_atomically
 
 CHECKPOINTS = "checkpoints"
 

@@ -1,33 +1,58 @@
-"""What a run ends in: one record per method, strength and seed, and the file that holds them."""
+"""What a run ends in, results.json, and its one reader, for whoever goes on with it or shows it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
-from retain.errors import FileError, InputError
+from retain import __version__
+from retain.errors import ConfigError, FileError, InputError
 from retain.experiment import metrics
+from retain.experiment.checks import Fraction, Whole, Word, listed, loaded, problems, shown, told
 from retain.experiment.config import Config
-from retain.experiment.plan import Job
-from retain.experiment.writing import write_atomically
+from retain.experiment.disk import json_bytes, write_atomically
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 FILE = "results.json"
-ByClass = dict[str, dict[str, float | None]]
+QUANTILES = 7
+AGREE = 1e-4  # how far a stored mean may be from the matrix it was taken from
+REMEDY = (
+    "Copy it again, or remove it: what it held can be computed again with the same command, and "
+    "comes out the same."
+)
+RECORDED = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+ByClass = dict[Word, dict[Word, Fraction | None]]
+Seconds = Annotated[float, Field(ge=0)]
 
 
-@dataclass
-class Run:
+class Layer(TypedDict, total=False):
+    """Ω of one parameter: its mean, its share of the total, quantiles of its elements."""
+
+    mean: float | None
+    share: float | None
+    quantiles: list[float]
+
+
+class Tried(TypedDict, total=False):
+    """A strength that was tried on a new task, and what it came to on validation data."""
+
+    task: str
+    strength: float | None
+    accuracy: Fraction | None
+    accepted: bool
+    reference: Fraction | None
+
+
+class Run(BaseModel):
     """One method on one sequence of tasks with one seed; grows by a task at a time.
 
     Attributes:
@@ -42,31 +67,27 @@ class Run:
         strength_search: what was tried where λ was chosen.
     """
 
-    method: str
-    seed: int
-    strength: float | None
-    form: str | None
-    importance_on: str | None
-    tasks: list[str]
+    model_config = RECORDED
+
+    method: Word
+    seed: Whole
+    strength: float | None = None
+    form: str | None = None
+    importance_on: str | None = None
+    tasks: list[Word]
     status: Literal["running", "done", "failed"] = "running"
     error: str | None = None
-    accuracy: list[list[float | None]] = field(default_factory=list)
-    accuracy_by_class: ByClass = field(default_factory=dict)
-    accuracy_by_class_learned: ByClass = field(default_factory=dict)
-    before: list[float] = field(default_factory=list)
-    at_random: list[float] = field(default_factory=list)
-    train_seconds: float = 0.0
-    importance_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    memory_bytes_by_task: list[dict[str, int]] = field(default_factory=list)
-    importance_by_layer: dict[str, Any] | None = None
-    strength_search: list[dict[str, Any]] | None = None
-
-    @classmethod
-    def of(cls, job: Job, tasks: Sequence[str]) -> Run:
-        """The record of a job that begins."""
-        strength = job.strength if isinstance(job.strength, float) else None
-        return cls(job.method, job.seed, strength, job.form, job.importance_on, list(tasks))
+    accuracy: list[list[Fraction | None]] = Field(default_factory=list)
+    accuracy_by_class: ByClass = Field(default_factory=dict)
+    accuracy_by_class_learned: ByClass = Field(default_factory=dict)
+    before: list[Fraction] = Field(default_factory=list)
+    at_random: list[Fraction] = Field(default_factory=list)
+    train_seconds: Seconds = 0.0
+    importance_seconds: Seconds = 0.0
+    evaluation_seconds: Seconds = 0.0
+    memory_bytes_by_task: list[dict[str, Whole]] = Field(default_factory=list)
+    importance_by_layer: dict[str, Layer] | None = None
+    strength_search: list[Tried] | None = None
 
     @property
     def complete(self) -> bool:
@@ -81,17 +102,21 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """The record as it stands in results.json."""
-        plain = dataclasses.asdict(self)
+        plain = self.model_dump(include=OF_RUN)
         last = self.memory_bytes_by_task[-1] if self.memory_bytes_by_task else {}
         return {**plain, **self.measures(), "memory_bytes": last}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Run:
-        """The record that `to_json` came from; what can be computed is computed again."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
+    def from_json(cls, content: Any) -> Run:
+        """The record that `to_json` came from; what can be computed is computed again.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return cls.model_validate(content)
 
 
+OF_RUN = set(Run.model_fields)
 MEASURES: dict[str, Callable[[Run], float | None]] = {
     "average_accuracy": lambda run: metrics.average_accuracy(run.accuracy),
     "average_forgetting": lambda run: metrics.average_forgetting(run.accuracy),
@@ -101,10 +126,192 @@ MEASURES: dict[str, Callable[[Run], float | None]] = {
 }
 
 
+# ---- the file ----
+
+
+class Record(Run):
+    """A run as it stands in results.json, which a study and other programs may write as well.
+
+    Attributes:
+        importance_classes: the classes that Ω was computed on; () is all.
+        memory_bytes: the last of `memory_bytes_by_task`.
+    """
+
+    status: Literal["running", "done", "failed"] = "done"
+    train_seconds: Seconds | None = None  # type: ignore[assignment]
+    importance_seconds: Seconds | None = None  # type: ignore[assignment]
+    evaluation_seconds: Seconds | None = None  # type: ignore[assignment]
+    accuracy: list[list[Fraction | None]]
+    accuracy_by_class: ByClass | None = None  # type: ignore[assignment]
+    accuracy_by_class_learned: ByClass | None = None  # type: ignore[assignment]
+    memory_bytes_by_task: list[dict[str, Whole]] | None = None  # type: ignore[assignment]
+    importance_classes: list[Word] | None = None
+    memory_bytes: dict[str, Whole] | None = None
+    average_accuracy: float | None = None
+    average_forgetting: float | None = None
+    backward_transfer: float | None = None
+    forward_transfer: float | None = None
+    plasticity: float | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> Record:
+        """The record of a run."""
+        return cls(**run.to_json())
+
+    def as_run(self) -> Run:
+        """The run that it is the record of."""
+        known = {name: getattr(self, name) for name in OF_RUN}
+        return Run(**{name: value for name, value in known.items() if value is not None})
+
+
+class Asked(TypedDict, total=False):
+    """The config in results.json: of a run all fields of `Config`, of a study what it has to say.
+
+    Here stands what a reader of the file looks at; whatever else there is stays as it is.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
+
+    title: str | None
+    study: str | None
+    stand_in: str | None
+    splits: str | None
+    sample: str | None
+    tasks: str | None
+    model: str | None
+    scenario: str | None
+    optimizer: str | None
+    device: str | None
+    weights: str | None
+    augmentation: str | None
+    lr: float | None
+    epochs: Whole | None
+    batch_size: Whole | None
+    image_size: Whole | None
+    samples_per_class: Whole | None
+    methods: list[str] | None
+    seeds: list[Whole] | None
+    departures: list[str] | None
+    adapt_to: list[str] | None
+    waiting: list[str] | None
+    skipped: dict[str, str] | None
+    altered: dict[str, str] | None
+
+
+class Content(BaseModel):
+    """What a results.json says.
+
+    Attributes:
+        versions: what the numbers were made with.
+        config: what was asked for.
+        runs: a record for each method, strength and seed.
+    """
+
+    model_config = RECORDED
+
+    versions: dict[str, str]
+    config: Asked
+    runs: list[Record]
+
+
+def read_content(results: Mapping[str, Any] | Path | str) -> Content:
+    """What a results.json says, checked: given as its content, the file, or the folder it is in.
+
+    Raises:
+        FileError: the file is missing, cannot be opened, is cut off or from a newer schema, or does
+            not hold what its schema promises; every problem that was found is listed.
+    """
+    if isinstance(results, Mapping):
+        return _checked(results, "these results")
+    path = Path(results)
+    path = path / FILE if path.is_dir() else path
+    try:
+        return _checked(loaded(path, REMEDY), str(path))
+    except FileNotFoundError:
+        raise FileError(
+            f"There is no {path}. Give the folder that `retain run --out` wrote, "
+            f"or the {FILE} inside it."
+        ) from None
+
+
+def _checked(content: Any, source: str) -> Content:
+    if not isinstance(content, Mapping):
+        raise FileError(
+            f"{source} holds a {type(content).__name__}, but a {FILE} is an object with "
+            "schema, versions, config and runs. Is it the right file?"
+        )
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise FileError(
+            f"{source} has schema {shown(schema)}, but this version of retain reads schemas up to "
+            f"{SCHEMA}. Upgrade with `pip install -U retain`."
+        )
+    found: list[str] = []
+    if schema != SCHEMA or isinstance(schema, bool):
+        found.append(f"schema should be {SCHEMA}, but {told(schema)}")
+    checked = None
+    try:
+        checked = Content.model_validate(dict(content))
+    except ValidationError as error:
+        found += problems(error)
+    if checked is not None:
+        for number, record in enumerate(checked.runs):
+            found += (f"runs[{number}].{problem}" for problem in _disagreements(record))
+    if found or checked is None:
+        raise FileError(
+            f"{source} does not hold what a {FILE} of schema {SCHEMA} promises. Was it edited by "
+            f"hand? {REMEDY}{listed(found)}"
+        )
+    return checked
+
+
+def _disagreements(record: Record) -> Iterator[str]:
+    """Where a matrix does not fit its tasks, and stored means are not those of the matrix."""
+    tasks = len(record.tasks)
+    for i, row in enumerate(record.accuracy):
+        if len(row) > tasks or i >= tasks:
+            yield f"accuracy[{i}] does not fit a run of {tasks} tasks"
+        if any(value is not None for value in row[i + 1 :]):
+            yield f"accuracy[{i}] has accuracies on tasks that were not learned yet"
+    for name, layer in (record.importance_by_layer or {}).items():
+        given = len(layer.get("quantiles") or [])
+        if given not in (0, QUANTILES):
+            yield f"importance_by_layer.{name}.quantiles should be 7, but are {given}"
+    if record.status == "done":
+        yield from _wrong_means(record, tasks)
+
+
+def _wrong_means(record: Record, tasks: int) -> Iterator[str]:
+    accuracy = record.accuracy
+    last = accuracy[-1] if len(accuracy) == tasks and tasks else []
+    final = [value for value in last if value is not None]
+    if len(final) != tasks or not tasks:
+        yield f"accuracy should end with the accuracies on all {tasks} tasks"
+        return
+    expected = {"average_accuracy": sum(final) / tasks}
+    # Forgetting of task j: the best accuracy before the last task − the final one.
+    best = [
+        [row[j] for row in accuracy[j:-1] if j < len(row) and row[j] is not None]
+        for j in range(tasks - 1)
+    ]
+    if best and all(best):
+        kept = [max(value for value in column if value is not None) for column in best]
+        expected["average_forgetting"] = sum(b - f for b, f in zip(kept, final)) / (tasks - 1)
+    for name, value in expected.items():
+        stored = getattr(record, name)
+        if stored is None and name == "average_accuracy":
+            yield f"{name} is missing"
+        elif stored is not None and not abs(stored - value) <= AGREE:
+            yield f"{name} is {stored:.4g}, but its accuracy matrix gives {value:.4g}"
+
+
+# ---- all of it ----
+
+
 def _versions() -> dict[str, str]:
     """What the numbers were made with."""
     return {
-        "retain": version("retain"),
+        "retain": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
@@ -153,6 +360,12 @@ class Results:
         values = {run.seed: run.measures()[measure] for run in runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
+    def content(self) -> Content:
+        """What its results.json says, for the report: nothing has to be read for it."""
+        config: Any = self.config.to_json()
+        runs = [Record.of(run) for run in self.runs]
+        return Content(versions=self.versions, config=config, runs=runs)
+
     def to_json(self) -> dict[str, Any]:
         """The content of results.json."""
         return {
@@ -165,8 +378,7 @@ class Results:
     def write(self, folder: Path) -> Path:
         """Write `folder`/results.json atomically; the path of it."""
         path = folder / FILE
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(path, text.encode())
+        write_atomically(path, json_bytes(self.to_json()))
         return path
 
     @classmethod
@@ -177,27 +389,15 @@ class Results:
             FileError: there are none, or the file is not one that this version has written.
         """
         path = folder / FILE
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema"] != SCHEMA:
-                raise FileError(
-                    f"{path} has schema {content['schema']}; this version of retain reads {SCHEMA}."
-                )
-            if "study" in content["config"]:
-                study = content["config"]["study"]
-                raise FileError(
-                    f"{path} holds the study {study}, which is more than one run. Go on with it "
-                    f"with: retain study {study} --resume --out {folder}"
-                )
-            config = Config.from_json(content["config"])
-            runs = [Run.from_json(run) for run in content["runs"]]
-        except FileNotFoundError:
-            raise FileError(f"There is no {path}, so there is no run to go on with.") from None
-        except FileError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = read_content(path)
+        study = content.config.get("study")
+        if study is not None:
             raise FileError(
-                f"{path} is not the results of a run: {str(error).rstrip('.')}. If it was damaged, "
-                "remove it: what it held can be computed again, and comes out the same."
-            ) from None
-        return cls(config, runs, dict(content["versions"]))
+                f"{path} holds the study {study}, which is more than one run. Go on with it "
+                f"with: retain study {study} --resume --out {folder}"
+            )
+        try:
+            config = Config.from_json(content.config)
+        except (ConfigError, TypeError) as error:
+            raise FileError(f"{path} is not the results of a run: {error} {REMEDY}") from None
+        return cls(config, [record.as_run() for record in content.runs], content.versions)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 import torch
 
 from retain.experiment.config import Config
-from retain.experiment.evaluation import Score, importance_size, pass_size, score
-from retain.experiment.plan import Job
-from retain.experiment.precision import Precision
+from retain.experiment.evaluate import Score, importance_size, pass_size, score
+from retain.experiment.machine import Precision
 from retain.experiment.progress import Watcher
-from retain.experiment.training import optimizer_maker
-from retain.methods import Setting
+from retain.experiment.train import optimizer_maker
+from retain.methods import ImportanceData, Setting
 from retain.models import TaskNetwork, build_model
 from retain.tasks import Examples, TaskSequence
 
@@ -37,18 +36,18 @@ class Stage:
             shared_head=self.sequence.scenario == "domain-incremental",
         ).to(self.device)
 
-    def setting(self, job: Job) -> Setting:
-        """What the job's method is told."""
+    def setting(self, seed: int, importance_on: ImportanceData | None) -> Setting:
+        """What a method is told."""
         return Setting(
             make_optimizer=optimizer_maker(self.config, self.device),
             batch_size=self.config.batch_size,
             device=self.device,
             scenario=self.sequence.scenario,
-            importance_on=job.importance_on or "train",
+            importance_on=importance_on or "train",
             importance_classes=frozenset(self.config.importance_classes),
             pass_size=pass_size(self.sequence.input_shape),
             importance_size=importance_size(self.sequence.input_shape, self.config.batch_size),
-            seed=job.seed,
+            seed=seed,
         )
 
     def score(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> Score:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from retain.report.reading import Source
+
 __all__ = ["summary", "table", "write"]
 
 
-def write(results: Mapping[str, Any] | Path | str, out: Path | str | None = None) -> list[Path]:
+def write(results: Source, out: Path | str | None = None) -> list[Path]:
     """The files that were written into `out`: report.html, then the figures as SVG and PNG.
 
-    `results` is a results.json, the folder that holds it, or its content; `out` is a folder, by
-    default the one that holds results.json.
+    `results` is what a run returned, or a results.json, the folder that holds it, its content;
+    `out` is a folder, by default the one that holds results.json.
 
     Raises:
         FileError: results.json is missing, truncated, from a newer schema or does not hold what
@@ -28,7 +29,7 @@ def write(results: Mapping[str, Any] | Path | str, out: Path | str | None = None
     return written(results, out)
 
 
-def table(results: Mapping[str, Any] | Path | str) -> Table:
+def table(results: Source) -> Table:
     """A table for the terminal: final accuracy and forgetting, mean ± sd over seeds, per method.
 
     Raises:
@@ -40,7 +41,7 @@ def table(results: Mapping[str, Any] | Path | str) -> Table:
     return in_terminal(read(results))
 
 
-def summary(results: Mapping[str, Any] | Path | str) -> str:
+def summary(results: Source) -> str:
     """How much was forgotten, in plain language: "MAS forgot 0.6 points on average; …".
 
     Raises:

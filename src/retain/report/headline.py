@@ -12,6 +12,7 @@ from retain.report.words import many, percent, seconds, size
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 # measure, column, and which end of it is the good one
 SHOWN: tuple[tuple[str, str, Callable[..., float]], ...] = (
@@ -176,6 +177,7 @@ def _tried(step: Mapping[str, Any]) -> str:
 def in_terminal(results: Results) -> Table:
     """The headline tables of all sequences as one rich table."""
     from rich.table import Table
+    from rich.text import Text
 
     several = len(results.sequences) > 1
     if results.config.get("study") == "memory":
@@ -183,20 +185,20 @@ def in_terminal(results: Results) -> Table:
     else:
         grids = [headline(sequence) for sequence in results.sequences]
     columns = grids[0].columns if grids else COLUMNS
-    table = Table(title=str(results.config.get("title") or "") or None, caption_justify="left")
+    table = Table(caption_justify="left")
+    table.title = Text(str(results.config["title"])) if results.config.get("title") else None
     table.caption = grids[0].caption.removesuffix(_BOLD) if grids else "Nothing was run yet."
     for place, column in enumerate((*(["Tasks"] if several else []), *columns)):
         table.add_column(column, justify="left" if place <= several else "right")
     for sequence, grid in zip(results.sequences, grids):
         table.add_section()
         for place, row in enumerate(grid.rows):
-            tasks = [sequence.name if place == 0 else ""] if several else []
+            tasks = [Text(sequence.name if place == 0 else "")] if several else []
             table.add_row(*tasks, *(_styled(cell) for cell in row))
     return table
 
 
-def _styled(cell: Cell) -> str:
-    from rich.markup import escape
+def _styled(cell: Cell) -> Text:
+    from rich.text import Text
 
-    style = {"best": "bold", "quiet": "dim", "bad": "red"}.get(cell.mark)
-    return f"[{style}]{escape(cell.text)}[/{style}]" if style else escape(cell.text)
+    return Text(cell.text, style={"best": "bold", "quiet": "dim", "bad": "red"}.get(cell.mark, ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from retain.report import facts
 from retain.report.figures.picture import NARROW
 from retain.report.figures.style import COLOURS
 from retain.report.figures.svg import drawn
-from retain.report.reading import read
+from retain.report.reading import Source, read
 from retain.report.results import Results
 from retain.report.sections import sections
 from retain.report.words import summed_up
@@ -31,7 +30,7 @@ class Shown:
     drawn: list[str]
 
 
-def written(results: Mapping[str, Any] | Path | str, out: Path | str | None) -> list[Path]:
+def written(results: Source, out: Path | str | None) -> list[Path]:
     """See `retain.report.write`."""
     folder = _folder(results, out)
     content = read(results)
@@ -47,11 +46,11 @@ def written(results: Mapping[str, Any] | Path | str, out: Path | str | None) -> 
     return [folder / "report.html", *files]
 
 
-def _folder(results: Mapping[str, Any] | Path | str, out: Path | str | None) -> Path:
+def _folder(results: Source, out: Path | str | None) -> Path:
     if out is not None:
         return Path(out)
-    if isinstance(results, Mapping):
-        raise InputError("Results given as a dict lie in no folder; say where to write with out=.")
+    if not isinstance(results, Path | str):
+        raise InputError("Results given as values lie in no folder; say where to write with out=.")
     return Path(results) if Path(results).is_dir() else Path(results).parent
 
 

@@ -10,7 +10,7 @@ from retain.report.headline import UNKNOWN
 from retain.report.naming import METHODS, method_name
 from retain.report.results import Results, Sequence, Spread, Variant, spread
 from retain.report.words import percent, points
-from retain.studies.published import published
+from retain.studies.paper import published
 
 TABLES = ("table2", "table3")
 NOT_RUN = (Cell("not run", mark="quiet"), Cell("not run", mark="quiet"))

@@ -7,20 +7,23 @@ DIR/results.json                the runs of all parts, which the report is made 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results
-from retain.experiment.results import FILE, SCHEMA
-from retain.experiment.writing import write_atomically
+from retain.experiment.checks import loaded, shown
+from retain.experiment.disk import json_bytes, write_atomically
+from retain.experiment.results import FILE, SCHEMA, Content
 from retain.studies.study import Part, Study
 
 STUDY = "study.json"
 PARTS = "parts"
+REMEDY = (
+    f"If it was damaged, remove it and {FILE} beside it, and start the study again with the same "
+    f"options: what is done under {PARTS}/ is kept."
+)
 
 
 def is_study(folder: Path) -> bool:
@@ -30,7 +33,7 @@ def is_study(folder: Path) -> bool:
 
 def part_folder(folder: Path, part: Part) -> Path:
     """Where the results of a part are."""
-    return folder / PARTS / (re.sub(r"[^\w]+", "-", part.name).strip("-").lower() or "part")
+    return folder / PARTS / part.folder
 
 
 def begin(folder: Path, study: Study) -> None:
@@ -56,7 +59,7 @@ def record(folder: Path, study: Study) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / STUDY, {"schema": SCHEMA, **study.to_json()})
+        write_atomically(folder / STUDY, json_bytes({"schema": SCHEMA, **study.to_json()}))
     except OSError as error:
         raise ConfigError(
             f"Cannot write to {folder}: {error}. Nothing was trained; choose another --out."
@@ -72,23 +75,18 @@ def recorded(folder: Path) -> Study:
     """
     path = folder / STUDY
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content.pop("schema")
-        if schema != SCHEMA:
-            raise FileError(f"{path} has schema {schema}; this version reads {SCHEMA}.")
-        return Study.from_json(content)
+        content = loaded(path, REMEDY)
     except FileNotFoundError:
         raise ConfigError(
             f"There is no study to resume in {folder}. Leave --resume out to start one."
         ) from None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, FileError):
-            raise
-        raise FileError(
-            f"{path} is not the record of a study: {str(error).rstrip('.')}. If it was damaged, "
-            f"remove it and {FILE} beside it, and start the study again with the same options: "
-            f"what is done under {PARTS}/ is kept."
-        ) from None
+    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise FileError(f"{path} has schema {shown(schema)}; this version reads {SCHEMA}. {REMEDY}")
+    try:
+        return Study.from_json(content)
+    except (ConfigError, TypeError) as error:
+        raise FileError(f"{path} cannot be used: {error}\n{REMEDY}") from None
 
 
 def results_of(folder: Path, part: Part) -> Results | None:
@@ -101,8 +99,8 @@ def results_of(folder: Path, part: Part) -> Results | None:
     return Results.read(place) if (place / FILE).exists() else None
 
 
-def gather(folder: Path) -> Path:
-    """Write the results of all parts, as far as they go, into one file; the path of it.
+def gather(folder: Path) -> Content:
+    """Write the results of all parts, as far as they go, into one file; what it says.
 
     Raises:
         FileError: the results of a part cannot be read, or the file cannot be written.
@@ -125,9 +123,9 @@ def gather(folder: Path) -> Path:
         "parts": {part.name: config for (part, _), config in zip(found, configs)},
     }
     versions = next((results.versions for _, results in found if results), {})
-    path = folder / FILE
-    _write(path, {"schema": SCHEMA, "versions": versions, "config": config, "runs": runs})
-    return path
+    content = {"schema": SCHEMA, "versions": versions, "config": config, "runs": runs}
+    write_atomically(folder / FILE, json_bytes(content))
+    return Content.model_validate(content)
 
 
 def _classes(part: Part) -> list[str]:
@@ -147,8 +145,3 @@ def _common(configs: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for name, value in first.items()
         if all(other.get(name) == value for other in others)
     }
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, text.encode())

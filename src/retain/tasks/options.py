@@ -1,47 +1,85 @@
-"""What can be chosen about tasks, with the defaults that the command line and the docs show."""
+"""What can be chosen about tasks: each option described once, with its default and its bounds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from retain.tasks.task import Scenario
 
 Augmentation = Literal["none", "crop-flip"]
+LARGEST = 2**31 - 1  # of counts
+LARGEST_SEED = 2**53
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """How a task sequence is made.
+def option(default: Any, description: str, **more: Any) -> Any:
+    """A field with its default and what it is.
 
-    Attributes:
-        scenario: a head per task or one for all; None is what suits the tasks.
-        classes_per_task: classes that a task gets; None is two where one data set makes all the
-            tasks, and all the classes of a folder where each folder is a task.
-        class_order_seed: shuffles the classes before they are dealt out; None keeps their order.
-        samples_per_class: at most so many examples of a class in each split; None is all of them.
-        val_fraction: the part of train that becomes the validation split where the data has none
-            of its own; 0 leaves such tasks without one.
-        halve_test: halve the official test sets of the paper's data into validation and test, as
-            the survey does, or measure on them whole.
-        image_size: side of the square that image files are cropped to; None is 224.
-        augmentation: the training transform of image files: "none" is the one for evaluation,
-            "crop-flip" random squares, half of them flipped.
-        workers: processes that read image files which do not fit in memory; with 0 threads do.
-        corrupt_fraction: how many of a folder's images may be unreadable; more is an error.
-        cache_bytes: memory that decoded images may take in all; beyond it files are read again.
-        seed: of the splits and the permutations; not of the training.
+    `more` is for those who check values or show options: bounds such as `ge`, by pydantic's names,
+    and `json_schema_extra` for what the command line and the documentation want to know.
     """
+    if callable(default):
+        return field(default_factory=default, metadata={"description": description, **more})
+    return field(default=default, metadata={"description": description, **more})
 
-    scenario: Scenario | None = None
-    classes_per_task: int | None = None
-    class_order_seed: int | None = None
-    samples_per_class: int | None = None
-    val_fraction: float = 0.0
-    halve_test: bool = True
-    image_size: int | None = None
-    augmentation: Augmentation = "none"
-    workers: int = 0
-    corrupt_fraction: float = 0.05
-    cache_bytes: int = 4 * 2**30
-    seed: int = 0
+
+@dataclass(frozen=True, kw_only=True)
+class TaskChoices:
+    """What a run lets its user choose about tasks. Each field says what it is."""
+
+    image_size: int | None = option(
+        None, "side of the square that image files are cropped to; 224 if left out",
+        ge=1, le=LARGEST,
+    )  # fmt: skip
+    augmentation: Augmentation = option(
+        "none",
+        "what is done to image files in training: none, or crop-flip (random squares, half of "
+        "them mirrored); importance and evaluation always see the square in the middle",
+    )
+    workers: int = option(
+        0, "processes that read image files which do not fit in memory; with 0 threads do",
+        ge=0, le=1024,
+    )  # fmt: skip
+    classes_per_task: int | None = option(
+        None,
+        "classes that a task gets; if left out two where one data set makes all the tasks, and "
+        "all the classes of a folder where each folder is a task",
+        ge=1, le=LARGEST,
+    )  # fmt: skip
+    class_order_seed: int | None = option(
+        None, "shuffles the classes before they are dealt out to tasks; if left out they keep "
+        "their order", ge=0, le=LARGEST_SEED,
+    )  # fmt: skip
+    samples_per_class: int | None = option(
+        None, "use no more than this many examples of each class, in training and in test",
+        ge=1, le=LARGEST,
+    )  # fmt: skip
+    scenario: Scenario | None = option(
+        None,
+        "a head per task (task-incremental) or one for all (domain-incremental); if left out what "
+        "suits the tasks",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions(TaskChoices):
+    """How a task sequence is made. Each field says what it is."""
+
+    val_fraction: float = option(
+        0.0,
+        "the part of train that becomes the validation split where the data has none of its own; "
+        "0 leaves such tasks without one",
+    )
+    halve_test: bool = option(
+        True,
+        "halve the official test sets of the paper's data into validation and test, as the survey "
+        "does, or measure on them whole",
+    )
+    corrupt_fraction: float = option(
+        0.05, "how many of a folder's images may be unreadable; more is an error"
+    )
+    cache_bytes: int = option(
+        4 * 2**30,
+        "memory that decoded images may take in all; beyond it files are read again",
+    )
+    seed: int = option(0, "of the splits and the permutations; not of the training")

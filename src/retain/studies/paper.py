@@ -1,12 +1,34 @@
-"""How the paper trained, as far as it is known, and in what a study departs from it."""
+"""The paper: its numbers with their source, how it trained, and in what a study departs from it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.resources import files
 from typing import Any
 
 from retain.experiment import Config
 from retain.tasks.crops import PAPER_SIZE
+
+
+@lru_cache(maxsize=1)
+def published() -> dict[str, Any]:
+    """The content of `paper.json`: Tables 2 and 3, the long sequence, and where they are from."""
+    text = files("retain").joinpath("studies/paper.json").read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content
+
+
+def published_pairs() -> list[tuple[str, str]]:
+    """The sequences of two data sets of Tables 2 and 3."""
+    return [(first, second) for first, second in published()["table2"]["sequences"]]
+
+
+def published_sequence() -> list[str]:
+    """The data sets of the long sequence, in its order."""
+    return list(published()["sequence"]["tasks"])
+
 
 # AlexNet pre-trained on ImageNet (the paper); optimiser, schedule, λ and form of the penalty: the
 # authors' public code; crops and flips: the public code of the survey of De Lange et al.

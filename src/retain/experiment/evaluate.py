@@ -1,20 +1,24 @@
-"""Accuracy, measured in large batches and read from the device once."""
+"""Accuracy, measured in large batches and read from the device once; and Ω in a few numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from retain.experiment.precision import Precision
+from retain.experiment.machine import Precision
+from retain.experiment.results import Layer
 from retain.models import TaskNetwork
 from retain.tasks import Examples
 
 BATCH = 1000
 LARGE_INPUT = 64 * 64  # numbers in an input; of larger ones a batch holds fewer
 LARGE_BATCH = 200
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
 def pass_size(input_shape: tuple[int, ...]) -> int:
@@ -76,3 +80,20 @@ def score(
     network.task = before[0]
     network.train(before[1])
     return Score(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
+
+
+def by_layer(importance: Mapping[str, Tensor] | None) -> dict[str, Layer] | None:
+    """For each parameter the mean of Ω, its share of the total, and `QUANTILES` of its elements."""
+    if importance is None:
+        return None
+    arrays = {name: omega.detach().float().cpu().numpy() for name, omega in importance.items()}
+    sums = {name: float(array.sum(dtype=np.float64)) for name, array in arrays.items()}
+    total = sum(sums.values())
+    return {
+        name: {
+            "mean": sums[name] / array.size,
+            "share": sums[name] / total if total else 0.0,
+            "quantiles": [float(q) for q in np.quantile(array, QUANTILES)],
+        }
+        for name, array in arrays.items()
+    }

@@ -1,8 +1,9 @@
-"""Writes that happen whole or not at all, whatever interrupts them."""
+"""Writes that happen whole or not at all, whatever interrupts them; and who owns a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -10,8 +11,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from retain.errors import FileError
+
+
+def json_bytes(content: Any) -> bytes:
+    """The content as JSON in UTF-8; names of files that are not UTF-8 are escaped in it."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from retain.errors import ConfigError, FileError
-from retain.experiment.checkpoint import Checkpoint
+from retain.closest import did_you_mean
+from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment.config import Config
-from retain.experiment.device import chosen_device, reproducible
-from retain.experiment.failure import described
+from retain.experiment.disk import uninterrupted
 from retain.experiment.folder import how_to_go_on, opened
-from retain.experiment.plan import Job, jobs
+from retain.experiment.job import Checkpoint, Job, Work, jobs
+from retain.experiment.machine import chosen_device, reproducible, worthwhile_threads
 from retain.experiment.progress import Watcher, watcher
-from retain.experiment.refusals import refuse_what_does_not_fit
 from retain.experiment.results import Results, Run
 from retain.experiment.stage import Stage
-from retain.experiment.threads import worthwhile_threads
-from retain.experiment.work import Work
-from retain.experiment.writing import uninterrupted
 from retain.methods import METHODS
 from retain.methods.method import allocated
-from retain.tasks import TaskOptions, load_tasks
+from retain.tasks import TaskOptions, TaskSequence, load_tasks
 
 VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
 
@@ -118,7 +115,7 @@ def _carry_out(place: int, job: Job, stage: Stage, books: _Books) -> None:
     """Bring one job to its end, with its record in the books after every task."""
     checkpoint = books.checkpoint(job)
     steps = _task_by_task(job, stage, checkpoint if books.resume else None)
-    run = Run.of(job, [task.name for task in stage.sequence.tasks])
+    run = job.begun([task.name for task in stage.sequence.tasks])
     books.record(place, run)
     while run.status == "running":
         try:
@@ -205,3 +202,47 @@ def _how_to_go_on(folder: Path | None) -> str:
     if folder is None:
         return "Nothing was kept: the run had no out folder."
     return how_to_go_on("run", folder)
+
+
+LISTED = 20
+
+
+def refuse_what_does_not_fit(config: Config, sequence: TaskSequence) -> None:
+    """Raise for everything in `config` that cannot be done with these tasks.
+
+    Raises:
+        ConfigError: a task has fewer samples than a batch, or no task has a class of that name.
+    """
+    problems = [*_small_tasks(config, sequence), *_unknown_classes(config, sequence)]
+    if problems:
+        raise ConfigError(" ".join(problems))
+
+
+def _small_tasks(config: Config, sequence: TaskSequence) -> Iterator[str]:
+    size = config.batch_size
+    small = [f"{t.name!r} has {len(t.train)}" for t in sequence.tasks if len(t.train) < size]
+    if small:
+        yield (
+            f"Fewer training samples than a batch of {size}: {', '.join(small)}. "
+            "Give a smaller batch size or more samples."
+        )
+
+
+def _unknown_classes(config: Config, sequence: TaskSequence) -> Iterator[str]:
+    known = sorted({name for task in sequence.tasks for name in task.classes})
+    for name in config.importance_classes:
+        if name not in known:
+            listed = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
+            yield (
+                f"importance_classes has {name!r}, which is no class of these tasks."
+                f"{did_you_mean(name, known)} Their classes: {listed}."
+            )
+
+
+def described(error: Exception) -> str:
+    """The message of an error of ours; also the type and the place of one that is not."""
+    if isinstance(error, RetainError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

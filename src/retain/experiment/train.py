@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from retain.errors import NonFiniteError
 from retain.experiment.config import Config
-from retain.experiment.precision import Precision
+from retain.experiment.machine import Precision
 from retain.experiment.progress import Watcher
 from retain.methods import Method
 from retain.tasks import TaskSequence
