@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 @pytest.mark.parametrize("content", ["", '{"schema": 1', "[]", '{"schema": 1}', '{"schema": 9}'])
 def test_a_broken_record_is_told(tmp_path, content):
     (tmp_path / "study.json").write_text(content)
-    with pytest.raises((FileError, ConfigError), match=r"schema|ends in the middle"):
+    with pytest.raises((FileError, ConfigError), match=r"schema|record of a study|ends in"):
         carry_out(None, tmp_path, resume=True)
 
 

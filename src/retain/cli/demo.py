@@ -27,7 +27,7 @@ In your own training loop it takes three lines:
 
 
 def demonstration(seed: int = 0) -> Config:
-    """Five two-class tasks of real handwritten digits, the paper's methods, with seeds from `seed` on.
+    """Five two-class tasks of real handwritten digits, the paper's methods, seeds from `seed` on.
 
     A setting in which fine-tuning forgets tens of points: many large steps of SGD per task.
     """
