@@ -34,5 +34,5 @@ def test_every_field_of_a_result(field):
 def test_every_kind_of_memory():
     results = run(tiny(methods=tuple(METHODS), samples_per_class=8), progress=False)
     kinds = {kind for record in results.runs for kind in record.memory_bytes_by_task[-1]}
-    assert kinds == {"model", "importance", "anchor", "path", "teacher", "encoder"}
+    assert kinds == {"model", "importance", "anchor", "path", "teacher", "encoder", "examples"}
     assert all(f"| `{kind}` |" in section("### results.json") for kind in kinds)

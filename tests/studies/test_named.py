@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from retain import methods
 from retain.errors import ConfigError, FileError
-from retain.methods import METHODS
 from retain.studies import STUDIES, Asked, Study, study_named
 from retain.studies.paper import PAPER, published_pairs, published_sequence
 from tests.tasks.image_folders import write_folder
@@ -62,7 +62,7 @@ def test_the_long_sequence_has_the_paper_s_order(miniatures):
 def test_memory_measures_every_method_and_needs_no_weights(miniatures):
     study = planned("memory", miniatures)
     config = study.parts[0].config
-    assert {*config.methods} == {*METHODS} - {"joint"}
+    assert {*config.methods} == {*methods.PAPER} - {"joint"}
     assert (config.epochs, config.weights) == (1, None)
 
 

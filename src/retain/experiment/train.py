@@ -34,7 +34,13 @@ def optimizer_maker(
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         if config.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=config.lr, fused=fused)
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=MOMENTUM, fused=fused)
+        several = list(parameters)
+        optimizer = torch.optim.SGD(several, lr=config.lr, momentum=MOMENTUM, fused=fused)
+        # The fused kernel wants a buffer for every parameter or for none, and a head that gets no
+        # gradient in the first step gets none. From zero the first step is the same: 0.9 · 0 + g.
+        for parameter in several:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
 
     return make
 
