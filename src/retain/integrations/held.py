@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from retain.memory import load
 from retain.memory.body import Memory
-from retain.parameters import named_parameters
 
 
 class Holder(Protocol):
@@ -40,18 +39,10 @@ def refuse_unready(holder: Holder) -> None:
         holder.penalty()
 
 
-@torch.no_grad()
-def drift(holder: Any) -> dict[str, float]:
-    """Name → ‖θ − θ*‖₂, how far each protected weight is from where it is held."""
-    if not isinstance(holder, Memory):
-        found: dict[str, float] = holder.drift()
-        return found
-    now = named_parameters(holder.model)
-    return {
-        name: float((now[name] - star.to(now[name])).norm())
-        for name, star in holder.anchor.items()
-        if name in now and holder.selection.picks(name)
-    }
+def relative_drift(holder: Any) -> float:
+    """The expected change of the output, as a share; 0 before anything was consolidated."""
+    memory = holder if isinstance(holder, Memory) else holder.memory
+    return float(holder.drift().relative) if memory.tasks else 0.0
 
 
 def take_up(holder: Any, path: Path) -> None:

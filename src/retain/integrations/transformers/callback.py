@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import torch
 
 from retain.errors import StateError
 from retain.extras import needs
-from retain.integrations.held import Holder, drift, refuse_unready, take_up
+from retain.integrations.held import Holder, refuse_unready, relative_drift, take_up
 
 _trainer_callback = needs("transformers.trainer_callback", "trainers")
 TrainerCallback: Any = _trainer_callback.TrainerCallback
@@ -28,8 +27,8 @@ class RetainCallback(TrainerCallback, ExportableState):
         trainer = Trainer(model, args, callbacks=[RetainCallback(memory)], …)
 
     The memory acts on the optimizer that Trainer steps, for the length of a step, after clipping:
-    whenever training ends or fails, the optimizer is as it was. `penalty` and `drift` (the distance
-    ‖θ − θ*‖) join Trainer's own logs. Each checkpoint folder gets the memory as a file, which
+    whenever training ends or fails, the optimizer is as it was. `penalty` and `drift` (the expected
+    change of the output, `memory.drift().relative`) join Trainer's own logs. Each checkpoint folder gets the memory as a file, which
     `resume_from_checkpoint` takes up.
 
     Args:
@@ -113,7 +112,7 @@ class RetainCallback(TrainerCallback, ExportableState):
         with torch.no_grad():
             said = {
                 f"penalty{suffix}": float(self.memory.penalty()),
-                f"drift{suffix}": math.hypot(*drift(self.memory).values()),
+                f"drift{suffix}": relative_drift(self.memory),
             }
         logs.update(said)
         if state.log_history and state.log_history[-1].get("loss") == logs["loss"]:
