@@ -31,6 +31,7 @@ from retain.memory.reading import batches_in, blaming, progress_of
 from retain.memory.restoring import restored
 from retain.memory.running import Running
 from retain.memory.state import State, Tensors, flattened
+from retain.memory.unheld import warn_of_zeros
 from retain.outputs import OutputPicker, first_tensor
 from retain.parameters import Patterns, Selection, fingerprint, unwrapped
 from retain.penalty import Number, Penalty
@@ -81,6 +82,7 @@ class Memory:
         self._attachments: WeakSet[Attachment] = WeakSet()
         self._warned = False
         self._warned_twice = False
+        self._zeros: set[str] = set()  # parameters that a warning has named
         self._in_losses = 0  # how often the gradient of `penalty()` was asked for
         self._output_is_lost = False
 
@@ -175,6 +177,7 @@ class Memory:
                 "The data holds no batch. (A generator can be gone through only once: make a new "
                 "one, or pass a list.)"
             )
+        warn_of_zeros(running, self._zeros)
         return self
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,17 @@ def test_a_memory_of_the_adapter_itself():
     memory = retain.MAS(model).observe(data, progress=False).consolidate()
     with pytest.raises(ModelError, match=r"0\.weight.*importance of the adapter itself \(.*lora_"):
         LoraPenalty(memory, model)
+
+
+def test_a_fresh_adapter_has_no_importance_and_that_is_said():
+    net, data = made.dense()
+    model = peft.get_peft_model(net, peft.LoraConfig(target_modules=["0"]))
+    memory = retain.MAS(model)
+    with pytest.warns(UserWarning, match=r"of .*0\.lora_A\.default\.weight is 0.*LoraPenalty\(mem"):
+        memory.observe(data, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory.observe(data, progress=False).consolidate()  # once is enough
 
 
 def test_a_memory_of_another_model():

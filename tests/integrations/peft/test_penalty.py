@@ -136,18 +136,22 @@ def test_no_change_is_no_penalty():
     model = peft.get_peft_model(net, peft.LoraConfig(target_modules=["0"]))
     penalty = LoraPenalty(memory, model)
     assert float(penalty.penalty()) == 0
-    assert set(penalty.drift().values()) == {0.0}
+    assert penalty.drift().distance == 0
 
 
-def test_drift_is_the_norm_of_what_was_added():
+def test_drift_is_that_of_the_merged_model():
     net, memory = made.remembered(made.dense)
+    base = copy.deepcopy(memory)  # and of the model, before it is wrapped
     model = made.adapt(net, target_modules=["0"], modules_to_save=["2"])
-    drift = LoraPenalty(memory, model).drift()
-    layer = model.get_base_model()[0]
-    assert drift["0.weight"] == pytest.approx(float(layer.get_delta_weight("default").norm()))
-    copy_ = model.get_base_model()[2].modules_to_save["default"]
-    original = model.get_base_model()[2].original_module
-    assert drift["2.bias"] == pytest.approx(float((copy_.bias - original.bias).norm()))
+    penalty = LoraPenalty(memory, model)
+    ours = penalty.drift()
+    merged = copy.deepcopy(model).merge_and_unload()
+    theirs = base.forecast({name: p.detach() for name, p in merged.named_parameters()})
+    assert ours.relative > 0
+    assert ours.relative == pytest.approx(theirs.relative)
+    assert ours.distance == pytest.approx(theirs.distance)
+    assert memory.strength * ours.penalty == pytest.approx(float(penalty.penalty().detach()))
+    assert dict(ours.parameters).keys() == dict(theirs.parameters).keys()
 
 
 def test_parts_of_a_large_weight_add_up(monkeypatch):
@@ -213,7 +217,7 @@ def test_strength_and_exclusions_are_followed():
     assert float(penalty.penalty()) == pytest.approx(2 * before)
     memory.exclude = ["0"]
     assert 0 < float(penalty.penalty()) < 2 * before
-    assert "0.weight" not in penalty.drift()
+    assert "0.weight" not in penalty.drift().parameters
 
 
 def test_before_anything_was_learned():

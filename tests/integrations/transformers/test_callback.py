@@ -159,7 +159,7 @@ def test_training_that_fails_leaves_nothing_attached(tmp_path):
     with pytest.raises(RuntimeError, match="no luck"):
         trainer.train()
     assert not hooks_of(trainer)
-    memory.attach(trainer.optimizer.optimizer).remove()
+    memory.attach(trainer.optimizer).remove()
     trainer.train()
     assert not hooks_of(trainer)
 

@@ -69,6 +69,21 @@ def test_logits_of_zero_have_no_gradient():
     assert all(not omega.any() for omega in memory.observed.values())
 
 
+def test_padding_does_not_count():
+    model = tiny.gpt2().double()
+    ids = torch.randint(1, tiny.WORDS, (4, 5))
+    more = torch.cat([ids, torch.zeros(4, 2, dtype=ids.dtype)], 1)
+    output = logits_norm(model)
+    short = retain.MAS(model, output=output).observe(
+        [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], progress=False
+    )
+    padded = retain.MAS(model, output=output).observe(
+        [{"input_ids": more, "attention_mask": (more > 0).long()}], progress=False
+    )
+    for name, omega in short.observed.items():
+        torch.testing.assert_close(padded.observed[name], omega)
+
+
 class Capped(nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from retain.errors import InputError, ModelError, NonFiniteError
+from retain import files
+from retain.drift import Drift
+from retain.errors import InputError, ModelError, NonFiniteError, StateError
 from retain.integrations.peft.adapted import Adapted, Found, base_name, find, is_adapters
-from retain.integrations.peft.products import Block, ProductPenalty, value
+from retain.integrations.peft.lora_attachment import LoraAttachment
+from retain.integrations.peft.products import Block, ProductPenalty
+from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
-from retain.memory.state import State
-from retain.penalty import Hold, Penalty
-from retain.penalty import value as plain_value
+from retain.memory.optimizers import Found as FoundOptimizer
+from retain.memory.optimizers import optimizers_in, refuse_form, refuse_unheld
+from retain.memory.state import State, flattened, grouped
+from retain.penalty import Hold, Number, Penalty, value
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,9 @@ class LoraPenalty:
         self.model = peft_model
         self.dtype = dtype
         self._made: tuple[State, object, Held] | None = None
-        self._warned = False
+        self._attachments: WeakSet[Attachment] = WeakSet()
+        self._in_losses = 0  # how often the gradient of `penalty()` was asked for
+        self._warned = self._warned_twice = False
         self.held()
 
     def penalty(self) -> Tensor:
@@ -94,26 +104,126 @@ class LoraPenalty:
                 Penalty.apply(every, weight, self._entered_a_loss, *(p for p, _holds in free))
             )
         with torch.no_grad():
-            parts += [weight * plain_value(p.detach(), hold) for p, hold in held.still.values()]
+            parts += [weight * value(p.detach(), hold) for p, hold in held.still.values()]
         if not parts:
             p = next(iter(held.found.root.parameters()))
             return torch.zeros((), device=p.device, requires_grad=True)
         first = parts[0]
         return torch.stack([part.to(first.device, first.dtype) for part in parts]).sum()
 
+    def attach(self, optimizer: Any, *, form: str = "gradient") -> Handle:
+        """A handle, while which lives every `optimizer.step()` is protected.
+
+        "gradient" adds the gradients of `penalty()` for the length of a step, as `memory.attach`
+        does. "proximal" follows the step by the exact minimiser of ½‖B − B₀‖² + ηλ Σ Ω (…)² in B,
+        and then of the same in A: small equations for every row of B and every column of A, stable
+        for every λ. "adaptive" is that with the optimizer's own step size for each of their
+        elements. `modules_to_save` and trained biases are held as by `memory.attach`.
+
+        Args:
+            optimizer: as for `memory.attach`; it holds the adapters' parameters.
+            form: "gradient", "proximal" or "adaptive".
+
+        Raises:
+            InputError: not an optimizer, or one that holds none of the adapters that are held, or a
+                form that cannot work with it.
+            StateError: attached already in another form; in a step: an adapter was merged, unloaded
+                or switched, or something was observed and never consolidated.
+        """
+        found = optimizers_in(optimizer)
+        for one in found:
+            refuse_form(one.optimizer, form, self.memory.forms)
+        held = self.held()
+        factors = [f for b in held.every_block() for p in b.products for f in (p.left, p.right)]
+        protected = [f.parameter for f in factors] + [p for p, _holds in held.free.values()]
+        if self.memory.tasks:
+            refuse_unheld([one.optimizer for one in found], protected)
+
+        def made(one: FoundOptimizer) -> Attachment:
+            new = LoraAttachment(
+                one,
+                form,
+                blocks=lambda: self.held().every_block(),
+                held=lambda: self.held().free,
+                weight=self.memory._weight,
+                version=self._version,
+            )
+            self._attachments.add(new)
+            return new
+
+        return attached(found, form, self._attachments, made)
+
     @torch.no_grad()
-    def drift(self) -> dict[str, float]:
-        """Base name → ‖W + ΔW − θ*‖₂, how far each held weight is from where Ω holds it."""
+    def drift(self) -> Drift:
+        """How much the output is expected to have changed: `memory.drift()` of the merged model.
+
+        Raises:
+            StateError: nothing was consolidated, or an adapter was merged, unloaded or switched.
+        """
         held = self.held()
         self._refuse_changed(held)
-        far = {
-            name: sum(float(value(_unweighted(block))) for block in blocks) ** 0.5
-            for name, blocks in held.blocks.items()
+        if not self.memory.tasks:
+            raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
+        holds = self._by_base_name(held.found)[0]
+        omegas = {
+            name: torch.stack([hold.importance for hold in several]).sum(0)
+            for name, several in holds.items()
         }
-        for name, (p, holds) in {**held.free, **held.still}.items():
-            star = holds[-1].anchor
-            far[name] = float((p.detach() - star.to(p)).norm())
-        return far
+        anchors = {name: several[-1].anchor for name, several in holds.items()}
+        return Drift.of(omegas, anchors, Merged(held, anchors))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the memory to `path`, under the names of the base model: `retain.load` reads it.
+
+        Raises:
+            FileError: it cannot be written; what was there is untouched.
+        """
+        header = self.state_dict()
+        tensors = header.pop("tensors")
+        files.write(path, "memory", flattened(tensors), header)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Let the memory be what `save` wrote to `path`, also before the adapter was there.
+
+        Raises:
+            FileError: it cannot be read.
+            ModelError: it does not match the model; names all.
+        """
+        flat, header = files.read(path, "memory")
+        self.load_state_dict({**header, "tensors": grouped(flat)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """`memory.state_dict()`, under the names of the base model."""
+        state = self.memory.state_dict()
+        found = self.held().found
+        names = [*found.plain, *found.adapted]
+        shapes = {name: list(_shape(found, name) or ()) for name in names}
+        state["fingerprint"] = {n: s for n, s in shapes.items() if self.memory.selection.picks(n)}
+        state["tensors"] = {
+            kind: {base_name(name): t for name, t in named.items()}
+            for kind, named in state["tensors"].items()
+        }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the memory be what `state_dict()` returned.
+
+        Raises:
+            InputError: it is no state of this kind of memory.
+            ModelError: it does not match the model; names all; nothing is changed then.
+        """
+        before = self.memory._state, self.memory.strength
+        tensors, header = self.memory._own(state)
+        found = self.held().found
+        devices = {name: p.device for name, p in found.plain.items()}
+        devices |= {name: one.base.device for name, one in found.adapted.items()}
+        new = State.unpack(tensors, header).placed(devices, self.memory.storage.device)
+        self.memory._state, self.memory.strength = new, float(header["strength"])
+        try:
+            self.held()
+        except ModelError:
+            self.memory._state, self.memory.strength = before
+            raise
 
     def held(self) -> Held:
         """What holds what, as the memory and the model are now."""
@@ -175,8 +285,22 @@ class LoraPenalty:
         for layer in held.found.layers:
             layer.refuse_changed(held.found.root)
 
-    def _entered_a_loss(self, weight: float) -> None:
-        """The gradient of `penalty()` was asked for."""
+    def _version(self) -> tuple[object, ...]:
+        """What holds by now, asked before every step."""
+        held = self.held()
+        self._refuse_changed(held)
+        return (held,)
+
+    def _entered_a_loss(self, weight: Number) -> None:
+        """The gradient of `penalty()` was asked for, times `weight`."""
+        self._in_losses += 1
+        if any(one.attached for one in self._attachments) and not self._warned_twice:
+            self._warned_twice = True
+            warnings.warn(
+                "penalty() is in a loss while an optimizer is attached, whose steps add it as "
+                "well: it counts twice. Use one or the other.",
+                stacklevel=2,
+            )
 
 
 def _refuse(wrong: Sequence[str], bare: Sequence[str], memory: Memory) -> None:
@@ -214,11 +338,29 @@ def _blocks(one: Adapted, holds: tuple[Hold, ...]) -> tuple[Block, ...]:
     )
 
 
-def _unweighted(block: Block) -> Block:
-    """The block with Ω = 1, held by its last anchor."""
-    star = block.holds[-1].anchor
-    ones = torch.ones((), dtype=block.dtype, device=block.device).expand(star.shape)
-    return Block(block.products, (Hold(ones, star),), block.base)
+class Merged(Mapping[str, Tensor]):
+    """Base name → W + ΔW, made when it is asked for and not kept."""
+
+    def __init__(self, held: Held, anchors: Mapping[str, Tensor]) -> None:
+        self._held, self._anchors = held, anchors
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._held.blocks:
+            return self._held.found.plain[name].detach()
+        one, blocks = self._held.found.adapted[name], self._held.blocks[name]
+        still = blocks[0].base is None  # then it is at θ*, or packed and stands for it
+        weight = (self._anchors[name] if still else one.base.detach()).to(blocks[0].dtype).clone()
+        for view, products in zip(one.views, one.products, strict=True):
+            part = view(weight)
+            for product in products:
+                part += product.rows(slice(None), blocks[0].dtype)
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._anchors)
+
+    def __len__(self) -> int:
+        return len(self._anchors)
 
 
 def _at(weight: Tensor, holds: tuple[Hold, ...]) -> bool:

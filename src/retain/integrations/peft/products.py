@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from retain.penalty import LEAST, PART, Hold, Metric
+from retain.penalty import LEAST, PART, Hold, Metric, Number
 
 ALMOST_SINGULAR = 1e-12  # of the largest entry: what rounding makes of 0 in double precision
 
@@ -203,7 +203,7 @@ class ProductPenalty(torch.autograd.Function):
     """
 
     @staticmethod
-    def of(blocks: Sequence[Block], scale: float, used: Callable[[float], None]) -> Tensor:
+    def of(blocks: Sequence[Block], scale: float, used: Callable[[Number], None]) -> Tensor:
         """The value; `used` is told the weight with which the penalty enters a gradient."""
         factors = [f for block in blocks for one in block.products for f in (one.left, one.right)]
         parameters = {id(factor.parameter): factor.parameter for factor in factors}
@@ -216,7 +216,7 @@ class ProductPenalty(torch.autograd.Function):
         ctx: Any,
         blocks: Sequence[Block],
         scale: float,
-        used: Callable[[float], None],
+        used: Callable[[Number], None],
         ids: tuple[int, ...],
         *parameters: Tensor,
     ) -> Tensor:

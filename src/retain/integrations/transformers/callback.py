@@ -28,8 +28,8 @@ class RetainCallback(TrainerCallback, ExportableState):
 
     The memory acts on the optimizer that Trainer steps, for the length of a step, after clipping:
     whenever training ends or fails, the optimizer is as it was. `penalty` and `drift` (the expected
-    change of the output, `memory.drift().relative`) join Trainer's own logs. Each checkpoint folder gets the memory as a file, which
-    `resume_from_checkpoint` takes up.
+    change of the output, `memory.drift().relative`) join Trainer's own logs. Each checkpoint folder
+    gets the memory as a file, which `resume_from_checkpoint` takes up.
 
     Args:
         memory: `retain.MAS(model)` or its like, consolidated, or a `LoraPenalty`.
@@ -74,7 +74,7 @@ class RetainCallback(TrainerCallback, ExportableState):
         if state.global_step > 0:
             self._take_up(args, state)
         refuse_unready(self.memory)
-        self.memory.attach(getattr(optimizer, "optimizer", optimizer), form=self.form).remove()
+        self.memory.attach(optimizer, form=self.form).remove()
 
     def on_step_begin(self, *_given: Any, **_more: Any) -> None:
         """A step's first batch."""
@@ -90,9 +90,7 @@ class RetainCallback(TrainerCallback, ExportableState):
                 "counts twice. Use one or the other.",
                 stacklevel=2,
             )
-        self._handle = self.memory.attach(
-            getattr(optimizer, "optimizer", optimizer), form=self.form
-        )
+        self._handle = self.memory.attach(optimizer, form=self.form)
 
     def on_optimizer_step(self, *_given: Any, **_more: Any) -> None:
         """The weights have moved."""

@@ -1,0 +1,38 @@
+"""A word about weights that would be left free though nobody asked for that."""
+
+from __future__ import annotations
+
+import warnings
+
+from retain.memory.running import Running
+
+
+def warn_of_zeros(running: Running, known: set[str]) -> None:
+    """One warning about parameters that were used and have no importance at all; names them.
+
+    Their gradient is 0 because a factor behind them is: so it is for A of a fresh LoRA adapter,
+    whose B is 0, and for a branch that starts at 0. Training moves them all the same.
+    """
+    zero = [
+        name
+        for name, total in running.sums.items()
+        if name not in known and running.routes.get(name) != "unused" and not total.any()
+    ]
+    known.update(zero)
+    if not zero:
+        return
+    shown = ", ".join(zero[:4]) + (f" and {len(zero) - 4} more" if len(zero) > 4 else "")
+    adapters = any(part.startswith("lora_") for name in zero for part in name.split("."))
+    remedy = (
+        "These are of a fresh adapter, whose other half is 0. To hold what an adapter does, "
+        "observe the base model, before the adapter is put into it or inside "
+        "retain.integrations.peft.base_weights(peft_model), and hold it with "
+        "retain.integrations.peft.LoraPenalty(memory, peft_model)."
+        if adapters
+        else "What follows them is 0 for all that was observed. Observe again when the model has "
+        "been trained, or data that use them; or leave them out with exclude=…"
+    )
+    warnings.warn(
+        f"The importance of {shown} is 0 throughout: nothing will hold them. {remedy}",
+        stacklevel=3,
+    )

@@ -1,0 +1,38 @@
+"""Weights that nothing would hold are named."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import retain
+
+
+class Branch(nn.Module):
+    """A residual branch that starts at zero, and a layer that is never used."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer, self.idle = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(2, 2)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, x):
+        return x + self.outer(torch.tanh(self.inner(x)))
+
+
+def test_what_is_followed_by_zeros_is_named_once():
+    memory = retain.MAS(Branch())
+    with pytest.warns(UserWarning, match=r"of inner\.weight, inner\.bias is 0.*nothing will hold"):
+        memory.observe(torch.randn(5, 3), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory.observe(torch.randn(5, 3), progress=False)
+
+
+def test_nothing_is_said_of_a_trained_model():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        retain.MAS(nn.Linear(3, 2)).observe(torch.randn(5, 3), progress=False).consolidate()
