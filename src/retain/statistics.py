@@ -24,7 +24,7 @@ class FrozenStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        layers = _layers(model)
+        layers = layers_with_statistics(model)
         self.layers = tuple(layers)
         self._hooks = [
             # Who was in eval mode while the model was not is left there afterwards, too.
@@ -84,22 +84,19 @@ def frozen_statistics(model: nn.Module) -> FrozenStatistics:
     return FrozenStatistics(unwrapped(model))
 
 
-def moving_statistics(model: nn.Module) -> list[str]:
-    """Names of the layers whose running statistics a call of `model` would move now."""
-    return [
-        name
-        for name, layer in _layers(model).items()
-        if layer.training and _kept.get(layer, 0) <= 0
-    ]
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
+def layers_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of `model` that keep running statistics, by name."""
     return {
         name or type(model).__name__: module
         for name, module in model.named_modules()
         if isinstance(getattr(module, "running_mean", None), Tensor)
         or isinstance(getattr(module, "running_var", None), Tensor)
     }
+
+
+def moves_statistics(layer: nn.Module) -> bool:
+    """Whether a call of such a layer would move its statistics now."""
+    return layer.training and _kept.get(layer, 0) <= 0
 
 
 def _to_eval(layer: nn.Module, inputs: Any) -> None:

@@ -83,8 +83,10 @@ class Attachment:
         weight: Callable[[], float],
         version: Callable[[], tuple[object, ...]] = tuple,
         follower: Follower | None = None,
+        released: Callable[[Optimizer], None] | None = None,
     ) -> None:
         self.optimizer = optimizer = found.optimizer
+        self._released = released
         self.form = form
         self.follower = follower
         self._held, self._weight, self._version = held, weight, version
@@ -117,6 +119,8 @@ class Attachment:
             return
         for hook in self._hooks:
             hook.remove()
+        if self._hooks and self._released is not None:
+            self._released(self.optimizer)
         self._hooks = []
         self._stand_ins.clear()
         self._away.clear()

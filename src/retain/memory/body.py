@@ -20,22 +20,28 @@ from typing_extensions import Self
 from retain import files
 from retain.borrowed import borrowed
 from retain.drift import Drift
-from retain.errors import InputError, StateError
+from retain.errors import InputError, ModelError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Handle, Held, attached
 from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged
 from retain.memory.estimator import Estimator
 from retain.memory.forecast import Loss, after_one_step, weights_in
+from retain.memory.fresh import warn_of_fresh
+from retain.memory.growth import hold_grown
+from retain.memory.guard import Guard
 from retain.memory.optimizers import Found, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.reading import batches_in, blaming, progress_of
-from retain.memory.restoring import restored
+from retain.memory.report import Check, checked
+from retain.memory.restoring import described, restored, split
 from retain.memory.running import Running
 from retain.memory.state import State, Tensors, flattened
 from retain.memory.unheld import warn_of_zeros
 from retain.outputs import OutputPicker, first_tensor
-from retain.parameters import Patterns, Selection, fingerprint, unwrapped
+from retain.parameters import Patterns, Selection, unwrapped
 from retain.penalty import Number, Penalty
 from retain.reader import Reader
+
+NOT_COPIED = ("_attachments", "_made", "_guard")  # handles hold optimizers, buffers are large
 
 
 class Memory:
@@ -78,8 +84,7 @@ class Memory:
         self._state = State()
         self._routes: dict[str, str] = {}
         self._made: tuple[dict[str, int], Estimator] | None = None
-        # Weakly: an optimizer that is done with is not kept for the sake of its handle.
-        self._attachments: WeakSet[Attachment] = WeakSet()
+        self._watch()
         self._warned = False
         self._warned_twice = False
         self._zeros: set[str] = set()  # parameters that a warning has named
@@ -146,6 +151,7 @@ class Memory:
                 "Give it again: retain.load(path, model, output=…)."
             )
         parameters = self.selection.trainable(self.model)
+        self._guard.look()
         running = self._state.running or Running()
         running.refuse_changed(parameters)
         wanted = math.inf if max_samples is None else running.samples + max_samples
@@ -210,16 +216,24 @@ class Memory:
         observed = self.observed
         if not observed:
             raise StateError(self._nothing_to_consolidate())
+        self._guard.look()
         if self._state.running is not None:
             self._state.running.refuse_changed(self.selection.matching(self.model))
-        holds(self.model, self.selection, self._state.terms)
+        self._holding()
+        warn_of_fresh(self.model, observed)
+        terms = self._joined(observed, merge)
+        held = {name for term in terms for name in term.importance}
+        free = {n: p for n, p in self.selection.matching(self.model).items() if n not in held}
         self._state = State(
-            terms=self._joined(observed, merge),
+            terms=terms,
             samples=self._state.samples + observed.samples,
             tasks=self._state.tasks + 1,
+            frozen=tuple(name for name, p in free.items() if not p.requires_grad),
+            left_out=tuple(n for n, p in free.items() if p.requires_grad and self.selective),
         )
         self._routes.update(observed.routes)
         self._made = None  # its buffers are as large as the weights
+        self._guard.anchored()
         return self
 
     @property
@@ -242,6 +256,7 @@ class Memory:
             StateError: something was observed but never consolidated.
             ModelError: parameters with importance that are gone or have another shape.
         """
+        self._guard.look(closely=False)
         held = self._held()
         if not held:
             p = next(iter(self.model.parameters()))
@@ -287,7 +302,8 @@ class Memory:
         found = optimizers_in(optimizer)
         for one in found:
             refuse_form(one.optimizer, form, self.forms)
-        held = [p for p, _ in holds(self.model, self.selection, self._state.terms).values()]
+        self._guard.look()
+        held = [p for p, _ in self._holding().values()]
         protected = held or self.selection.trainable(self.model).values()
         refuse_unheld([one.optimizer for one in found], protected)
 
@@ -299,11 +315,14 @@ class Memory:
                 weight=self._weight,
                 version=self._version,
                 follower=self._follower(),
+                released=self._guard.removed,
             )
             self._attachments.add(new)
             return new
 
-        return attached(found, form, self._attachments, made)
+        handle = attached(found, form, self._attachments, made)
+        self._guard.attached([one.optimizer for one in found], form)
+        return handle
 
     # ---- how much is it, or will it be, forgotten ----
 
@@ -333,9 +352,7 @@ class Memory:
             InputError: weights of another model (every name is listed), or data without labels.
             ModelError: parameters with importance that are gone or have another shape.
         """
-        held = {
-            name: p for name, (p, _) in holds(self.model, self.selection, self._state.terms).items()
-        }
+        held = {name: p for name, (p, _) in self._holding().items()}
         if not held:
             raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
         anchor, importance = self.anchor, self.importance
@@ -347,9 +364,29 @@ class Memory:
     # ---- to look at, to carry and to keep ----
 
     @property
+    def terms(self) -> tuple[Consolidated, ...]:
+        """What was consolidated: one Ω and θ*, or for EWC one of each task."""
+        return self._state.terms
+
+    @property
     def anchor(self) -> dict[str, Tensor]:
         """θ* by name, where the weights are held; of EWC, which keeps one per task, the latest."""
         return {name: star for term in self._state.terms for name, star in term.anchor.items()}
+
+    def check(self, optimizer: Optimizer | None = None) -> Check:
+        """What is held, what is free, what moved and how far: a table to print, with fields.
+
+            print(memory.check(optimizer))
+
+        Args:
+            optimizer: look at what it trains; without one, at all that could be trained.
+
+        Raises:
+            InputError: not an optimizer.
+        """
+        found = None if optimizer is None else optimizers_in(optimizer, asked="check")
+        hold_grown(self)
+        return checked(self, found and [one.optimizer for one in found])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it remembers and its settings, to be carried in a training checkpoint.
@@ -362,7 +399,7 @@ class Memory:
         """
         tensors, header = self._state.pack()
         more = {**tensors, **self._more_tensors()}
-        return {"format": files.VERSION, **header, **self._header(), "tensors": more}
+        return {"format": files.VERSION, **header, **described(self), "tensors": more}
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Become the memory that `state_dict()` was taken from, its settings included.
@@ -378,7 +415,7 @@ class Memory:
             InputError: it is no state of this kind of memory, or does not match the model, with
                 every missing, unexpected and misshapen name; nothing is changed then.
         """
-        tensors, header = self._own(state)
+        tensors, header = split(state, type(self))
         made = restored(
             type(self),
             self.model,
@@ -392,6 +429,7 @@ class Memory:
         for name in (*carried, *self._arguments.values(), *self._further):
             setattr(self, name, getattr(made, name))
         self._made = None
+        self._guard.anchored()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to `path`, a safetensors file keyed by parameter name; `load` reads it.
@@ -402,9 +440,10 @@ class Memory:
         Raises:
             FileError: it cannot be written; what was there is untouched.
         """
+        self._guard.look()
         tensors, header = self._state.pack()
         flat = flattened({**tensors, **self._more_tensors()})
-        files.write(path, "memory", flat, {**header, **self._header()})
+        files.write(path, "memory", flat, {**header, **described(self)})
 
     def __copy__(self) -> Self:
         twin = type(self).__new__(type(self))
@@ -413,7 +452,9 @@ class Memory:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = copy(self)
-        twin.__dict__.update(deepcopy(vars(twin), memo))
+        mine = {name: value for name, value in vars(twin).items() if name not in NOT_COPIED}
+        twin.__dict__.update(deepcopy(mine, memo))
+        twin._watch()
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -427,19 +468,20 @@ class Memory:
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the handles, which hold optimizers, and buffers; sums are copies."""
+        """All but what a copy makes anew; sums are copies."""
         running = self._state.running
         state = replace(self._state, running=running.copy() if running else None)
-        return {**self.__dict__, "_attachments": None, "_made": None, "_state": state}
+        return {**self.__dict__, "_state": state, **dict.fromkeys(NOT_COPIED)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._attachments = WeakSet()
+        self._watch()
 
     # ---- what the four differ in ----
 
     output: OutputPicker | None = None
 
+    selective: ClassVar[bool] = False  # whether some parameters get no importance by its rule
     signed: ClassVar[bool] = False  # whether what is summed can be negative
     _arguments: ClassVar[Mapping[str, str]] = {}  # of the constructor, plain -> attribute
     _further: ClassVar[tuple[str, ...]] = ()  # attributes that `_take_more` sets
@@ -450,6 +492,9 @@ class Memory:
 
     def _take_more(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take back `_more_tensors`."""
+
+    def _grow(self, names: Mapping[str, nn.Parameter]) -> None:
+        """What else is remembered of parameters, when these have grown."""
 
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         raise NotImplementedError
@@ -463,6 +508,7 @@ class Memory:
     def _entered_a_loss(self, weight: Number) -> None:
         """The gradient of `penalty()` was asked for, times `weight`."""
         self._in_losses += 1
+        self._guard.entered()
         twice = any(handle.attached and handle.form != "loss" for handle in self._attachments)
         if twice and not self._warned_twice:
             self._warned_twice = True
@@ -489,45 +535,13 @@ class Memory:
 
     # ---- inside ----
 
-    def _header(self) -> dict[str, Any]:
-        """What is to be known beside what it remembers, as JSON can hold it."""
-        settings = {name: getattr(self, attribute) for name, attribute in self._arguments.items()}
-        include = None if self.include is None else list(self.include)
-        exclude = list(self.exclude)
-        return {
-            "method": type(self).__name__,
-            "strength": self.strength,
-            "settings": {
-                "include": include,
-                "exclude": exclude,
-                **self.storage.settings(),
-                **settings,
-            },
-            "custom_output": self.output is not None or self._output_is_lost,
-            "routes": dict(self._routes),
-            "fingerprint": {n: list(s) for n, s in fingerprint(self.model, self.selection).items()},
-        }
-
-    def _own(self, state: object) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors and header in `state`, if it is of this kind of memory."""
-        header = dict(state) if isinstance(state, Mapping) else {}
-        tensors, method = header.pop("tensors", None), header.get("method")
-        plain = isinstance(tensors, Mapping) and all(
-            isinstance(named, Mapping) and all(isinstance(t, Tensor) for t in named.values())
-            for named in tensors.values()
-        )
-        if not plain or method != type(self).__name__:
-            raise InputError(
-                f"load_state_dict got {f'the state of {method}' if plain else type(state).__name__}"
-                f"; expected what state_dict() of {type(self).__name__} returns."
-            )
-        version = header.get("format")
-        if not isinstance(version, int) or version > files.VERSION:
-            raise InputError(
-                f"The state has format {version!r}; this version of retain reads up to "
-                f"{files.VERSION}. Upgrade retain."
-            )
-        return {str(kind): dict(named) for kind, named in tensors.items()}, header
+    def _watch(self) -> None:
+        """Begin with no attachment, and with an eye on the weights from where they are now."""
+        # Weakly: an optimizer that is done with is not kept for the sake of its handle.
+        self._attachments: WeakSet[Attachment] = WeakSet()
+        self._guard = Guard(self)
+        if self._state.terms:
+            self._guard.anchored()
 
     def _remember(
         self,
@@ -541,6 +555,7 @@ class Memory:
         devices = {name: p.device for name, p in self.selection.matching(self.model).items()}
         self._state = state.placed(devices, self.storage.device)
         self._take_more(tensors)
+        self._guard.anchored()
         self.output = output
         self._output_is_lost = custom_output and output is None
 
@@ -563,7 +578,16 @@ class Memory:
                 "consolidate(), and the penalty is 0.",
                 stacklevel=3,
             )
-        return holds(self.model, self.selection, self._state.terms)
+        return self._holding()
+
+    def _holding(self) -> Held:
+        """What is held, also of what has grown."""
+        try:
+            return holds(self.model, self.selection, self._state.terms)
+        except ModelError:
+            if not hold_grown(self):
+                raise
+            return holds(self.model, self.selection, self._state.terms)
 
     def _refuse_unconsolidated(self) -> None:
         running = self._state.running

@@ -47,6 +47,7 @@ class LocalMAS(ReadsBatches, Memory):
             input, or a function of the batch, that gives bools [n, T], True at padding.
     """
 
+    selective: ClassVar[bool] = True
     _arguments: ClassVar[Mapping[str, str]] = READING
 
     def __init__(

@@ -31,7 +31,7 @@ class Found(NamedTuple):
     around: tuple[Any, ...]
 
 
-def optimizers_in(given: object) -> list[Found]:
+def optimizers_in(given: object, *, asked: str = "attach") -> list[Found]:
     """Every torch optimizer in `given`: itself, wrapped, or one of several; each once.
 
     Where one torch optimizer steps another (SAM, ZeRO), it is the inner one that moves weights.
@@ -40,32 +40,32 @@ def optimizers_in(given: object) -> list[Found]:
         InputError: there is none; says what was given instead.
     """
     found: dict[int, Found] = {}
-    for one in _found(given, (), set()):
+    for one in _found(given, (), set(), asked):
         found.setdefault(id(one.optimizer), one)
     if not found:
         raise InputError(
-            f"attach got {'an empty ' + type(given).__name__}; expected a torch optimizer, what a "
+            f"{asked} got {'an empty ' + type(given).__name__}; expected a torch optimizer, what a "
             "trainer wraps around one, or several of them."
         )
     return list(found.values())
 
 
-def _found(given: Any, around: tuple[Any, ...], seen: set[int]) -> Iterator[Found]:
+def _found(given: Any, around: tuple[Any, ...], seen: set[int], asked: str) -> Iterator[Found]:
     if id(given) in seen:
         return
     seen.add(id(given))
     members = _members(given)
     if members is not None:
         for member in members:
-            yield from _found(member, around, seen)
+            yield from _found(member, around, seen, asked)
         return
     inner = _wrapped(given)
     if inner is not None:
-        yield from _found(inner, (*around, given), seen)
+        yield from _found(inner, (*around, given), seen, asked)
     elif isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in vars(given):
         yield Found(given, (*around, given))
     else:
-        raise InputError(f"attach got {_what_else(given)}")
+        raise InputError(f"{asked} got {_what_else(given)}")
 
 
 def _members(given: object) -> Iterable[Any] | None:

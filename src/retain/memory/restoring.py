@@ -1,16 +1,19 @@
-"""From plain tensors and plain data to a memory on a model that fits them, or a list of misfits."""
+"""A memory as plain data beside its tensors, and from both to a memory on a model that fits."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from retain.errors import ModelError, RetainError
-from retain.memory.state import State
+from retain import files
+from retain.errors import InputError, ModelError, RetainError
+from retain.memory.consolidated import Consolidated
+from retain.memory.growth import has_grown
+from retain.memory.state import State, Tensors
 from retain.outputs import OutputPicker
 from retain.parameters import Selection, fingerprint
 
@@ -19,6 +22,52 @@ if TYPE_CHECKING:
 
 MemoryT = TypeVar("MemoryT", bound="Memory")
 Refusal = Callable[[str], RetainError]  # from what is wrong to the error that says so
+
+
+def described(memory: Memory) -> dict[str, Any]:
+    """What is to be known beside what it remembers, as JSON can hold it."""
+    settings = {name: getattr(memory, at) for name, at in memory._arguments.items()}
+    known = {n: o.shape for term in memory._state.terms for n, o in term.importance.items()}
+    shapes = {**fingerprint(memory.model, memory.selection), **known}
+    return {
+        "method": type(memory).__name__,
+        "strength": memory.strength,
+        "settings": {
+            "include": None if memory.include is None else list(memory.include),
+            "exclude": list(memory.exclude),
+            **memory.storage.settings(),
+            **settings,
+        },
+        "custom_output": memory.output is not None or memory._output_is_lost,
+        "routes": dict(memory._routes),
+        "fingerprint": {name: list(shape) for name, shape in shapes.items()},
+    }
+
+
+def split(state: object, kind: type[Memory]) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and header in what `state_dict()` of that kind of memory returned.
+
+    Raises:
+        InputError: it is something else, or newer than this version.
+    """
+    header = dict(state) if isinstance(state, Mapping) else {}
+    tensors, method = header.pop("tensors", None), header.get("method")
+    plain = isinstance(tensors, Mapping) and all(
+        isinstance(named, Mapping) and all(isinstance(t, Tensor) for t in named.values())
+        for named in tensors.values()
+    )
+    if not plain or method != kind.__name__:
+        what = f"the state of {method!r}" if plain else f"a {type(state).__name__}"
+        raise InputError(
+            f"load_state_dict got {what}; expected what state_dict() of {kind.__name__} returns."
+        )
+    version = header.get("format")
+    if not isinstance(version, int) or version > files.VERSION:
+        raise InputError(
+            f"The state has format {version!r}; this version of retain reads up to "
+            f"{files.VERSION}. Upgrade retain."
+        )
+    return {str(group): dict(named) for group, named in tensors.items()}, header
 
 
 def restored(
@@ -54,7 +103,7 @@ def restored(
         memory, state = _from_header(kind, model, tensors, header, exclude)
         shapes = {name: tuple(shape) for name, shape in header["fingerprint"].items()}
         custom_output = bool(header["custom_output"])
-        misfits = _misfits(shapes, memory, strict)
+        misfits = _misfits(shapes, memory, state.terms, strict)
         damaged = [] if misfits else _damaged(shapes, tensors, memory)
     except ModelError:
         raise
@@ -113,17 +162,29 @@ def _available(device: str | None) -> str | None:
     return device
 
 
-def _misfits(shapes: Mapping[str, tuple[int, ...]], memory: Memory, strict: bool) -> list[str]:
-    """What is known there, and what the model has, must be the same names and shapes."""
+def _misfits(
+    shapes: Mapping[str, tuple[int, ...]],
+    memory: Memory,
+    terms: Sequence[Consolidated],
+    strict: bool,
+) -> list[str]:
+    """What is known there, and what the model has, must be the same names and shapes.
+
+    Where the model has more, and the old part is its beginning, that is held.
+    """
     picked = memory.selection
     theirs = {name: shape for name, shape in shapes.items() if picked.picks(name)}
     ours = fingerprint(memory.model, picked)
     missing = [f"{name} {ours[name]}" for name in ours if name not in theirs]
     unexpected = [f"{name} {theirs[name]}" for name in theirs if name not in ours]
+    parameters = picked.matching(memory.model)
+    anchor = {name: star for term in terms for name, star in term.anchor.items()}
     misshapen = [
         f"{name} {theirs[name]} there, {ours[name]} in the model"
         for name in theirs
-        if name in ours and theirs[name] != ours[name]
+        if name in ours
+        and theirs[name] != ours[name]
+        and not (name in anchor and has_grown(parameters[name], anchor[name]))
     ]
     said = []
     if missing and strict:

@@ -16,7 +16,8 @@ from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, grad_scale, skipped
 from retain.memory.body import Memory
-from retain.memory.consolidated import Merge, holds
+from retain.memory.consolidated import Merge
+from retain.memory.growth import padded_start
 from retain.memory.path_integral import Stretch, importance
 from retain.memory.running import Running
 from retain.memory.state import Tensors
@@ -135,7 +136,7 @@ class SI(Memory):
         """Steps that were never consolidated are the ordinary case: the task is being learned."""
 
     def _held_in_step(self) -> Held:
-        return holds(self.model, self.selection, self._state.terms)
+        return self._holding()
 
     def _nothing_to_consolidate(self) -> str:
         return (
@@ -153,6 +154,9 @@ class SI(Memory):
             for name, start in tensors.get("start", {}).items()
             if name in parameters
         }
+
+    def _grow(self, names: Mapping[str, nn.Parameter]) -> None:
+        self._start = padded_start(self._start, names)
 
     def _walks(self, stretch: Stretch, steps: int) -> None:
         """Add a stretch, at whose end the weights are now, to ω."""

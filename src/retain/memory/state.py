@@ -24,12 +24,16 @@ class State:
         samples: how many samples were consolidated in all.
         tasks: how often it was consolidated.
         running: what was observed since.
+        frozen: parameters without Ω that were frozen when it was last consolidated.
+        left_out: those that the method itself leaves free, such as heads of the local rule.
     """
 
     terms: tuple[Consolidated, ...] = ()
     samples: int = 0
     tasks: int = 0
     running: Running | None = None
+    frozen: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def pack(self) -> tuple[Tensors, dict[str, Any]]:
         """Tensors, and what a header says beside them; sums are copies, since they grow in place.
@@ -48,6 +52,8 @@ class State:
             "term_samples": [term.samples for term in self.terms],
             "observed_samples": running.samples,
             "observed_routes": running.routes,
+            "frozen": list(self.frozen),
+            "left_out": list(self.left_out),
         }
         return tensors, header
 
@@ -63,7 +69,8 @@ class State:
         running = Running.restored(
             tensors.get("observed", {}), int(header["observed_samples"]), header["observed_routes"]
         ).copy()
-        return cls(terms, int(header["samples"]), int(header["tasks"]), running)
+        free = (tuple(map(str, header.get(key, ()))) for key in ("frozen", "left_out"))
+        return cls(terms, int(header["samples"]), int(header["tasks"]), running, *free)
 
     def placed(self, devices: Mapping[str, torch.device], kept: torch.device | None) -> State:
         """The same, for the parameters in `devices` and in their order.

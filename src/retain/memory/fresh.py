@@ -1,0 +1,74 @@
+"""Layers that look as their initialisation left them, in a network that has been trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+
+from torch import Tensor, nn
+
+from retain.importance import Importance
+from retain.parameters import named_parameters
+from retain.saying import warn
+
+WRITES = 3  # what initialising, casting and loading leave on a version counter; steps leave more
+ENOUGH = 32  # weights of which a spread can be told
+SLACK = 0.12  # of the spread that is expected, for layers that are not large
+
+
+def warn_of_fresh(model: nn.Module, observed: Importance) -> None:
+    """Say so if the data went through layers that were never trained."""
+    fresh = fresh_layers(model, [name for name, omega in observed.items() if omega.any()])
+    if fresh:
+        warn(
+            f"{', '.join(fresh)}: still as initialised, in a network that is trained otherwise. "
+            "What was observed says how random outputs depend on the weights, and consolidate() "
+            "holds the random weights, too. Train on the data first and observe them then; or let "
+            "output=… pick outputs that were trained."
+        )
+
+
+def fresh_layers(model: nn.Module, observed: Collection[str]) -> list[str]:
+    """Names of observed layers that were never trained; none if that is true of all of them.
+
+    A layer is taken for fresh if its weights were hardly ever written to, and are spread as
+    PyTorch's initialisers spread them: within their bound and evenly, or around a bias that is
+    still exactly 0. Training leaves neither of these.
+    """
+    layers = dict(_layers(model, observed))
+    fresh = [name for name, (weight, bias) in layers.items() if _is_fresh(weight, bias)]
+    return fresh if len(fresh) < len(layers) else []
+
+
+def _layers(
+    model: nn.Module, observed: Collection[str]
+) -> Iterator[tuple[str, tuple[Tensor, Tensor | None]]]:
+    parameters = named_parameters(model)
+    for name in observed:
+        module, _, attribute = name.rpartition(".")
+        if attribute == "weight" and name in parameters and parameters[name].ndim >= 2:
+            yield module or name, (parameters[name], parameters.get(f"{module}.bias"))
+
+
+def _is_fresh(weight: Tensor, bias: Tensor | None) -> bool:
+    written = max(t._version for t in (weight, bias) if t is not None and not t.is_inference())
+    if written > WRITES or not weight.numel() or weight.device.type == "meta":
+        return False
+    w = weight.detach().float()
+    if bias is not None and bias.requires_grad and not bias.detach().any():
+        return bool(w.any())
+    if w.numel() < ENOUGH and not written:  # a small copy: nothing can be told
+        return False
+    inputs, outputs = w[0].numel(), w.shape[0] * max(1, w[0, 0].numel())
+    bounds = (1 / math.sqrt(inputs), math.sqrt(6 / (inputs + outputs)))
+    inside = bias is None or float(bias.detach().abs().max()) <= bounds[0] * 1.001
+    return inside and any(_is_even(w, bound) for bound in bounds)
+
+
+def _is_even(w: Tensor, bound: float) -> bool:
+    """Whether `w` is spread evenly between ± `bound`, and nowhere beyond."""
+    if float(w.abs().max()) > bound * 1.001:
+        return False
+    slack = max(SLACK, 2 / math.sqrt(w.numel()))
+    spread = float(w.square().mean().sqrt()) / (bound / math.sqrt(3))
+    return abs(spread - 1) <= slack

@@ -1,0 +1,123 @@
+"""Whether weights have moved since they were last recorded, without a copy of them; and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+PROBED = 4  # parameters of which some elements are remembered
+ELEMENTS = 16  # of each of these
+
+
+class Movement:
+    """Knows the version counters of parameters, and a few elements of a few of them.
+
+    Counters are free to read but tell of every write, also of one that puts back what was there,
+    and of none that goes through `.data`; the elements tell which it was.
+    """
+
+    def __init__(self) -> None:
+        self._versions: dict[int, int] = {}  # by the id of the parameter, as below
+        self._probes: dict[int, tuple[Tensor, Tensor]] = {}  # indices, and what was there
+
+    def start(self, parameters: Collection[nn.Parameter]) -> None:
+        """Record these parameters, and no others."""
+        self._versions, self._probes = {}, {}
+        usable = [p for p in parameters if p.numel() and p.device.type != "meta"]
+        for p in usable[:: max(1, len(usable) // PROBED)]:
+            self._probes[id(p)] = _spread(p), torch.empty(0)
+        self.record(parameters)
+
+    def record(self, parameters: Iterable[nn.Parameter]) -> None:
+        """These have moved, and are to be seen as resting from here on."""
+        for p in parameters:
+            self._versions[id(p)] = _version(p)
+            if id(p) in self._probes:
+                indices, _before = self._probes[id(p)]
+                self._probes[id(p)] = indices, _elements(p, indices)
+
+    def moved(self, parameters: Mapping[str, nn.Parameter], *, closely: bool) -> list[str]:
+        """Names of those that have moved; looks behind the counters if asked to, or if they tell.
+
+        Where all the elements that are known are what they were, counters are not believed.
+        """
+        written = [n for n, p in parameters.items() if self._versions.get(id(p)) != _version(p)]
+        if not written and not closely:
+            return []
+        known = {name: p for name, p in parameters.items() if id(p) in self._probes}
+        differing = [name for name, p in known.items() if self._differs(p)]
+        back = not differing and any(name in known for name in written)
+        return [] if back else list(dict.fromkeys([*written, *differing]))
+
+    def _differs(self, p: nn.Parameter) -> bool:
+        indices, before = self._probes[id(p)]
+        if before.device != p.device or indices.device != p.device:
+            before, indices = before.to(p.device), indices.to(p.device)
+        # In the coarser type of the two: a model that was cast has not moved.
+        now = _elements(p, indices)
+        coarse = before.dtype if before.element_size() < now.element_size() else now.dtype
+        return not torch.equal(now.to(coarse), before.to(coarse))
+
+
+class Distance(NamedTuple):
+    """How far weights are from where they are held.
+
+    Attributes:
+        moved: ‖θ − θ*‖.
+        anchor: ‖θ*‖.
+    """
+
+    moved: float
+    anchor: float
+
+    @classmethod
+    def of(cls, p: Tensor, star: Tensor) -> Distance:
+        """The distance of one parameter."""
+        at = star.detach().to(
+            p.device, torch.float64 if p.dtype == torch.float64 else torch.float32
+        )
+        away = p.detach().to(at.dtype) - at
+        return cls(float(torch.linalg.vector_norm(away)), float(torch.linalg.vector_norm(at)))
+
+    @classmethod
+    def over(cls, several: Iterable[Distance]) -> Distance:
+        """The distance of several parameters taken together."""
+        each = list(several)
+        return cls(sum(d.moved**2 for d in each) ** 0.5, sum(d.anchor**2 for d in each) ** 0.5)
+
+    @property
+    def relative(self) -> float:
+        """‖θ − θ*‖ / ‖θ*‖; infinite where weights left an anchor of zeros."""
+        if self.anchor:
+            return self.moved / self.anchor
+        return float("inf") if self.moved else 0.0
+
+    def __str__(self) -> str:
+        share = f" ({100 * self.relative:.2g} % of ‖θ*‖)" if self.anchor else ""
+        return f"‖θ − θ*‖ = {self.moved:.3g}{share}"
+
+
+def alike(p: Tensor, q: Tensor) -> bool:
+    """Whether some elements, spread over two tensors of one shape, are the same in both."""
+    if not p.numel() or "meta" in (p.device.type, q.device.type):
+        return True
+    indices = _spread(p)
+    return torch.equal(_elements(p, indices), _elements(q, indices).to(p.device, p.dtype))
+
+
+def _spread(p: Tensor) -> Tensor:
+    """Indices of a few elements, from the first to the last."""
+    count = min(ELEMENTS, p.numel())
+    return torch.linspace(0, p.numel() - 1, count, dtype=torch.float64).long().to(p.device)
+
+
+def _version(p: Tensor) -> int:
+    return 0 if p.is_inference() else int(p._version)
+
+
+def _elements(p: Tensor, indices: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.take(p.detach(), indices.to(p.device))

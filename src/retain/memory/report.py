@@ -1,0 +1,218 @@
+"""What `memory.check()` gives: what is held, what is free, what moved and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch.optim import Optimizer
+
+from retain.memory.consolidated import holds
+from retain.memory.coverage import Coverage
+from retain.memory.movement import Distance
+from retain.parameters import named_parameters
+from retain.penalty import values
+
+if TYPE_CHECKING:
+    from retain.memory.body import Memory
+
+HEADINGS = ("parameter", "weights", "state", "mean Ω", "‖θ − θ*‖", "of ‖θ*‖", "optimizer")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One parameter.
+
+    Attributes:
+        name: of the parameter.
+        weights: how many it has.
+        state: "held", "free" (left out by include, exclude or the method), "free, not meant"
+            (trained, without importance, and nobody left it out), "frozen", or "gone" (it has
+            importance, and the model has it no more, or in another shape).
+        why: in words, where "free, not meant" or "gone" has a reason.
+        importance: the mean of Ω over tasks, 0 without.
+        distance: from θ*; None where nothing is held.
+        in_optimizer: whether the optimizer that was asked about has it; None if none was.
+    """
+
+    name: str
+    weights: int
+    state: str
+    why: str
+    importance: float
+    distance: Distance | None
+    in_optimizer: bool | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a memory holds of its model; prints as a table.
+
+    Attributes:
+        method: the name of the memory's class.
+        strength: λ.
+        tasks: how often it was consolidated.
+        samples: how many samples were consolidated.
+        unconsolidated: how many were observed since.
+        attached: whether the optimizer that was asked about is attached; without one, whether any
+            is.
+        form: in which form; "" if it is not.
+        share: of the weights that are trained (by the optimizer, if one was given), how many are
+            held, between 0 and 1.
+        penalty: λ Σ Ω (θ − θ*)² now.
+        distance: of all held weights from θ*.
+        moved: held parameters that moved without protection since they were last accounted for.
+        rows: parameter by parameter.
+    """
+
+    method: str
+    strength: float
+    tasks: int
+    samples: int
+    unconsolidated: int
+    attached: bool
+    form: str
+    share: float
+    penalty: float
+    distance: Distance
+    moved: tuple[str, ...]
+    rows: tuple[Checked, ...]
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """Names of what is held."""
+        return self._named("held")
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Names of what is trained and meant to be free."""
+        return self._named("free")
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Names of what is trained and not held, although nobody left it out."""
+        return self._named("free, not meant")
+
+    @property
+    def gone(self) -> tuple[str, ...]:
+        """Names of what has importance and is no longer in the model as it was."""
+        return self._named("gone")
+
+    @property
+    def protected(self) -> bool:
+        """Whether there is something to hold, and nothing that should be held is free or gone."""
+        return bool(self.held) and not (self.unheld or self.gone or self.moved)
+
+    def _named(self, state: str) -> tuple[str, ...]:
+        return tuple(row.name for row in self.rows if row.state == state)
+
+    def __str__(self) -> str:
+        cells = [HEADINGS, *(_cells(row) for row in self.rows)]
+        if all(row.in_optimizer is None for row in self.rows):
+            cells = [row[:-1] for row in cells]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        table = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+        return "\n".join([self._first_line(), *(line.rstrip() for line in table), *self._notes()])
+
+    def _first_line(self) -> str:
+        how = f'attached, form="{self.form}"' if self.attached else "not attached"
+        return (
+            f"{self.method}, λ = {self.strength:g}, {self.tasks} task(s) of {self.samples:,} "
+            f"samples, {how}: {100 * self.share:.3g} % of the trained weights are held, penalty "
+            f"{self.penalty:.4g}, {self.distance}"
+        )
+
+    def _notes(self) -> list[str]:
+        notes = [f"{row.name}: {row.why}." for row in self.rows if row.why]
+        if self.moved:
+            notes.append(f"Moved without protection: {', '.join(self.moved)}.")
+        if self.unconsolidated:
+            notes.append(f"{self.unconsolidated} samples observed and not yet consolidated.")
+        return notes
+
+
+def checked(memory: Memory, optimizers: Sequence[Optimizer] | None) -> Check:
+    """The check of `memory`, of what some optimizers step if they are given."""
+    state, selection = memory._state, memory.selection
+    inside = None
+    if optimizers is not None:
+        inside = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    forms = [
+        a.form
+        for a in memory._attachments
+        if a.attached and (optimizers is None or any(a.optimizer is o for o in optimizers))
+    ]
+    coverage = Coverage.of(memory.model, selection, state, inside)
+    every = Coverage.of(memory.model, selection, state).unheld
+    omega, anchor, picked = memory.importance, memory.anchor, selection.matching(memory.model)
+    parameters = named_parameters(memory.model)
+    rows = []
+    for name, p in parameters.items():
+        fits = name in omega and name in picked and omega[name].shape == p.shape
+        if name in omega and name in picked and not fits:
+            what, why = "gone", f"it was {tuple(omega[name].shape)} and is {tuple(p.shape)}"
+        elif not p.requires_grad:
+            what, why = "frozen", ""
+        elif fits:
+            what, why = "held", ""
+        elif name in every:
+            what, why = "free, not meant", every[name]
+        else:
+            what, why = "free", ""
+        rows.append(
+            Checked(
+                name,
+                p.numel(),
+                what,
+                why,
+                float(omega[name].double().mean()) if name in omega and p.numel() else 0.0,
+                Distance.of(p, anchor[name]) if fits else None,
+                None if inside is None else id(p) in inside,
+            )
+        )
+    rows += [
+        Checked(name, o.numel(), "gone", "the model has it no more", float(o.mean()), None, None)
+        for name, o in omega.items()
+        if name not in parameters and selection.picks(name)
+    ]
+    return Check(
+        method=type(memory).__name__,
+        strength=memory.strength,
+        tasks=memory.tasks,
+        samples=state.samples,
+        unconsolidated=state.running.samples if state.running else 0,
+        attached=bool(forms),
+        form=", ".join(sorted(set(forms))),
+        share=coverage.share,
+        penalty=_penalty(memory),
+        distance=Distance.over(row.distance for row in rows if row.distance is not None),
+        moved=memory._guard.moved,
+        rows=tuple(rows),
+    )
+
+
+def _penalty(memory: Memory) -> float:
+    """The penalty now, as a number, of what still fits the model."""
+    shapes = {n: p.shape for n, p in memory.selection.matching(memory.model).items()}
+    terms = [
+        replace(t, importance={n: o for n, o in t.importance.items() if shapes.get(n) == o.shape})
+        for t in memory._state.terms
+    ]
+    held = holds(memory.model, memory.selection, terms).values()
+    with torch.no_grad():
+        each = values([p for p, _holds in held], [several for _p, several in held])
+    return memory._weight() * sum(float(one) for one in each)
+
+
+def _cells(row: Checked) -> tuple[str, ...]:
+    return (
+        row.name,
+        f"{row.weights:,}",
+        row.state,
+        f"{row.importance:.3g}" if row.distance is not None else "",
+        f"{row.distance.moved:.3g}" if row.distance is not None else "",
+        f"{100 * row.distance.relative:.2g} %" if row.distance is not None else "",
+        {None: "", True: "yes", False: "no"}[row.in_optimizer],
+    )
