@@ -154,7 +154,7 @@ def test_copies_are_not_attached():
     model, twin = copy.deepcopy((memory.model, memory))
     twin.attach(torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(RetainError, match="attached already"):
-        memory.attach(optimizer)
+        memory.attach(optimizer, form="proximal")
 
 
 def test_a_memory_with_a_function_that_pickle_cannot_hold():

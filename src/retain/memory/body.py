@@ -373,20 +373,21 @@ class Memory:
         """θ* by name, where the weights are held; of EWC, which keeps one per task, the latest."""
         return {name: star for term in self._state.terms for name, star in term.anchor.items()}
 
-    def check(self, optimizer: Optimizer | None = None) -> Check:
+    def check(self, optimizer: object = None) -> Check:
         """What is held, what is free, what moved and how far: a table to print, with fields.
 
             print(memory.check(optimizer))
 
         Args:
-            optimizer: look at what it trains; without one, at all that could be trained.
+            optimizer: look at what it trains, in a trainer's wrapper or one of several; without
+                one, at all that could be trained.
 
         Raises:
             InputError: not an optimizer.
         """
-        found = None if optimizer is None else optimizers_in(optimizer, asked="check")
+        found = [] if optimizer is None else optimizers_in(optimizer, asked="check")
         hold_grown(self)
-        return checked(self, found and [one.optimizer for one in found])
+        return checked(self, [one.optimizer for one in found])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it remembers and its settings, to be carried in a training checkpoint.

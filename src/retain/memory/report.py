@@ -133,16 +133,16 @@ class Check:
         return notes
 
 
-def checked(memory: Memory, optimizers: Sequence[Optimizer] | None) -> Check:
-    """The check of `memory`, of what some optimizers step if they are given."""
+def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
+    """The check of `memory`, of what some optimizers step if there are any."""
     state, selection = memory._state, memory.selection
     inside = None
-    if optimizers is not None:
+    if optimizers:
         inside = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     forms = [
         a.form
         for a in memory._attachments
-        if a.attached and (optimizers is None or any(a.optimizer is o for o in optimizers))
+        if a.attached and (not optimizers or any(a.optimizer is o for o in optimizers))
     ]
     coverage = Coverage.of(memory.model, selection, state, inside)
     every = Coverage.of(memory.model, selection, state).unheld
