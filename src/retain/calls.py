@@ -61,7 +61,7 @@ def calls(
         beside = (item for key, item in parts.items() if key in LABEL_KEYS)
         labels = next((item for item in beside if isinstance(item, Tensor)), None)
     for name in extra & kwargs.keys():
-        if not _takes(model, (), kwargs) or not _wants(model, name):
+        if not _takes(model, (), kwargs) or not asks_for(model, name):
             kwargs = {k: v for k, v in kwargs.items() if k != name}
     whole = kwargs if isinstance(given, dict) else given
     if _takes(model, (), kwargs) or not _takes(model, (whole,), {}):
@@ -79,7 +79,8 @@ def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
     return True
 
 
-def _wants(model: nn.Module, name: str) -> bool:
+def asks_for(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward has an argument of this name."""
     parameters = inspect.signature(model.forward).parameters
     return name in parameters
 

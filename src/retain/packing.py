@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retain import masks
+from retain.errors import InputError
 from retain.rows import NOBODY, TEXTS, Rows
 
 # [B, T]: the number of the text that a position belongs to
@@ -49,11 +50,17 @@ def _graphs(inputs: Mapping[str, Tensor]) -> Rows | None:
     owner, edges = inputs.get("batch"), inputs.get("edge_index")
     if owner is None or edges is None or owner.ndim != 1 or not _are_numbers(owner):
         return None
-    return of_nodes(inputs, owner.long(), "batch")
+    return of_nodes(inputs, owner.long(), ["batch"])
 
 
-def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, name: str | None) -> Rows:
-    """Rows of nodes, and of the edges between them, if there are any."""
+def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, numbers: list[str]) -> Rows:
+    """Rows of nodes, and of the edges between them, if there are any.
+
+    `numbers` are the inputs that hold the numbers of samples themselves.
+
+    Raises:
+        InputError: edges from one graph to another.
+    """
     pairs = {
         key: t
         for key, t in inputs.items()
@@ -61,6 +68,14 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, name: str | None) -> R
     }
     owners: tuple[Tensor, ...] = (owner,)
     named: dict[str, int] = {}
+    for key, pair in pairs.items():
+        across = int((owner[pair[0]] != owner[pair[1]]).sum())
+        if across:
+            raise InputError(
+                f"{across} of the {pair.shape[1]} pairs in '{key}' go from one graph to another, "
+                "so that the graphs of a batch influence each other. Importance is defined per "
+                "sample: give whole graphs, or say with samples_of=… which nodes make up a sample."
+            )
     if "edge_index" in pairs:
         owners = (owner, owner[pairs["edge_index"][0]])
         named = {
@@ -73,7 +88,7 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, name: str | None) -> R
         owners,
         samples,
         named=named,
-        numbers={} if name is None else {name: 0},
+        numbers=dict.fromkeys(numbers, 0),
         indices=frozenset(pairs),
         what="nodes of graphs",
     )

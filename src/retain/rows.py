@@ -32,6 +32,7 @@ class Rows:
         named: input → which kind its rows are; for others the shape says.
         numbers: inputs that are themselves the numbers of samples → the number of the first.
         indices: inputs whose values count rows of the first kind, as edges of a graph do.
+        output: which kind the rows of the output are; None where it has one per sample.
         what: what the rows are, for messages.
     """
 
@@ -41,6 +42,7 @@ class Rows:
     named: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
     indices: frozenset[str] = frozenset()
+    output: int | None = None
     what: str = "rows"
 
     @classmethod
@@ -139,13 +141,10 @@ class Rows:
     def arranged(self, output: Tensor) -> Tensor:
         """`output` as [samples, rows of each, …], zero where a sample has fewer than others.
 
-        An output that has one row per sample stays as it is.
-
-        Raises:
-            InputError: two kinds of rows fit.
+        An output that has one row per sample stays as it is, and one that does not fit.
         """
-        at = self._kind(output)
-        if at is None:
+        at = self.output
+        if at is None or output.shape[: self.owners[at].ndim] != self.owners[at].shape:
             return output
         ids, width = self.owners[at], self.widths[at]
         flat, owner = output.flatten(0, ids.ndim - 1), ids.flatten()
@@ -160,24 +159,25 @@ class Rows:
 
     def counted(self, arranged: Tensor) -> Tensor | None:
         """[samples, rows of each]: which rows of an arranged output are really there."""
-        for ids, width in zip(self.owners, self.widths):
-            if arranged.ndim > 1 and arranged.shape[1] == width:
-                counts = _counts(ids, self.samples)
-                return torch.arange(width, device=ids.device) < counts[:, None]
-        return None
-
-    def _kind(self, output: Tensor) -> int | None:
-        if OUTPUT in self.named:
-            return self.named[OUTPUT]
-        fits = [at for at, ids in enumerate(self.owners) if output.shape[: ids.ndim] == ids.shape]
-        if not fits or (output.shape[0] == self.samples and self.owners[fits[0]].ndim == 1):
+        if self.output is None or arranged.ndim < 2:
             return None
-        if any(not torch.equal(self.owners[at], self.owners[fits[0]]) for at in fits):
-            raise InputError(
-                f"The model's output has {len(output)} rows, as several inputs have whose rows "
-                'belong to other samples. Say which with samples_of=lambda batch: {…, "output": …}.'
-            )
-        return fits[0]
+        counts = _counts(self.owners[self.output], self.samples)
+        return torch.arange(arranged.shape[1], device=counts.device) < counts[:, None]
+
+    def readings(self, output: Tensor) -> list[int | None]:
+        """What the rows of an output may be: which kind of rows, or None for one per sample."""
+        if OUTPUT in self.named:
+            return [self.named[OUTPUT]]
+        found: list[int | None] = [None] if output.shape[:1] == (self.samples,) else []
+        return found + [
+            at for at, ids in enumerate(self.owners) if output.shape[: ids.ndim] == ids.shape
+        ]
+
+    def same(self, one: int | None, other: int | None) -> bool:
+        """Whether two readings say the same of every row."""
+        plain = torch.arange(self.samples, device=self.owners[0].device)
+        ids = [plain if at is None else self.owners[at] for at in (one, other)]
+        return torch.equal(*ids)
 
 
 def _counts(ids: Tensor, samples: int) -> Tensor:

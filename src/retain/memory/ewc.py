@@ -17,10 +17,11 @@ from retain.memory.estimator import Estimator
 from retain.memory.reads_batches import READING, ReadsBatches
 from retain.memory.state import Tensors
 from retain.outputs import OutputPicker
+from retain.owners import PaddingMask, SamplesOf
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
 from retain.per_sample.scores import Empirical, Exact, Sampled
-from retain.reader import PaddingMask, Reader, SamplesOf
+from retain.reader import Reader
 
 FISHERS = ("sampled", "exact", "empirical")
 

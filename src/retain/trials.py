@@ -1,0 +1,218 @@
+"""What names and shapes leave open is tried: a few samples must give what they give among all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.calls import asks_for
+from retain.containers import Path
+from retain.errors import InputError, ModelError
+from retain.outputs import OutputPicker, picked_from
+from retain.rows import Rows
+
+FEW = 3  # samples that a kind of batch is tried with
+MANY = 5  # parts that may be shared by chance, of which every choice is tried
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What was found out about batches of one kind: what counts samples, and what all share."""
+
+    counter: Path
+    shared: frozenset[Path]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model to be called, and what picks its output."""
+
+    model: nn.Module
+    pick: OutputPicker
+
+    # ---- calls ----
+
+    def tried(self, batch: Batch) -> tuple[Tensor | None, int | None]:
+        """F(x), or None if there is none; and how many samples what the model returns is of."""
+        try:
+            with torch.no_grad():
+                returned = batch.call(self.model)
+            if isinstance(returned, (tuple, list)) and all(
+                isinstance(r, Mapping) for r in returned
+            ):
+                return None, len(returned)
+            output = picked_from(returned, batch, self.pick)
+        except Exception:
+            return None, None
+        is_one = isinstance(output, Tensor) and output.ndim > 0
+        return (output, len(output)) if is_one else (None, None)
+
+    def picked(self, batch: Batch) -> Tensor:
+        """What is picked from what the model returns, as it is."""
+        with torch.no_grad():
+            output = self.pick(batch.call(self.model))
+        return output if isinstance(output, Tensor) else torch.empty(())
+
+    # ---- what holds the samples ----
+
+    def kind(self, batch: Batch) -> Kind | None:
+        """What counts samples, and what all share; None if a single sample does not tell.
+
+        What counts is what the output follows; shared is what has to stay whole for a few samples
+        to give what they give among all.
+
+        Raises:
+            InputError: what the output follows cannot be told.
+        """
+        counts = batch.counts()
+        whole, rows = self.tried(batch)
+        follow = [path for path, count in counts.items() if count == rows]
+        counter = follow[0] if follow else next(iter(counts))
+        batch = batch.counted_by(counter)
+        n = batch.samples
+        if whole is not None and len(whole) == n:
+            self._refuse_counter(batch, whole)
+        shared = {path for path, count in counts.items() if count not in (n, 1)}
+        if n == 1 or whole is None or len(whole) != n:
+            return Kind(counter, frozenset(shared)) if n > 1 else None
+        several = batch.parts_that_count()
+        if len(several) > 1 or shared:
+            chosen = self._shared_by_chance(batch, several, whole)
+            if chosen is None and shared:
+                self._refuse_rows(batch, shared, whole)
+            shared |= set(chosen or ())
+            counter = next(path for path in [counter, *several] if path not in shared)
+        return Kind(counter, frozenset(shared))
+
+    def _refuse_rows(self, batch: Batch, shared: set[Path], whole: Tensor) -> None:
+        """Samples that are not the same alone, though nothing in the model mixes them by mode."""
+        again, _ = self.tried(batch)
+        if (
+            again is None
+            or not _same(again, whole)
+            or any(m.training for m in self.model.modules())
+        ):
+            return  # for the engine to say
+        counts, (first, *_) = batch.counts(), batch.parts_that_count()
+        others = ", ".join(f"'{_spoken(path)}' {counts[path]}" for path in sorted(shared, key=str))
+        raise InputError(
+            f"The batch holds {batch.samples} samples by '{_spoken(first)}', but a few of them "
+            "give another output than they do among all, with the other inputs as they are "
+            f"({others}). If the rows of these belong to samples (patches, boxes, nodes of a "
+            "graph), say which row is whose with samples_of=…; or else the samples influence each "
+            "other in the model, which importance per sample does not allow."
+        )
+
+    def _refuse_counter(self, batch: Batch, whole: Tensor) -> None:
+        """What the output follows is not what comes first: then all samples must share the first.
+
+        They do if every one of them changes when half of it is missing.
+        """
+        counts = batch.counts()
+        (first, size), rows = next(iter(counts.items())), batch.samples
+        if size in (1, rows):
+            return
+        others = {path for path, count in counts.items() if count != size}
+        half = replace(batch.counted_by(first), shared=frozenset(others)).take(0, size // 2)
+        output, found = self.tried(half)
+        if output is not None and found == rows:
+            if output.shape != whole.shape:
+                return
+            if bool((output != whole).flatten(1).any(1).all()):
+                return
+        raise InputError(
+            f"The model's output has {rows} rows, as '{_spoken(batch.parts_that_count()[0])}' has, "
+            f"and not {size}, as '{_spoken(first)}' has. If these rows belong to samples (patches, "
+            "boxes, nodes of a graph), say which row is whose with samples_of=…."
+        )
+
+    def _shared_by_chance(
+        self, batch: Batch, several: list[Path], whole: Tensor
+    ) -> tuple[Path, ...] | None:
+        """The fewest parts to leave whole for a few samples to give what they give among all.
+
+        None, if they never do.
+        """
+        few = min(FEW, batch.samples - 1)
+        most = len(several) - 1 if len(several) <= MANY else 1
+        for count in range(most + 1):
+            for chosen in combinations(several, count):
+                part = replace(batch, shared=frozenset(chosen)).take(0, few)
+                output, rows = self.tried(part)
+                if output is not None and rows == few and _same(output, whole[:few]):
+                    return chosen
+        return None
+
+    # ---- rows that are no samples ----
+
+    def readings(self, batch: Batch, rows: Rows) -> int | None:
+        """What the rows of the output are: which kind of rows, or None for one per sample.
+
+        Raises:
+            InputError: two readings fit, and say different things.
+        """
+        found = rows.readings(self.picked(batch))
+        last = rows.samples - 1
+        for start, stop in ((0, 1), (last, last + 1), (0, last)):
+            if len(found) > 1 and start < stop <= last:
+                part = batch.take(start, stop)
+                fits = replace(rows, named={}).take(start, stop).readings
+                found = [at for at in fits(self.picked(part)) if at in found]
+        different = [at for at in found[1:] if not rows.same(found[0], at)]
+        if different:
+            raise InputError(
+                "The rows of the model's output may belong to samples in more than one way: "
+                "several inputs have as many, or there are as many as samples. Say which with "
+                'samples_of=lambda batch: {…, "output": …}, the number of a sample for each.'
+            )
+        return found[0] if found else None
+
+    def keeping_apart(self, batch: Batch) -> dict[str, Any]:
+        """With which further arguments texts in one row do not see each other.
+
+        Transformers look at position ids only where they make no cache.
+
+        Raises:
+            ModelError: texts see each other.
+        """
+        ways: list[dict[str, Any]] = [{}]
+        if "use_cache" not in batch.kwargs and asks_for(self.model, "use_cache"):
+            ways.append({"use_cache": False})
+        last = batch.samples - 1
+        for more in ways:
+            called = replace(batch, kwargs=batch.kwargs | more)
+            together, _ = self.tried(called)
+            if together is None or len(together) != batch.samples:
+                return more  # said where the output is looked at
+            alone = [self.tried(called.take(k, k + 1))[0] for k in (0, last)]
+            if all(
+                a is not None and _same(a, together[k : k + 1]) for a, k in zip(alone, (0, last))
+            ):
+                return more
+        ids = batch.rows.owners[0] if batch.rows is not None else torch.empty(1)
+        raise ModelError(
+            f"{batch.samples} texts are packed into {len(ids) if ids.ndim == 2 else 1} row(s), and "
+            "the model does not keep them apart: a text has another output alone. Importance is "
+            "defined per text. Call the model so that packed texts do not see each other (most "
+            "models of transformers: position_ids that restart, no attention_mask, no cache; or "
+            "flash attention), or observe one text per row, padded, with an attention_mask."
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal up to rounding."""
+    if one.shape != other.shape:
+        return False
+    tolerance = {8: 1e-6, 4: 1e-3, 2: 1e-1}.get(one.dtype.itemsize, 1e-3)
+    error = torch.linalg.vector_norm((one - other).double())
+    return bool(error <= tolerance * torch.linalg.vector_norm(other.double()))
+
+
+def _spoken(path: Path) -> str:
+    return ".".join(map(str, path))
