@@ -5,17 +5,19 @@ import torch
 from torch import nn
 
 from retain import MAS
+from retain.memory import step_size
+from retain.penalty import quadratic
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.05}),
     "momentum": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
     "dampened": (torch.optim.SGD, {"lr": 0.02, "momentum": 0.8, "dampening": 0.5}),
     "nesterov": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9, "nesterov": True}),
-    "adam": (torch.optim.Adam, {"lr": 1e-3}),
-    "amsgrad": (torch.optim.Adam, {"lr": 1e-3, "amsgrad": True}),
-    "adamw": (torch.optim.AdamW, {"lr": 1e-3, "weight_decay": 0.0}),
-    "nadam": (torch.optim.NAdam, {"lr": 1e-3}),
-    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-3}),
+    "adam": (torch.optim.Adam, {"lr": 4e-3}),
+    "amsgrad": (torch.optim.Adam, {"lr": 4e-3, "amsgrad": True}),
+    "adamw": (torch.optim.AdamW, {"lr": 4e-3, "weight_decay": 0.0}),
+    "nadam": (torch.optim.NAdam, {"lr": 4e-3}),
+    "rmsprop": (torch.optim.RMSprop, {"lr": 2e-3}),
     "adagrad": (torch.optim.Adagrad, {"lr": 0.05}),
 }
 
@@ -38,13 +40,46 @@ def test_comes_to_rest_where_loss_and_penalty_balance(name):
     kind, settings = OPTIMIZERS[name]
     optimizer = kind(model.parameters(), **settings)
     memory.attach(optimizer, form="adaptive")
-    for _ in range(6000):
+    for _ in range(1500):
         optimizer.zero_grad()
         (h / 2 * (model.weight - target).square()).sum().backward()
         optimizer.step()
     # h (θ − t) + 2λΩ (θ − θ*) = 0
     expected = (h * target + 2 * 0.7 * omega * star) / (h + 2 * 0.7 * omega)
     assert torch.allclose(model.weight, expected, atol=0.01)
+
+
+LASTING = OPTIMIZERS | {
+    "adam, fused": (torch.optim.Adam, {"lr": 1e-3, "fused": True}),
+    "adamax": (torch.optim.Adamax, {"lr": 1e-3}),
+    "radam": (torch.optim.RAdam, {"lr": 1e-3, "betas": (0.9, 0.9)}),
+    "adadelta": (torch.optim.Adadelta, {"lr": 1.0}),
+    "asgd": (torch.optim.ASGD, {"lr": 1e-3, "lambd": 0.0, "alpha": 0.75}),
+    "rmsprop, momentum": (torch.optim.RMSprop, {"lr": 1e-3, "momentum": 0.5}),
+    "rmsprop, centered": (torch.optim.RMSprop, {"lr": 1e-3, "centered": True, "eps": 0.1}),
+    "adagrad, decaying": (torch.optim.Adagrad, {"lr": 0.05, "lr_decay": 0.01}),
+}
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+@pytest.mark.parametrize("name", LASTING)
+def test_the_size_of_a_step_is_how_far_a_lasting_gradient_moves(name, where, monkeypatch):
+    if where == "device":
+        for module in (quadratic, step_size):
+            monkeypatch.setattr(module, "is_accelerated", lambda _tensor: True)
+    kind, settings = LASTING[name]
+    p = nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    gradient = torch.tensor([-2.0, -0.1, 0.5, 3.0], dtype=torch.float64)
+    optimizer = kind([p], **settings)
+    for _ in range(400):
+        p.grad = gradient.clone()
+        before = p.detach().clone()
+        optimizer.step()
+    ((rate, metric),) = step_size.step_sizes(optimizer, [(p, optimizer.param_groups[0])])
+    size = torch.as_tensor(rate, dtype=torch.float64)
+    if metric is not None:
+        size = size / (metric.factor * metric.square.sqrt() + metric.offset)
+    torch.testing.assert_close(before - p.detach(), size * gradient, rtol=0.02, atol=0)
 
 
 def test_the_learning_rate_alone_would_let_adam_drift():

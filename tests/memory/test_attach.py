@@ -7,13 +7,17 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import retain
 from retain.errors import InputError, ModelError, StateError
+from retain.memory import attachment, step_size
+from retain.penalty import many, parts, quadratic
 
 STRENGTH = 3.0
+FORMS = ("gradient", "proximal", "adaptive")
 
 
 def network():
@@ -120,7 +124,7 @@ def test_once_per_step_whatever_the_accumulation_and_only_the_task_is_clipped(cl
     assert_same(model, other)
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_the_users_own_again_after_the_step(form):
     model = network()
     memory = consolidated(model)
@@ -136,7 +140,9 @@ def test_gradients_are_the_users_own_again_after_the_step(form):
         assert all(torch.equal(p.grad, v) for p, v in zip(model.parameters(), values))
 
 
-def test_proximal_form_is_the_closed_form_with_the_rate_of_each_group():
+@pytest.mark.parametrize(("form", "times"), [("proximal", 1), ("adaptive", 10)])
+def test_the_following_forms_are_the_closed_form_with_the_rate_of_each_group(form, times):
+    """Momentum of 0.9 makes ten times of a gradient that lasts."""
     model = network()
     memory = consolidated(model)
     plain = copy.deepcopy(model)
@@ -149,7 +155,7 @@ def test_proximal_form_is_the_closed_form_with_the_rate_of_each_group():
 
     ours = torch.optim.SGD(groups(model), lr=1.0, momentum=0.9)
     theirs = torch.optim.SGD(groups(plain), lr=1.0, momentum=0.9)
-    memory.attach(ours, form="proximal")
+    memory.attach(ours, form=form)
     omega, anchor = memory.importance, memory.anchor
     for x, y in batches(3):
         for net, optimizer in ((model, ours), (plain, theirs)):
@@ -158,7 +164,7 @@ def test_proximal_form_is_the_closed_form_with_the_rate_of_each_group():
             optimizer.step()
         with torch.no_grad():
             for name, p in plain.named_parameters():
-                pull = 2 * (0.5 if name[0] == "0" else 0.02) * STRENGTH * omega[name]
+                pull = 2 * times * (0.5 if name[0] == "0" else 0.02) * STRENGTH * omega[name]
                 p.copy_((p + pull * anchor[name]) / (1 + pull))
         assert_same(model, plain)
 
@@ -187,13 +193,14 @@ def test_gradient_form_with_several_groups():
     assert_same(model, other)
 
 
-def test_for_small_steps_the_two_forms_are_one():
+@pytest.mark.parametrize("following", ["proximal", "adaptive"])
+def test_for_small_steps_the_forms_are_one(following):
     apart = []
     for rate in (1e-2, 1e-3, 1e-4):
         torch.manual_seed(0)
         model, memory, other, theirs = twins()
         start = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-        for net, mem, form in ((model, memory, "gradient"), (other, theirs, "proximal")):
+        for net, mem, form in ((model, memory, "gradient"), (other, theirs, following)):
             optimizer = torch.optim.SGD(net.parameters(), lr=rate)
             with mem.attach(optimizer, form=form):
                 for x, y in batches(3):
@@ -209,12 +216,13 @@ def test_for_small_steps_the_two_forms_are_one():
     assert apart[2] < 0.2 * apart[1]
 
 
-def test_proximal_form_is_stable_where_the_gradient_form_is_not():
+@pytest.mark.parametrize("form", ["proximal", "adaptive"])
+def test_the_following_forms_are_stable_where_the_gradient_form_is_not(form):
     model = network()
     memory = consolidated(model, strength=1e6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     anchor = memory.anchor
-    with memory.attach(optimizer, form="proximal"):
+    with memory.attach(optimizer, form=form):
         for x, y in batches(20):
             optimizer.zero_grad()
             cross_entropy(model(x), y).backward()
@@ -235,7 +243,7 @@ def scaled_step(model, optimizer, scaler, x, y, *, spoil=False):
     scaler.update()
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("make", [OPTIMIZERS["adam"], OPTIMIZERS["adam, fused"]])
 def test_a_grad_scaler_changes_nothing(make, form):
     model = network().float()
@@ -255,7 +263,7 @@ def test_a_grad_scaler_changes_nothing(make, form):
     assert_same(model, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("make", [OPTIMIZERS["sgd"], OPTIMIZERS["adam, fused"]])
 def test_a_step_that_the_scaler_skips_moves_nothing(make, form):
     model = network().float()
@@ -331,7 +339,7 @@ def test_an_optimizer_that_climbs():
 # ---- which weights ----
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_weight_without_gradient_is_pulled_back_if_it_is_away(form):
     model = network()
     memory = consolidated(model)
@@ -351,7 +359,7 @@ def test_a_weight_without_gradient_is_pulled_back_if_it_is_away(form):
     assert (way < (before["2.bias"] - anchor["2.bias"]).abs()).all()
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 def test_frozen_weights_stay(form):
     model = network()
     memory = consolidated(model)
@@ -366,7 +374,7 @@ def test_frozen_weights_stay(form):
     assert all(torch.equal(before[name], p) for name, p in model[0].named_parameters())
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 def test_what_was_added_later_is_free(form):
     model = nn.ModuleDict({"body": nn.Linear(5, 6), "first": nn.Linear(6, 3)}).double()
     model.forward = lambda x: model["first"](model["body"](x).tanh())
@@ -433,14 +441,29 @@ def test_sparse_gradients_are_refused_in_one_form_and_held_in_the_other():
         pytest.raises(InputError, match=r'Sparse gradients of 0\.weight.*form="proximal"'),
     ):
         optimizer.step()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.5)
+    omega, star = memory.importance["0.weight"], memory.anchor["0.weight"]
+    moved = (
+        model[0]
+        .weight.detach()
+        .clone()
+        .index_add_(
+            0, model[0].weight.grad._indices()[0], model[0].weight.grad._values(), alpha=-0.1
+        )
+    )
+    pull = 2 * 0.1 * 5.0 * omega
     with memory.attach(optimizer, form="proximal"):
         optimizer.step()
+    assert omega.max() > 0.1
+    torch.testing.assert_close(model[0].weight.detach(), (moved + pull * star) / (1 + pull))
 
 
 # ---- the handle ----
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_removed_handle_leaves_an_ordinary_optimizer(form):
     model = network()
     memory = consolidated(model)
@@ -487,11 +510,12 @@ def test_what_cannot_be_attached():
     optimizer = torch.optim.SGD(memory.model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="StepLR; expected a torch optimizer"):
         memory.attach(torch.optim.lr_scheduler.StepLR(optimizer, 1))
-    with pytest.raises(InputError, match="'gradient' or 'proximal'"):
+    with pytest.raises(InputError, match=r"'gradient' or 'proximal' or 'adaptive'\.$"):
         memory.attach(optimizer, form="gradients")
     del optimizer.param_groups[0]["lr"]
-    with pytest.raises(InputError, match='needs the learning rate as group\\["lr"\\]'):
-        memory.attach(optimizer, form="proximal")
+    for form in ("proximal", "adaptive"):
+        with pytest.raises(InputError, match=r'learning rate as group\["lr"\], .*lacks'):
+            memory.attach(optimizer, form=form)
 
 
 def test_a_step_with_unconsolidated_observations_is_refused_before_it_moves():
@@ -617,3 +641,178 @@ def test_schedulers_and_checkpoints_of_the_optimizer_work_as_ever():
     again = torch.optim.Adam(model.parameters(), lr=0.1)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert again.param_groups[0]["lr"] == 0.025
+
+
+# ---- steps that move nothing ----
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_making_the_state_for_a_checkpoint_leaves_no_trace(make, form):
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    model = network().float()
+    memory = consolidated(model)
+    optimizer = make(model.parameters())
+    memory.attach(optimizer, form=form)
+    before = copy.deepcopy(model)
+    free = make(before.parameters())
+    got, expected = (
+        get_optimizer_state_dict(m, o) for m, o in ((model, optimizer), (before, free))
+    )
+    assert_same(model, before, atol=0, rtol=0)
+    torch.testing.assert_close(got["state"], expected["state"], atol=0, rtol=0)
+
+
+def test_a_warm_up_from_a_rate_of_zero_is_the_penalty_in_the_loss():
+    model, memory, other, theirs = twins()
+    ours, reference = (torch.optim.Adam(net.parameters(), lr=0.01) for net in (model, other))
+    memory.attach(ours)
+    for step, (x, y) in enumerate(batches(4)):
+        for optimizer in (ours, reference):
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = 0.01 * step
+        cross_entropy(model(x), y).backward()
+        ours.step()
+        (cross_entropy(other(x), y) + theirs.penalty()).backward()
+        reference.step()
+    assert_same(model, other)
+
+
+# ---- what a step costs ----
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host asks for a number that an accelerator computes."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in {
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.is_nonzero,
+            torch.ops.aten.equal,
+        }, "the host waits for an accelerator"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_step_costs_follows_what_it_steps(form, monkeypatch):
+    """One optimizer for each parameter: what is held is not looked up at every step."""
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(60)))
+    memory = retain.MAS(model, strength=0.1, check=False)
+    memory.observed = retain.Importance(
+        {n: torch.rand_like(p) for n, p in model.named_parameters()}, 1
+    )
+    memory.consolidate()
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in model.parameters()]
+    memory.attach(optimizers, form=form)
+    looked = []
+    inside = memory.selection.__class__.matching
+    monkeypatch.setattr(
+        memory.selection.__class__, "matching", lambda *a: looked.append(1) or inside(*a)
+    )
+    for _ in range(3):
+        for p, optimizer in zip(model.parameters(), optimizers, strict=True):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert len(looked) <= len(optimizers)
+    before = len(looked)
+    memory.exclude = "0"
+    weight = model[0].weight.detach().clone()
+    optimizers[0].step()
+    assert len(looked) > before, "a change is noticed"
+    torch.testing.assert_close(model[0].weight.detach(), weight - 0.1)
+
+
+@pytest.fixture
+def accelerated(monkeypatch):
+    """All tensors count as if they were on an accelerator."""
+    for module in (quadratic, parts, many, attachment, step_size):
+        monkeypatch.setattr(module, "is_accelerated", lambda _tensor: True)
+
+
+@pytest.fixture
+def unwaited(accelerated, monkeypatch):
+    """The host waits for no accelerator in what is attached; the optimizer's own step may."""
+    for name in ("_before", "_after"):
+        plain = getattr(attachment.Attachment, name)
+
+        def watched(self, *args, plain=plain):
+            with NoWaiting():
+                return plain(self, *args)
+
+        monkeypatch.setattr(attachment.Attachment, name, watched)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rate", [0.01, torch.tensor(0.01)], ids=["float", "tensor"])
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_a_step_does_not_wait_for_an_accelerator(make, rate, form, unwaited, monkeypatch):
+    model = network().float()
+    memory = consolidated(model)
+    other, plain = copy.deepcopy(model), None
+    theirs = retain.MAS(other)
+    theirs.load_state_dict(memory.state_dict())
+    optimizer = make(model.parameters(), lr=rate)
+    memory.attach(optimizer, form=form)
+    for x, y in batches(3):
+        optimizer.zero_grad()
+        cross_entropy(model(x.float()), y).backward()
+        optimizer.step()
+    monkeypatch.undo()
+    plain = make(other.parameters(), lr=0.01)
+    theirs.attach(plain, form=form)
+    for x, y in batches(3):
+        plain.zero_grad()
+        cross_entropy(other(x.float()), y).backward()
+        plain.step()
+    assert_same(model, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("found", [0.0, 1.0])
+def test_what_a_scaler_found_is_not_waited_for(form, found, unwaited, monkeypatch):
+    model = network().float()
+    memory = consolidated(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
+    memory.attach(optimizer, form=form)
+    before = copy.deepcopy(model)
+    (x, y), *_ = batches(1)
+    (8 * cross_entropy(model(x.float()), y)).backward()
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(found)
+    optimizer.step()
+    if found:
+        assert_same(model, before, atol=0, rtol=0)
+        return
+    monkeypatch.undo()
+    theirs = retain.MAS(before)
+    theirs.load_state_dict(memory.state_dict())
+    plain = torch.optim.AdamW(before.parameters(), lr=0.01)
+    theirs.attach(plain, form=form)
+    cross_entropy(before(x.float()), y).backward()
+    plain.step()
+    assert_same(model, before, atol=1e-6, rtol=1e-5)
+
+
+def test_a_weight_without_gradient_is_looked_at_once(accelerated, monkeypatch):
+    """To see whether it is away from its anchor means to wait; not at every step."""
+    looks = []
+    any_of = Tensor.any
+    model = network().float()
+    memory = consolidated(model)
+    monkeypatch.setattr(Tensor, "any", lambda self: looks.append(1) or any_of(self))
+    with torch.no_grad():
+        model[2].weight.copy_(memory.anchor["2.weight"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.5)
+    memory.attach(optimizer)
+    home, away = model[2].weight.detach().clone(), model[2].bias.detach().clone()
+    for _ in range(3):
+        model[0].weight.grad = torch.ones_like(model[0].weight)
+        optimizer.step()
+    assert len(looks) == 3, "0.bias, 2.weight and 2.bias, once"
+    assert torch.equal(model[2].weight, home)
+    assert not torch.equal(model[2].bias, away)
+    with torch.no_grad():
+        model[2].weight.add_(1.0)
+    optimizer.step()
+    assert len(looks) == 4, "it was moved"
+    assert not torch.equal(model[2].weight, home + 1)

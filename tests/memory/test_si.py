@@ -132,7 +132,7 @@ def learned(si, optimizer, data, *, in_loss=False, by_hand=None):
 
 
 @pytest.mark.filterwarnings("ignore:Nothing is protected")
-@pytest.mark.parametrize("form", ["gradient", "proximal", "loss"])
+@pytest.mark.parametrize("form", ["gradient", "proximal", "adaptive", "loss"])
 @pytest.mark.parametrize(
     "make",
     [
@@ -217,7 +217,7 @@ def test_penalty_in_the_loss_with_accumulation_and_a_thrown_away_gradient():
         torch.testing.assert_close(walked(si)[name], -g * (p.detach() - b))
 
 
-@pytest.mark.parametrize("form", ["gradient", "proximal"])
+@pytest.mark.parametrize("form", ["gradient", "proximal", "adaptive"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_grad_scaler(form, fused):
     model, si = protected()
@@ -333,12 +333,16 @@ def test_a_later_head_starts_where_it_is():
         learned(si, optimizer, batches(2))
     si.consolidate()
     model.add_module("3", nn.Linear(3, 3).double())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with si.attach(optimizer):
-        learned(si, optimizer, batches(2))
+    start = model.get_parameter("3.weight").detach().clone()
+    optimizer, by_hand = torch.optim.SGD(model.parameters(), lr=0.1), {}
+    with si.attach(optimizer, form="loss"):
+        learned(si, optimizer, batches(2), by_hand=by_hand)
     si.consolidate()
-    assert "3.weight" in si.importance
-    si.penalty()
+    end = model.get_parameter("3.weight").detach()
+    expected = by_hand["3.weight"].clamp(min=0) / ((end - start) ** 2 + si.damping)
+    torch.testing.assert_close(si.importance["3.weight"], expected)
+    assert torch.equal(si.anchor["3.weight"], end)
+    assert expected.max() > 1e-3
 
 
 def test_saved_in_the_middle_of_a_task_and_continued(tmp_path):
@@ -381,7 +385,7 @@ def test_wrong_calls():
     for damping in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InputError, match="damping="):
             retain.SI(model, damping=damping)
-    with pytest.raises(InputError, match="form='loss'; expected 'gradient' or 'proximal'"):
+    with pytest.raises(InputError, match=r"expected 'gradient' or 'proximal' or 'adaptive'\.$"):
         retain.MAS(model).attach(torch.optim.SGD(model.parameters(), lr=1), form="loss")
 
 
