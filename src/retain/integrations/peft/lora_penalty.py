@@ -22,6 +22,7 @@ from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
 from retain.memory.optimizers import Found as FoundOptimizer
 from retain.memory.optimizers import optimizers_in, refuse_form, refuse_unheld
+from retain.memory.restoring import split
 from retain.memory.state import State, flattened, grouped
 from retain.penalty import Hold, Number, Penalty, value
 
@@ -213,7 +214,7 @@ class LoraPenalty:
             ModelError: it does not match the model; names all; nothing is changed then.
         """
         before = self.memory._state, self.memory.strength
-        tensors, header = self.memory._own(state)
+        tensors, header = split(state, type(self.memory))
         found = self.held().found
         devices = {name: p.device for name, p in found.plain.items()}
         devices |= {name: one.base.device for name, one in found.adapted.items()}
