@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from retain.batches import LABEL_KEYS, Batch
 from retain.containers import parts_of
+from retain.errors import InputError
+from retain.packing import rows_of
 from retain.rows import Rows
 
 
@@ -34,6 +36,24 @@ class Call:
         """Every tensor in it by its name."""
         batch = Batch(self.args, self.kwargs, 0, names=_names(model, len(self.args)))
         return {str(path[-1]): tensor for path, tensor in batch.inputs().items()}
+
+
+def served_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any], model: nn.Module, *, batch_dim: int = 0
+) -> Batch:
+    """The batch that a user calls a model with.
+
+    Raises:
+        InputError: there is nothing that counts samples, or rows are no samples.
+    """
+    call = Call(args, kwargs, None)
+    rows = rows_of(call.named(model)) if batch_dim == 0 else None
+    if rows is not None and rows.samples > 1:
+        raise InputError(
+            f"{rows.what} are no samples of their own in a call that serves: give such batches to "
+            "observe(…)"
+        )
+    return call.batch(batch_dim, model)
 
 
 def calls(

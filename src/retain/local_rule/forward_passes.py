@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch, tensors_in
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
+from retain.local_rule.padding import unpadded
 from retain.local_rule.sums import NOTHING_YET, LocalSums, Met
 from retain.local_rule.watch import Layer, Place, Watch
 
@@ -49,7 +50,7 @@ class Passes:
         return bool(self._owners)
 
     @contextmanager
-    def one(self, samples: int) -> Iterator[Pass]:
+    def one(self, samples: int, masks: Sequence[Tensor] = ()) -> Iterator[Pass]:
         """A pass of a model that serves; its sums are good until the block is left.
 
         A layer that was not looked up is taken as batch-first where its shape leaves no doubt.
@@ -59,14 +60,21 @@ class Passes:
         except IndexError:
             sums = LocalSums()
         try:
-            yield self.begun(sums, samples, trusting=True)
+            yield self.begun(sums, samples, masks, trusting=True)
         finally:
             self._spare.append(sums)
 
-    def begun(self, sums: LocalSums, samples: int, *, trusting: bool = False) -> Pass:
-        """A pass whose gradients are summed up in `sums`."""
+    def begun(
+        self,
+        sums: LocalSums,
+        samples: int,
+        masks: Sequence[Tensor] = (),
+        *,
+        trusting: bool = False,
+    ) -> Pass:
+        """A pass whose gradients are summed up in `sums`, where `masks` [n, T] are True."""
         sums.clear(samples, self._met)
-        return Pass(self, sums, trusting)
+        return Pass(self, sums, masks, trusting)
 
     def owner(self, place: Place) -> tuple[bool, Ownership | None]:
         """Whether somebody looked for the samples of this layer, and what was found."""
@@ -143,16 +151,21 @@ class Pass:
         unknown: layers whose rows nobody has looked up yet, and their parameters.
     """
 
-    def __init__(self, passes: Passes, sums: LocalSums, trusting: bool) -> None:
+    def __init__(
+        self, passes: Passes, sums: LocalSums, masks: Sequence[Tensor], trusting: bool
+    ) -> None:
         self.passes = passes
         self.unknown: dict[Place, list[str]] = {}
         self._sums = sums
+        self._masks = masks
         self._trusting = trusting
         self._left_out: set[str] = set()
 
     def begun_again(self) -> Pass:
         """The same pass once more, as nothing was added yet."""
-        return self.passes.begun(self._sums, self._sums.samples, trusting=self._trusting)
+        return self.passes.begun(
+            self._sums, self._sums.samples, self._masks, trusting=self._trusting
+        )
 
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What `forward` returns; its sums are in `result()` afterwards."""
@@ -171,6 +184,8 @@ class Pass:
         if owner is not None:
             self.passes.routes |= dict.fromkeys(layer.names, layer.description)
             with undisturbed():
+                if self._masks:
+                    layer = unpadded(layer, owner, self._sums.samples, self._masks)
                 self._sums.add(layer, owner)
 
     def result(self) -> dict[str, Tensor] | None:

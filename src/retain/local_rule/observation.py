@@ -108,7 +108,7 @@ class Observation:
         self._batch = _copied(batch) if self._repeatable else batch
         self._failed: Exception | None = None
         self._lent = ExitStack()
-        self._one = self._lent.enter_context(passes.one(batch.samples))
+        self._one = self._lent.enter_context(passes.one(batch.samples, batch.masks()))
 
     def take(self, layer: Layer) -> None:
         """Add a layer that ran."""

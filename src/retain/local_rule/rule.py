@@ -86,12 +86,14 @@ class LocalRule:
             ModelError: no layer has a local rule.
             NonFiniteError: NaN or infinity in a layer's inputs or outputs.
         """
+        if batch.rows is not None and batch.samples > 1:
+            return self._one_by_one(batch)
         with torch.no_grad():
             looked = batch.samples > 1 and not self._passes.looked
             if looked:
                 self._passes.look(self.model, batch)
             while True:
-                one = self._passes.begun(self._sums, batch.samples)
+                one = self._passes.begun(self._sums, batch.samples, batch.masks())
                 one.run(batch.call, self.model)
                 if one.unknown and looked:
                     one.leave_out_unknown()
@@ -102,6 +104,14 @@ class LocalRule:
                 if sums is not None:
                     self._refuse(sums, one)
                     return sums
+
+    def _one_by_one(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums where rows are no samples: a layer's rows are those of one sample at a time."""
+        totals: dict[str, Tensor] = {}
+        for k in range(batch.samples):
+            for name, each in self(batch.take(k, k + 1)).items():
+                totals[name] = totals[name] + each if name in totals else each.clone()
+        return totals
 
     def _refuse(self, sums: dict[str, Tensor], one: Pass) -> None:
         if not sums:

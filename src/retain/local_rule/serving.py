@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
+from retain.calls import served_batch
 from retain.errors import InputError, StateError
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.observation import Observation
@@ -122,7 +122,7 @@ class Listener:
         if not self.turns.taken():
             return None
         try:
-            batch = Batch.of_call(args, kwargs, batch_dim=self.batch_dim)
+            batch = served_batch(args, kwargs, self.model, batch_dim=self.batch_dim)
             observation = Observation(
                 self.passes, self.model, batch, self.note, first=not self._settled
             )

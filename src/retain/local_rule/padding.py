@@ -1,0 +1,82 @@
+"""Positions that a mask excludes do not count in ‖y_l‖² of any layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from retain.local_rule.ownership import Ownership, row_dims
+from retain.local_rule.watch import Layer
+
+# What a decoder reads of its encoder: these projections have the encoder's positions.
+CROSSING = ("encoder_attn", "encdecattention", "crossattention", "cross_attn")
+
+
+def unpadded(layer: Layer, owner: Ownership, samples: int, masks: Sequence[Tensor]) -> Layer:
+    """The layer with zeros in place of σ(z) σ′(z), and of its inputs, where there is padding.
+
+    Args:
+        layer: one use of a layer.
+        owner: where the samples are in its inputs.
+        samples: how many there are.
+        masks: [n, T] of bools for every sequence, the decoder's last: True where it counts. A layer
+            with as many positions as one of them has goes by it; others are left as they are.
+    """
+    convolving = layer.call.convolving is not None
+    dims = row_dims(layer.inputs, convolving)
+    for mask in _in_turn(layer, masks):
+        if convolving:
+            kept = _along_the_last(layer.output, mask, samples)
+            where = None
+        else:
+            kept = where = _along_rows(tuple(layer.inputs.shape[:dims]), owner, samples, mask)
+        if kept is None:
+            continue
+        if kept.all():
+            return layer
+        wide = torch.float64 if layer.call.weight.dtype == torch.float64 else torch.float32
+        half_slope = layer.half_slope(wide).masked_fill(~kept, 0.0)
+        inputs = layer.inputs if where is None else layer.inputs.masked_fill(~where, 0.0)
+        return replace(layer, inputs=inputs, output=half_slope, written=half_slope)
+    return layer
+
+
+def _along_rows(
+    rows: tuple[int, ...], owner: Ownership, samples: int, mask: Tensor
+) -> Tensor | None:
+    """`mask` [n, T] in the shape of rows, to broadcast over features; None if it does not fit."""
+    if owner.order == "shared" or len(mask) != samples:
+        return None
+    sizes = [1] * (len(rows) + 1)
+    positions = mask.shape[1]
+    if rows[owner.dim] == samples * positions:
+        in_order = mask if owner.order == "first" else mask.T
+        sizes[owner.dim] = samples * positions
+        return in_order.reshape(sizes)
+    others = [d for d, size in enumerate(rows) if d != owner.dim and size == positions]
+    if rows[owner.dim] != samples or len(others) != 1:
+        return None
+    sizes[owner.dim], sizes[others[0]] = samples, positions
+    in_order = mask if owner.dim < others[0] else mask.T
+    return in_order.reshape(sizes)
+
+
+def _along_the_last(output: Tensor, mask: Tensor, samples: int) -> Tensor | None:
+    """`mask` for a convolution [n, channels, T] that keeps the positions."""
+    fits = output.ndim == 3 and output.shape[::2] == (samples, mask.shape[1])
+    return mask[:, None] if fits and len(mask) == samples else None
+
+
+def _in_turn(layer: Layer, masks: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The masks, the one first that the layer's name speaks for: two may have as many positions."""
+    name = layer.names[0].lower()
+    reads_encoder = any(word in name for word in CROSSING) and not _is_query(name)
+    return masks[::-1] if "decoder" in name and not reads_encoder else masks
+
+
+def _is_query(name: str) -> bool:
+    """Whether a projection in an attention to the encoder works on the decoder's own positions."""
+    return not any(part[:1] in ("k", "v") for part in name.split(".")[-2:-1])
