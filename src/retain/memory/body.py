@@ -30,6 +30,7 @@ from retain.memory.fresh import warn_of_fresh
 from retain.memory.growth import hold_grown
 from retain.memory.guard import Guard
 from retain.memory.optimizers import Found, optimizers_in, refuse_form, refuse_unheld
+from retain.memory.ranks import of_all_ranks, own_samples, several
 from retain.memory.reading import batches_in, blaming, progress_of
 from retain.memory.report import Check, checked
 from retain.memory.restoring import described, restored, split
@@ -60,6 +61,7 @@ class Memory:
         ModelError: a model without trainable parameters.
     """
 
+    shared: ClassVar[bool] = True  # whether ranks observe each their own share
     forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "adaptive")
     coefficient: ClassVar[float] = 1.0  # of λ Σ Ω (θ − θ*)²
 
@@ -154,7 +156,10 @@ class Memory:
         self._guard.look()
         running = self._state.running or Running()
         running.refuse_changed(parameters)
-        wanted = math.inf if max_samples is None else running.samples + max_samples
+        limits = [n for n in (max_samples, own_samples(data)) if n is not None]
+        wanted = running.samples + min(limits, default=math.inf)
+        if wanted == running.samples:  # all that the loader has for this rank is repeated
+            return self
         number = 0
         whole = isinstance(data, Tensor) and self._reader.samples_of is not None
         batches = batches_in([data] if whole else data, batch_dim=self._reader.batch_dim)
@@ -178,6 +183,8 @@ class Memory:
                 advance()
                 if running.samples >= wanted:
                     break
+        if number == 0 and several():  # a share that is empty
+            return self
         if number == 0:
             raise InputError(
                 "The data holds no batch. (A generator can be gone through only once: make a new "
@@ -204,16 +211,20 @@ class Memory:
     def consolidate(self, merge: Merge = "sum") -> Self:
         """This memory, with what was observed added to Ω and θ* set to the weights as they are now.
 
+        In one of several processes (torch.distributed), what all ranks observed is added up, and
+        all end with the same Ω: call it on every rank. A rank may have observed nothing.
+
         Args:
             merge: "sum" (the paper: Ω ← Ω + Ω_new), "pool" (the mean over all samples), or a decay
                 γ in [0, 1) (Ω ← γΩ + Ω_new).
 
         Raises:
-            StateError: nothing was observed.
+            StateError: nothing was observed; or the ranks disagree about the model or the memory,
+                or one of them did not come.
             InputError: another `merge`.
             ModelError: the model no longer has the shapes that were observed or consolidated.
         """
-        observed = self.observed
+        observed = self._of_all_ranks(merge) if several() and self.shared else self.observed
         if not observed:
             raise StateError(self._nothing_to_consolidate())
         self._guard.look()
@@ -235,6 +246,18 @@ class Memory:
         self._made = None  # its buffers are as large as the weights
         self._guard.anchored()
         return self
+
+    def _of_all_ranks(self, merge: Merge) -> Importance:
+        def here() -> Importance:
+            if self._state.running is not None:
+                self._state.running.refuse_changed(parameters)
+            self._holding()
+            return self.observed
+
+        parameters = self.selection.matching(self.model)
+        settings = {"method": type(self).__name__, "strength": self.strength, "merge": merge}
+        more = {"tasks": self.tasks, "dtype": self.storage.settings()["dtype"]}
+        return of_all_ranks(here, parameters, settings | more)
 
     @property
     def importance(self) -> Importance:

@@ -54,6 +54,8 @@ class SI(Memory):
     _arguments: ClassVar[Mapping[str, str]] = {"damping": "damping"}
     _further: ClassVar[tuple[str, ...]] = ("_start",)
 
+    shared = False  # all ranks follow the same steps
+
     def __init__(
         self,
         model: nn.Module,

@@ -1,0 +1,184 @@
+"""What two processes do, started by torchrun: `run.py FOLDER SCENARIO …`; a failure is an error."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import retain
+from retain.errors import ModelError, StateError
+
+FORMS = ("gradient", "proximal", "adaptive")
+
+
+def network(width=6):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 3)).double()
+
+
+def samples(count=17):
+    torch.manual_seed(1)
+    return torch.randn(count, 5).double(), torch.randint(0, 3, (count,))
+
+
+def of_one_process(x, **settings):
+    """What a single process makes of all the data."""
+    net = network()
+    memory = retain.MAS(net, strength=3.0, **settings)
+    memory.shared = False
+    return net, memory.observe(x, progress=False).consolidate()
+
+
+def raised(kind, *words):
+    class Expected:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, found, error, _traceback):
+            assert found is not None, f"{kind.__name__} was not raised"
+            assert issubclass(found, kind), repr(error)
+            assert all(word in str(error) for word in words), error
+            return True
+
+    return Expected()
+
+
+def same(ours, theirs, tolerance=1e-10):
+    assert list(ours) == list(theirs)
+    for name, omega in theirs.items():
+        torch.testing.assert_close(ours[name], omega, rtol=tolerance, atol=1e-12, msg=name)
+
+
+def shards(rank, folder):
+    """Shards of 17 samples: uneven, padded by a sampler, and empty."""
+    x, y = samples()
+    _, expected = of_one_process(x)
+    uneven = retain.MAS(network(), strength=3.0)
+    uneven.observe(x[:4] if rank == 0 else x[4:], progress=False).consolidate()
+    same(uneven.importance, expected.importance)
+    assert uneven.importance.samples == len(x)
+
+    data = TensorDataset(x, y)
+    for shuffle in (False, True):
+        sampler = DistributedSampler(data, shuffle=shuffle)
+        padded = retain.MAS(network(), strength=3.0)
+        padded.observe(DataLoader(data, batch_size=4, sampler=sampler), progress=False)
+        padded.consolidate()
+        assert padded.importance.samples == len(x)
+        same(padded.importance, expected.importance)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        empty = retain.MAS(network(), strength=3.0)
+        empty.observe([x] if rank == 0 else [], progress=False).consolidate()
+        same(empty.importance, expected.importance)
+    assert rank != 0 or any("1 observed nothing" in str(one.message) for one in said)
+    single = TensorDataset(x[:1])  # the sampler gives rank 1 nothing but what rank 0 has
+    one = retain.MAS(network()).observe(
+        DataLoader(single, sampler=DistributedSampler(single)), progress=False
+    )
+    assert one.observed.samples == (1 if rank == 0 else 0)
+    one.consolidate()
+    assert one.importance.samples == 1
+
+
+def every_kind(rank, folder):
+    """The other memories that observe data add up as well."""
+    x, y = samples()
+    for make in (
+        lambda net: retain.EWC(net, fisher="exact"),
+        lambda net: retain.EWC(net, fisher="exact", online=True),
+        lambda net: retain.LocalMAS(net, exclude="2"),
+    ):
+        alone, ours = make(network()), make(network())
+        alone.shared = False
+        for part in (x, 2 * x):
+            alone.observe(part, progress=False).consolidate()
+            ours.observe(part[rank::2], progress=False).consolidate()
+        same(ours.importance, alone.importance)
+
+
+def disagreeing(rank, folder):
+    """A message on every rank, and no rank waits for ever."""
+    x, _ = samples()
+    strength = retain.MAS(network(), strength=1.0 + rank).observe(x, progress=False)
+    with raised(StateError, "strength is 1.0 on rank 0 and 2.0 on rank 1"):
+        strength.consolidate()
+    model = retain.MAS(network(6 + rank)).observe(x, progress=False)
+    with raised(StateError, "models of ranks 0 and 1 differ in 0.weight (6, 5) and (7, 5)"):
+        model.consolidate()
+    merge = retain.MAS(network()).observe(x, progress=False)
+    with raised(StateError, "merge is 'sum' on rank 0 and 'pool' on rank 1"):
+        merge.consolidate("sum" if rank == 0 else "pool")
+    with raised(StateError, "Nothing was observed"):
+        retain.MAS(network()).consolidate()
+    changed = retain.MAS(network()).observe(x, progress=False)
+    if rank == 1:
+        changed.model[2] = nn.Linear(6, 4).double()
+    words = ("changed since",) if rank == 1 else ("failed on rank 1", "changed since")
+    with raised(ModelError if rank == 1 else StateError, *words):
+        changed.consolidate()
+    assert strength.tasks == 0
+    assert strength.observed.samples == len(x)
+
+
+def ddp(rank, folder):
+    """Protected steps under DDP are those of one process."""
+    x, y = samples(16)
+    for form in FORMS:
+        alone, expected = of_one_process(x)
+        model = nn.parallel.DistributedDataParallel(network())
+        memory = retain.MAS(model, strength=3.0).observe(x[rank::2], progress=False).consolidate()
+        ours = torch.optim.Adam(model.parameters(), lr=0.05)
+        theirs = torch.optim.Adam(alone.parameters(), lr=0.05)
+        memory.attach(ours, form=form)
+        expected.attach(theirs, form=form)
+        for _ in range(3):
+            for net, optimizer, part in (
+                (model, ours, slice(rank, None, 2)),
+                (alone, theirs, slice(None)),
+            ):
+                optimizer.zero_grad()
+                cross_entropy(net(x[part]), y[part]).backward()
+                optimizer.step()
+        for p, q in zip(model.parameters(), alone.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def died(rank, folder):
+    """One rank is gone: the other hears of it within the time of the process group."""
+    x, _ = samples()
+    memory = retain.MAS(network()).observe(x, progress=False)
+    if rank == 0:
+        with raised(StateError, "all 2 ranks", "did not come"):
+            memory.consolidate()
+        assert memory.observed.samples == len(x)
+
+
+SCENARIOS = (shards, every_kind, disagreeing, ddp)
+
+
+def main():
+    folder, wanted = Path(sys.argv[1]), sys.argv[2:]
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60 if wanted != ["died"] else 5))
+    rank = dist.get_rank()
+    chosen = [one for one in (*SCENARIOS, died) if one.__name__ in wanted]
+    for scenario in chosen:
+        scenario(rank, folder)
+        print(f"rank {rank}: {scenario.__name__} done", flush=True)
+    if wanted != ["died"]:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
