@@ -44,6 +44,7 @@ class Stepped(NamedTuple):
 
     signature: tuple[tuple[int, bool], ...]
     places: object  # the dictionary of places then
+    here: tuple[Place, ...]  # those of its parameters
     ours: tuple[nn.Parameter, ...]
 
 
@@ -172,24 +173,38 @@ class Guard:
 
     def _look_at(self, optimizer: Optimizer) -> Stepped:
         """What the optimizer holds now, of all and of ours."""
-        places = self._placed()
         parameters = _parameters(optimizer)
         signature = tuple((id(p), p.requires_grad) for p in parameters)
         known = self._known.get(optimizer)
-        if known is None or known.signature != signature or known.places is not places:
-            held = {id(place.parameter) for place in places.values()}
-            ours = tuple(p for p in parameters if id(p) in held)
-            known = self._known[optimizer] = Stepped(signature, places, ours)
+        # What this costs follows what is stepped, not how much is held: of the places, only those
+        # of the optimizer's own parameters are looked at.
+        if (
+            known is not None
+            and known.signature == signature
+            and known.places is self._places
+            and self._is_placed
+            and all(place.is_taken for place in known.here)
+        ):
+            return known
+        places = self._placed()
+        held = {id(place.parameter): place for place in places.values()}
+        here = tuple(held[id(p)] for p in parameters if id(p) in held)
+        ours = tuple(place.parameter for place in here)
+        known = self._known[optimizer] = Stepped(signature, places, here, ours)
         return known
+
+    @property
+    def _is_placed(self) -> bool:
+        """Whether places are those of what the memory holds now."""
+        memory, (terms, selection) = self._memory(), self._places_of
+        return memory is not None and terms is memory._state.terms and selection is memory.selection
 
     def _placed(self) -> dict[str, Place]:
         """Where the model has what is held, by name; anew if anything about that has changed."""
         memory = self._memory()
         if memory is None:
             return {}
-        terms, selection = self._places_of
-        same = terms is memory._state.terms and selection is memory.selection
-        if same and all(place.is_taken for place in self._places.values()):
+        if self._is_placed and all(place.is_taken for place in self._places.values()):
             return self._places
         hold_grown(memory)
         before, self._places = self._places, _places_in(memory)
