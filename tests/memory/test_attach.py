@@ -715,8 +715,8 @@ def calls_in(act):
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_step_costs_follows_what_it_steps(form):
     """One optimizer for each parameter: what one of them costs is the same in a larger model."""
-    costs = []
-    for layers in (10, 60):
+
+    def attached(layers):
         model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(layers)))
         memory = retain.MAS(model, strength=0.1, check=False)
         omega = {name: torch.rand_like(p) for name, p in model.named_parameters()}
@@ -728,11 +728,16 @@ def test_what_a_step_costs_follows_what_it_steps(form):
             p.grad = torch.ones_like(p)
         for optimizer in optimizers:
             optimizer.step()
-        costs.append(calls_in(optimizers[3].step))
-        if layers == 10:
-            del memory, optimizers  # each memory hears of all optimizers
-            gc.collect()
-    assert costs[1] <= costs[0] + 5
+        gc.collect()  # a memory that is left hears of all optimizers
+        return model, memory, optimizers
+
+    def cost(layers):
+        _model, _memory, optimizers = attached(layers)
+        return min(calls_in(optimizers[3].step) for _ in range(3))
+
+    small = cost(10)
+    assert cost(60) <= small + 5
+    model, memory, optimizers = attached(10)
     memory.exclude = "0"
     weight = model[0].weight.detach().clone()
     optimizers[0].step()
