@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -76,18 +76,23 @@ class Trial:
         counter = follow[0] if follow else next(iter(counts))
         batch = batch.counted_by(counter)
         n = batch.samples
-        if whole is not None and len(whole) == n:
-            self._refuse_counter(batch, whole)
         shared = {path for path, count in counts.items() if count not in (n, 1)}
+        holders = {path[:-1] for path in counts if path not in shared}
+        shared = {path for path in shared - holders if not _inside(path, batch.lists)}
         if n == 1 or whole is None or len(whole) != n:
             return Kind(counter, frozenset(shared)) if n > 1 else None
-        several = batch.parts_that_count()
-        if len(several) > 1 or shared:
-            chosen = self._shared_by_chance(batch, several, whole)
-            if chosen is None and shared:
-                self._refuse_rows(batch, shared, whole)
-            shared |= set(chosen or ())
-            counter = next(path for path in [counter, *several] if path not in shared)
+        self._refuse_counter(batch, counter, whole)
+        # a list of n tensors that have n rows themselves may hold one of each sample, or all
+        readings = [counter, *(path for path in follow if path != counter and path in holders)]
+        for reading in readings:
+            read = batch.counted_by(reading)
+            several = read.parts_that_count()
+            chosen = self._shared_by_chance(read, several, whole)
+            if chosen is not None:
+                left = [path for path in [reading, *several] if path not in chosen]
+                return Kind(left[0], frozenset(shared.union(chosen)))
+        if shared:
+            self._refuse_rows(batch, shared, whole)
         return Kind(counter, frozenset(shared))
 
     def _refuse_rows(self, batch: Batch, shared: set[Path], whole: Tensor) -> None:
@@ -109,13 +114,14 @@ class Trial:
             "other in the model, which importance per sample does not allow."
         )
 
-    def _refuse_counter(self, batch: Batch, whole: Tensor) -> None:
+    def _refuse_counter(self, batch: Batch, counter: Path, whole: Tensor) -> None:
         """What the output follows is not what comes first: then all samples must share the first.
 
         They do if every one of them changes when half of it is missing.
         """
-        counts = batch.counts()
-        (first, size), rows = next(iter(counts.items())), batch.samples
+        counts, rows = batch.counts(), batch.samples
+        first = next(path for path in counts if not _inside(path, {counter}))
+        size = counts[first]
         if size in (1, rows):
             return
         others = {path for path, count in counts.items() if count != size}
@@ -127,9 +133,10 @@ class Trial:
             if bool((output != whole).flatten(1).any(1).all()):
                 return
         raise InputError(
-            f"The model's output has {rows} rows, as '{_spoken(batch.parts_that_count()[0])}' has, "
-            f"and not {size}, as '{_spoken(first)}' has. If these rows belong to samples (patches, "
-            "boxes, nodes of a graph), say which row is whose with samples_of=…."
+            f"The model's output has {rows} rows, as '{_spoken(counter)}' has, and not {size}, as "
+            f"'{_spoken(first)}' has. If these rows belong to samples (patches, boxes, nodes of a "
+            "graph), say which row is whose with samples_of=…; if each of them is a sample, give "
+            f"'{_spoken(counter)}' before '{_spoken(first)}'."
         )
 
     def _shared_by_chance(
@@ -212,6 +219,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
     tolerance = {8: 1e-6, 4: 1e-3, 2: 1e-1}.get(one.dtype.itemsize, 1e-3)
     error = torch.linalg.vector_norm((one - other).double())
     return bool(error <= tolerance * torch.linalg.vector_norm(other.double()))
+
+
+def _inside(path: Path, lists: Collection[Path]) -> bool:
+    """Whether it is the way to an item of one of these lists."""
+    return any(path[:at] in lists for at in range(1, len(path)))
 
 
 def _spoken(path: Path) -> str:
