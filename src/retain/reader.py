@@ -153,7 +153,8 @@ class Reader:
             known = trial.kind(batch)
             if known is None:
                 return batch
-            self._kinds[kind] = known
+            if counts[known.counter] > 1:
+                self._kinds[kind] = known
         return replace(batch.counted_by(known.counter), shared=known.shared)
 
     def _arranged(self, batch: Batch, rows: Rows, trial: Trial) -> Batch:

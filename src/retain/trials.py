@@ -62,7 +62,7 @@ class Trial:
     # ---- what holds the samples ----
 
     def kind(self, batch: Batch) -> Kind | None:
-        """What counts samples, and what all share; None if a single sample does not tell.
+        """What counts samples, and what all share; None if an output of one row does not tell.
 
         What counts is what the output follows; shared is what has to stay whole for a few samples
         to give what they give among all.
@@ -79,8 +79,11 @@ class Trial:
         shared = {path for path, count in counts.items() if count not in (n, 1)}
         holders = {path[:-1] for path in counts if path not in shared}
         shared = {path for path in shared - holders if not _inside(path, batch.lists)}
-        if n == 1 or whole is None or len(whole) != n:
-            return Kind(counter, frozenset(shared)) if n > 1 else None
+        if n == 1:  # or an output of all samples together
+            others = (p for p, count in counts.items() if count > 1 and not _inside(p, {counter}))
+            return None if any(others) else Kind(counter, frozenset())
+        if whole is None or len(whole) != n:
+            return Kind(counter, frozenset(shared))
         self._refuse_counter(batch, counter, whole)
         # a list of n tensors that have n rows themselves may hold one of each sample, or all
         readings = [counter, *(path for path in follow if path != counter and path in holders)]
