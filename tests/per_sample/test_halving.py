@@ -32,10 +32,11 @@ class Greedy(nn.Module):
         super().__init__()
         self.most, self.error, self.backward = most, error, backward
         self.layers = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3))
-        self.seen = []
+        seen = []  # not the module's own: what a borrowed module keeps is given back
+        self.note, self.seen = seen.append, lambda: seen
 
     def forward(self, x):
-        self.seen.append(len(x))
+        self.note(len(x))
         if len(x) > self.most and not self.backward:
             raise self.error
         out = self.layers(x)
@@ -77,11 +78,11 @@ def test_what_fits_is_remembered(data):
     with pytest.warns(UserWarning, match="Out of memory") as told:
         memory.observe([data], progress=False)
     assert len([one for one in told if "Out of memory" in str(one.message)]) == 1
-    model.seen.clear()
+    model.seen().clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         memory.observe([data, data], progress=False)
-    assert max(model.seen) <= 4
+    assert max(model.seen()) <= 4
     assert memory.observed.samples == 3 * N
 
 
@@ -105,7 +106,7 @@ def test_other_errors_are_not_taken_for_it(data):
     model = Greedy(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(InputError, match="shapes cannot be multiplied"):
         retain.MAS(model).observe([data], progress=False)
-    assert model.seen == [N]
+    assert model.seen()[-1] == N
 
 
 def test_a_sampled_fisher_counts_every_sample_once(data):

@@ -9,6 +9,7 @@ from torch import Tensor
 from retain.per_sample.layout import (
     NOBODY,
     Blocks,
+    Layout,
     Owners,
     find_blocks,
     find_layouts,
@@ -16,13 +17,31 @@ from retain.per_sample.layout import (
     probe_weights,
     verifying_weights,
 )
+from retain.per_sample.precision import Precision
+
+
+def weights_of(samples: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """The weights of the probing passes."""
+    return probe_weights(samples, Precision(dtype), dtype, torch.device("cpu"))
+
+
+def layouts(found: list[Tensor], samples: int) -> list[Layout]:
+    """The layouts that explain what probing has found."""
+    dtype = found[0].dtype
+    return find_layouts(found, weights_of(samples, dtype), Precision(dtype))
+
+
+def owner_of(found: list[Tensor], samples: int) -> Tensor | None:
+    """The owner of every element of what probing has found."""
+    dtype = found[0].dtype
+    return owners(found, weights_of(samples, dtype), Precision(dtype))
 
 
 def probes(owner: Tensor, samples: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """The gradients that probing would see where element e belongs to owner[e]."""
     values = torch.randn(owner.shape).to(dtype)
     values[owner == NOBODY] = 0
-    weights = probe_weights(samples, dtype, torch.device("cpu"))
+    weights = weights_of(samples, dtype)
     return [values * w[owner.clamp_min(0)] for w in weights]
 
 
@@ -30,24 +49,21 @@ def probes(owner: Tensor, samples: int, dtype: torch.dtype = torch.float32) -> l
 @pytest.mark.parametrize("samples", [2, 3, 7, 33, 300, 2000])
 def test_owner_is_read_from_powers_of_two(samples: int, dtype: torch.dtype) -> None:
     owner = torch.randint(-1, samples, (samples, 5))
-    found = owners(probes(owner, samples, dtype), samples)
+    found = owner_of(probes(owner, samples, dtype), samples)
     assert found is not None
     assert torch.equal(found, owner)
 
 
 def test_sums_over_samples_belong_to_nobody() -> None:
     values = torch.randn(4, 6, 3)
-    mixed = [
-        (values * w[:, None, None]).sum(0)
-        for w in probe_weights(4, torch.float32, torch.device("cpu"))
-    ]
-    assert owners(mixed, 4) is None
+    mixed = [(values * w[:, None, None]).sum(0) for w in weights_of(4)]
+    assert owner_of(mixed, 4) is None
 
 
 def test_nan_is_not_taken_for_an_owner() -> None:
     found = probes(torch.arange(3).repeat_interleave(2), 3)
     found[1][0] = float("nan")
-    assert owners(found, 3) is None
+    assert owner_of(found, 3) is None
 
 
 @pytest.mark.parametrize(
@@ -67,28 +83,28 @@ def test_layout_is_found(shape: tuple[int, ...], dim: int, outer: int, inner: in
     owner = torch.empty(shape, dtype=torch.long)
     view = layout.split(owner).movedim(dim + 1, -1)
     view.copy_(torch.arange(5).expand(view.shape))
-    assert find_layouts(probes(owner, 5), 5) == [layout]
+    assert layouts(probes(owner, 5), 5) == [layout]
 
 
 def test_zeros_make_a_layout_uncertain() -> None:
     """A class token: one live row in four; with three samples, [n·4] looks like [4·n]."""
     owner = torch.full((12, 2), NOBODY)
     owner[::4] = torch.arange(3)[:, None]
-    layout, *others = find_layouts(probes(owner, 3), 3)
+    layout, *others = layouts(probes(owner, 3), 3)
     assert isinstance(layout, Blocks)
     assert others
 
 
 def test_ragged_rows_have_owners() -> None:
     owner = torch.tensor([0, 0, 2, 1, 1, 1, 2])[:, None].expand(7, 3)
-    (layout,) = find_layouts(probes(owner, 3), 3)
+    (layout,) = layouts(probes(owner, 3), 3)
     assert isinstance(layout, Owners)
     assert layout.dim == 0
 
 
 def test_no_rows_at_all_are_nobodys() -> None:
     """An expert that was given no token."""
-    (layout,) = find_layouts(probes(torch.empty(0, 3, dtype=torch.long), 2), 2)
+    (layout,) = layouts(probes(torch.empty(0, 3, dtype=torch.long), 2), 2)
     assert isinstance(layout, Owners)
     assert layout.dim == 0
     assert layout.owner.shape == (0, 1)
@@ -104,9 +120,11 @@ def test_only_keeps_one_sample(layout: Blocks | str) -> None:
     assert torch.equal(sum(kind.only(tensor, k) for k in range(3)), tensor)
 
 
-@pytest.mark.parametrize("samples", [2, 16, 32])
+@pytest.mark.parametrize("samples", [2, 16, 32, 33, 513])
 def test_verifying_weights_differ_from_sample_to_sample(samples: int) -> None:
-    weights = verifying_weights(samples, torch.float32, torch.device("cpu"))
+    weights = verifying_weights(
+        samples, Precision(torch.float32), torch.float32, torch.device("cpu")
+    )
     assert len(weights.unique()) == samples
 
 
@@ -123,14 +141,14 @@ def test_regular_layouts_are_those_that_fit_every_owner(
     owner = torch.empty((size, 4) if dim == 0 else (7, size), dtype=torch.long)
     view = layout.split(owner).movedim(dim + 1, -1)
     view.copy_(torch.arange(samples).expand(view.shape))
-    assert find_layouts(probes(owner, samples, dtype), samples) == [layout]
+    assert layouts(probes(owner, samples, dtype), samples) == [layout]
 
 
 def test_one_foreign_element_makes_a_layout_irregular() -> None:
     """Also where a glance does not see it."""
     owner = torch.arange(3)[:, None].expand(3, 1000).clone()
     owner[2, 777] = 0
-    (layout,) = find_layouts(probes(owner, 3), 3)
+    (layout,) = layouts(probes(owner, 3), 3)
     assert isinstance(layout, Owners)
     assert torch.equal(layout.owner.expand(owner.shape), owner)
 
@@ -139,7 +157,6 @@ def test_every_layout_that_fits_is_found() -> None:
     """One live row in 8, as of a class token: with three samples, four layouts fit."""
     owner = torch.full((24, 2), NOBODY)
     owner[::8] = torch.arange(3)[:, None]
-    weights = probe_weights(3, torch.float32, torch.device("cpu"))
-    found = find_blocks(probes(owner, 3), weights)
+    found = find_blocks(probes(owner, 3), weights_of(3), Precision(torch.float32))
     assert [layout.inner for layout in found] == [2, 8]
-    assert find_layouts(probes(owner, 3), 3) == found
+    assert layouts(probes(owner, 3), 3) == found

@@ -212,6 +212,16 @@ def test_hooks_on_gradients() -> None:
     watched = Watched(REGISTRY["mlp_with_batch_norm"])
     watched.model[1].weight.register_hook(lambda g: g * (torch.arange(36) > 3))
     watched.model[7].register_full_backward_hook(lambda module, inputs, outputs: None)
-    with pytest.warns(match="1.weight"):
+    for n in (5, 3, 1):
+        assert not watched.complaint(watched.specimen.batch(n))
+    watched.engine(watched.specimen.batch(5))
+    assert watched.per_sample.routes["1.weight"] == "linear"
+
+
+def test_hooks_that_look_at_the_whole_gradient() -> None:
+    """Clipped by its norm: what remains of an element depends on the others; no closed form."""
+    watched = Watched(REGISTRY["mlp_with_batch_norm"])
+    watched.model[1].weight.register_hook(lambda g: g / (1 + g.norm()))
+    with pytest.warns(match="'1.weight'.*hook"):
         assert not watched.complaint(watched.specimen.batch(5))
-    assert not watched.complaint(watched.specimen.batch(3))
+    assert not watched.complaint(watched.specimen.batch(1))

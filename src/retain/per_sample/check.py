@@ -1,169 +1,121 @@
-"""The self-check: a few samples, together and one by one, must give the same."""
+"""The self-check: sums of a few samples against the gradient of each sample alone.
+
+The truth is the backward of each score alone through the *same* graph, so that both saw the same
+activations: where a ReLU's input lies within rounding of zero, two forwards may choose differently,
+and their gradients then differ by a finite step although both are right. Each sample is also
+computed all alone. Where that differs by more than rounding, either such a tie was met, or a
+backward depends on the rest of the batch although the forward does not (an embedding that divides
+by how often a token came, a step size divided by the number of elements). A graph in which the
+second can be excluded is believed; in any other, the sample alone is right.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from retain.batches import Batch
-from retain.errors import ModelError
-from retain.outputs import OutputPicker, output_of
-from retain.per_sample.sums import CACHED
+from retain.errors import RetainError
+from retain.per_sample.graph import Graph
+from retain.per_sample.halving import shortage
+from retain.per_sample.hooks import hooked
+from retain.per_sample.interaction import Company
+from retain.per_sample.nodes import constants, is_custom
+from retain.per_sample.precision import Precision, narrowest
+from retain.per_sample.reference import add_powers, gradients_of
+from retain.per_sample.same import distance, same
 
-# Relative ℓ2 errors that rounding explains, by the size of the floating point type; generous,
-# since a model may compute in less precision inside. A wrong rule is wrong by far more.
-TOLERANCE = {8: 1e-6, 4: 1e-3, 2: 1e-1}
-# A gradient that is zero in exact arithmetic is noise, of this share of the largest at most.
-FLOOR = {8: 1e-12, 4: 1e-6, 2: 1e-2}
+SCORES = 2  # of several scores per sample, so many are looked at: not a thousand outputs
+TIES = 0.3  # of a gradient's norm: ties have never been seen to change more
+
+Sums = Mapping[str, Tensor]
+Forward = Callable[..., tuple[Graph, Tensor | None]]
 
 
-def same(one: Tensor, other: Tensor, floor: float = 0.0) -> bool:
-    """Whether two tensors agree to rounding. NaN never does."""
-    return _distance(one, other) <= max(TOLERANCE[_bytes(one, other)] * float(other.norm()), floor)
+class SelfCheck:
+    """Compares the sums of a few samples with what each of them gives by itself."""
+
+    def __init__(self, parameters: Sums, power: int, forward: Forward, company: Company) -> None:
+        self.parameters, self.power = parameters, power
+        self.forward, self.company = forward, company
+
+    def wrong(
+        self, graph: Graph, rows: Sequence[Tensor], few: Batch, target: Tensor | None, sums: Sums
+    ) -> set[str]:
+        """The parameters whose `sums` are wrong.
+
+        Raises:
+            ModelError: a sample has another output alone than together with others.
+        """
+        precision = graph.precision
+        truth: dict[str, Tensor] = {}
+        for row in rows:
+            for k in range(few.samples):
+                only = torch.zeros_like(row)
+                only[..., k] = row[..., k]
+                add_powers(truth, gradients_of(graph, only, self.parameters), self.power)
+        wrong = disagreeing(sums, _of(truth, sums), precision, self.power)
+        truth, alone = {}, []
+        try:
+            for k in range(few.samples):
+                cut = None if target is None else target[k : k + 1]
+                own, _ = self.forward(few.take(k, k + 1), cut, whatever=True)
+                for row in own.rows()[:SCORES]:
+                    add_powers(truth, gradients_of(own, row, self.parameters), self.power)
+                alone.append(own)
+        except RetainError:
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:
+            if shortage(error):
+                raise
+            self.company.refuse_few(few, graph.output, None, precision)
+        self.company.refuse_few(few, graph.output, [own.output for own in alone], precision)
+        own_truth = _of(truth, sums)
+        doubtful = disagreeing(sums, own_truth, precision, self.power)
+        if doubtful:
+            ties = only_ties(graph, alone, hooked(self.parameters))
+            wrong |= disagreeing(sums, own_truth, precision, self.power, ties=ties)
+        return wrong
 
 
-def _distance(one: Tensor, other: Tensor) -> float:
-    """‖one − other‖₂, without a temporary as large as they are."""
-    pieces = zip(one.reshape(-1).split(CACHED), other.reshape(-1).split(CACHED))
-    norms = [float((a.to(b.dtype) - b).norm()) for a, b in pieces]
-    return math.hypot(*norms)
+def _of(found: Sums, wanted: Sums) -> dict[str, Tensor]:
+    """Zeros where a parameter had no gradient at all."""
+    return {
+        name: found[name] if name in found else torch.zeros_like(value)
+        for name, value in wanted.items()
+    }
 
 
 def disagreeing(
-    sums: Mapping[str, Tensor], truth: Mapping[str, Tensor], power: int = 1
-) -> list[str]:
-    """The parameters whose sums differ from the single-sample loop's."""
+    found: Sums, truth: Sums, precision: Precision, power: int = 1, *, ties: bool = False
+) -> set[str]:
+    """The parameters whose sums differ from the truth by more than rounding, or ties, explain."""
     largest = max((float(value.norm()) for value in truth.values()), default=0.0)
-    return [
-        name
-        for name, value in truth.items()
-        if not same(sums[name], value, floor=largest * FLOOR[_bytes(sums[name], value)] ** power)
-    ]
+    wrong = set()
+    for name, value in truth.items():
+        kind = Precision(narrowest(precision.dtype, found[name].dtype, value.dtype))
+        floor = largest * kind.zero**power
+        if same(found[name], value, kind, floor):
+            continue
+        if not ties or not distance(found[name], value) <= TIES * power * float(value.norm()):
+            wrong.add(name)
+    return wrong
 
 
-def _bytes(*tensors: Tensor) -> int:
-    return min(tensor.dtype.itemsize for tensor in tensors)
+def only_ties(together: Graph, alone: Sequence[Graph], hooked: Iterable[str]) -> bool:
+    """Whether nothing in a graph could make a backward depend on the other samples of a batch.
 
-
-def refuse_interaction(
-    model: nn.Module,
-    batch: Batch,
-    output: OutputPicker,
-    together: Tensor,
-    singly: list[Tensor] | None,
-) -> None:
-    """Raise if the samples of `batch` do not give the same outputs alone as `together`.
-
-    `singly` has the output of each sample alone; None if the model cannot take one sample.
-
-    Raises:
-        ModelError: naming the first module, in order of execution, whose output depends on the
-            other samples, or that gives something else each time.
+    No user's own backward, no gradient divided by frequency, no hook, and the same operations with
+    the same constants however many samples there are.
     """
-    if singly is not None and all(
-        o.shape[1:] == together.shape[1:] and len(o) == 1 for o in singly
-    ):
-        if same(torch.cat(singly), together.detach()):
-            return
-        with torch.no_grad():
-            again = output_of(model, batch, output)
-        if not same(again, together.detach()):
-            _raise(model, batch, [batch, batch], "gives another output each time it is called")
-    _raise(
-        model,
-        batch,
-        [batch.take(k, k + 1) for k in range(batch.samples)],
-        "mixes the samples of a batch: its output for one sample depends on the others",
+    if any(hooked) or any(map(is_custom, together.order)):
+        return False
+    own = [constants(node) for node in together.order]
+    if any(("scale_grad_by_freq", True) in each for each in own):
+        return False
+    return all(
+        graph.wiring == together.wiring and [constants(node) for node in graph.order] == own
+        for graph in alone
     )
-
-
-def refuse_size(model: nn.Module, batch: Batch, part: Batch) -> NoReturn:
-    """Raise for a model that took a batch but cannot take a part of it.
-
-    Raises:
-        ModelError: naming the module that failed.
-    """
-    _raise(model, batch, [part], f"fails with {part.samples} of the {batch.samples} samples")
-
-
-def _raise(model: nn.Module, batch: Batch, others: list[Batch], what: str) -> NoReturn:
-    culprit = _first_difference(model, batch, others)
-    if culprit is None:
-        who = "The model (outside of its modules, or by the dimension that counts samples)"
-        remedy = "Look at its forward(), or say batch_dim=... if samples are not counted first."
-    else:
-        module = model.get_submodule(culprit) if culprit else model
-        mode = ", in train mode although the model is in eval mode" if module.training else ""
-        who = f"Module '{culprit or type(model).__name__}' ({type(module).__name__}{mode})"
-        remedy = "Importance is defined per sample; put the module in eval mode or replace it."
-    raise ModelError(f"{who} {what}. {remedy}")
-
-
-def _first_difference(model: nn.Module, batch: Batch, others: list[Batch]) -> str | None:
-    """The innermost module that first differs between one call and several, if one does."""
-    reference, _ = _outputs_of_modules(model, batch)
-    compared = []
-    for other in others:
-        outputs, failed = _outputs_of_modules(model, other)
-        if failed:
-            return failed
-        compared.append(outputs)
-    for name, together in reference.items():
-        if not name:
-            continue
-        parts = [outputs[name] for outputs in compared if name in outputs]
-        if len(parts) != len(compared):
-            continue
-        whole = parts if others[0].samples == batch.samples else [_joined(parts, together)]
-        if any(w is None or not same(w, together) for w in whole):
-            return name
-    return None
-
-
-def _joined(parts: list[Tensor], together: Tensor) -> Tensor | None:
-    """Single-sample outputs side by side, along the dimension that makes their shapes fit."""
-    for dim in range(together.ndim):
-        if (
-            sum(p.shape[dim] if p.ndim == together.ndim else 0 for p in parts)
-            == together.shape[dim]
-        ):
-            others = [[s for d, s in enumerate(p.shape) if d != dim] for p in [*parts, together]]
-            if all(o == others[0] for o in others):
-                return torch.cat(parts, dim)
-    return None
-
-
-def _outputs_of_modules(model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], str | None]:
-    """The first output of every module that returned a tensor, innermost first.
-
-    If the model cannot take the batch, also the innermost module that failed.
-    """
-    outputs: dict[str, Tensor] = {}
-    running: list[str] = []
-
-    def enter(name: str) -> Callable[..., None]:
-        return lambda _module, _inputs: running.append(name)
-
-    def leave(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, returned: Any) -> None:
-            running.pop()
-            if isinstance(returned, Tensor) and returned.is_floating_point():
-                outputs.setdefault(name, returned.detach().clone())
-
-        return hook
-
-    hooks = [m.register_forward_pre_hook(enter(name)) for name, m in model.named_modules()]
-    hooks += [m.register_forward_hook(leave(name)) for name, m in model.named_modules()]
-    try:
-        with torch.no_grad():
-            batch.call(model)
-    except (RuntimeError, ValueError, IndexError):
-        return outputs, running[-1] if running else None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs, None

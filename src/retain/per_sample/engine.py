@@ -1,16 +1,20 @@
 """Σₖ |∂sₖ/∂θ|ᵖ for any model, exactly, at about the price of one backward pass.
 
 A batch takes this way: forward; the graph is read (graph.py); each parameter's frontier is known
-from an earlier batch or found by probing (plan.py, frontier.py, layout.py); one backward pass shows
-the gradients at the frontier (backward.py), where closed forms (rules/) or masked backwards make
-terms (terms.py) whose powers are summed over the samples (sums.py). What cannot go this way is
-looped over (reference.py), and a few samples are checked against that loop (check.py).
+from an earlier batch or found by probing (plan.py, frontier.py, layout.py), and how far that is
+believed is written down (trust.py); one backward pass shows the gradients at the frontier
+(backward.py), where closed forms (rules/) or masked backwards make terms (terms.py) whose powers
+are summed over the samples (sums.py). What cannot go this way is looped over (reference.py,
+fallback.py). A few samples are checked against the slow truth (check.py), and a few of every new
+kind of batch against themselves alone (interaction.py). What the model's own code touches on the
+way is given back (lent.py).
 """
 
 from __future__ import annotations
 
-import warnings
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -20,13 +24,41 @@ from retain.batches import Batch
 from retain.errors import NonFiniteError, RetainError
 from retain.outputs import OutputPicker, checked, first_tensor, output_of
 from retain.per_sample.backward import PerSampleBackward
-from retain.per_sample.check import disagreeing, refuse_interaction, refuse_size
+from retain.per_sample.blame import raise_size
+from retain.per_sample.check import SCORES, SelfCheck
+from retain.per_sample.fallback import (
+    CHEAP,
+    DEAR,
+    DIFFERS,
+    HOOKED,
+    LOST,
+    OPAQUE,
+    SHORT,
+    SIDE_DOOR,
+    Prices,
+    slow_routes,
+    some,
+)
 from retain.per_sample.graph import Graph
-from retain.per_sample.halving import Halving
+from retain.per_sample.halving import Halving, shortage
+from retain.per_sample.hooks import Factors, hooked
+from retain.per_sample.interaction import Company
 from retain.per_sample.layout import probe_weights, verifying_weights
-from retain.per_sample.plan import Energies, Plan, make_plan
-from retain.per_sample.reference import sums_by_loop
-from retain.per_sample.scores import FirstScores, Score
+from retain.per_sample.lent import (
+    Writes,
+    gradients_aside,
+    state_aside,
+    taken_gradients,
+    versions,
+    weights_aside,
+)
+from retain.per_sample.plan import Plan, make_plan
+from retain.per_sample.precision import unrounded, without_autocast
+from retain.per_sample.reference import gradients_of, scored, sums_by_loop
+from retain.per_sample.scaled import Exponent
+from retain.per_sample.scores import Score
+from retain.per_sample.scripted import interpreted
+from retain.per_sample.shares import Shares
 from retain.per_sample.sums import Sum, not_finite
 from retain.per_sample.trust import Known, Memory, Trust
 
@@ -59,10 +91,16 @@ class PerSample:
         }
         self._memory = Memory()
         self._halving = Halving()
-        self._checked: set[frozenset[str]] = set()
-        self._mistrusted: set[str] = (
-            set()
-        )  # parameters that are looped over: opaque, or failed the check
+        self._company = Company(model, lambda: self.output)
+        self._exponent = Exponent(power)
+        self._prices = Prices()
+        self._factors = Factors()
+        self._checked: set[frozenset[str]] = set()  # kinds of graph, and those called twice
+        self._repeated: set[frozenset[str]] = set()
+        self._looped: dict[str, str] = {}  # parameters that are looped over, and why
+        self._silent: set[tuple[int, str]] = set()  # in which graphs which have no gradient
+        self._priced: set[int] = set()  # graphs whose price was looked at
+        self._written: list[Tensor] | None = None  # weights that forward writes to; None: unknown
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The sums over the samples of `batch`, name → tensor shaped like the parameter.
@@ -76,31 +114,72 @@ class PerSample:
             OutOfMemoryError: one sample alone does not fit into memory; what does not fit together
                 is halved.
         """
-        return self._halving(self._whole, batch)
+        return self._halving(self._finite, batch)
 
-    def _whole(self, batch: Batch) -> dict[str, Tensor]:
-        """The sums over the samples of a batch that fits into memory."""
-        graph, target = self._forward(batch)
+    def _finite(self, batch: Batch) -> dict[str, Tensor]:
+        """The sums, if they are finite."""
+        target = None
+        while True:
+            with gradients_aside(self.model), state_aside(self.model), interpreted(self.model):
+                if self._written is None:
+                    self._written = self._writes(batch)
+                with weights_aside(self._written):
+                    target = self._compute(batch, target)
+            sums = {name: total.result() for name, total in self._sums.items()}
+            broken = not_finite(self._sums)
+            if not broken:
+                return sums
+            if not self._exponent.lower():
+                raise NonFiniteError(
+                    f"NaN or infinity in the gradients of {some(broken)}. Nothing of this batch "
+                    "was counted. Look for infinities in its inputs, or for a root or logarithm "
+                    "of zero."
+                )
+
+    # ---- the way of a batch ----
+
+    def _compute(self, batch: Batch, target: Tensor | None) -> Tensor | None:
+        """Fill the sums; the target that was drawn on the way."""
+        graph, target = self._forward(batch, target)
+        if self._exponent.settle(graph):
+            graph, _ = self._forward(batch, target)
+        output, precision = graph.output, graph.precision
         if batch.samples == 1:
             self._alone(graph)
+            if self.check and graph.operations not in self._repeated:
+                self._company.refuse_chance(batch, output, precision)
+                self._repeated.add(graph.operations)
         else:
-            plan = self._together(graph, batch, target, self._plan(graph, batch, target))
-            self._loop(batch, target, plan.lost | self._mistrusted)
-        sums = {name: total.result() for name, total in self._sums.items()}
-        broken = not_finite(self._sums)
-        if broken:
-            raise NonFiniteError(
-                f"NaN or infinity in the gradients of {_some(broken)}. Nothing of this batch was "
-                "counted. Look for infinities in its inputs, or for a root or logarithm of zero."
-            )
-        return sums
+            graph, known = self._ready(graph, batch, target)
+            plan = self._together(graph, batch, target, known)
+            if self.check:
+                self._company.look(batch, output, precision)
+            self._follow_side_doors()
+            self._price(graph, batch, target)
+            lost = dict.fromkeys(plan.lost, LOST) | dict.fromkeys(self._missed(graph), LOST)
+            self._loop(graph, batch, target, lost)
+        self._exponent.undo(self._sums.values())
+        return target
 
-    def _forward(self, batch: Batch, target: Tensor | None = None) -> tuple[Graph, Tensor | None]:
+    def _writes(self, batch: Batch) -> list[Tensor]:
+        """The weights that a forward writes to, such as those of `nn.Embedding(max_norm=…)`."""
+        # what is wrong with the batch, the pass itself will say
+        wrong = suppress(RuntimeError, ValueError, IndexError)
+        with Writes(self.model) as writes, torch.no_grad(), wrong:
+            batch.take(0, FEW).call(self.model)
+        written: list[Tensor] = writes.weights
+        return written
+
+    def _forward(
+        self, batch: Batch, target: Tensor | None = None, *, whatever: bool = False
+    ) -> tuple[Graph, Tensor | None]:
+        """The graph of a batch, and the target of its scores; of `whatever` the model gives."""
         with torch.enable_grad():
-            output = checked(output_of(self.model, batch, self.output), batch.samples)
-            if target is None:
-                target = self.score.target(output.detach(), batch)
-            return Graph(self.score(output, target), self.parameters, output.detach()), target
+            output = output_of(self.model, batch, self.output)
+            output = output if whatever else checked(output, batch.samples)
+            with without_autocast():
+                scores, target = scored(self._exponent.of(self.score), output, target, batch)
+            return Graph(scores, self.parameters, output.detach()), target
 
     def _clear(self) -> None:
         for total in self._sums.values():
@@ -110,14 +189,19 @@ class PerSample:
     def _alone(self, graph: Graph) -> None:
         """One sample: the ordinary gradient is the sample's."""
         self._clear()
-        used = list(graph.leaves)
         for row in graph.rows():
-            ends = [(leaf, 0) for leaf in graph.leaves.values()]
-            for name, g in zip(used, graph.gradients(row, ends)):
-                if g is not None:
-                    dense = g.to_dense() if g.is_sparse else g
-                    self._sums[name].add(self._sums[name].raised(dense))
-                    self.routes[name] = "one sample"
+            for name, g in gradients_of(graph, row, self.parameters).items():
+                self._sums[name].add(self._sums[name].raised(g))
+                self.routes[name] = "one sample"
+
+    def _ready(self, graph: Graph, batch: Batch, target: Tensor | None) -> tuple[Graph, Known]:
+        """A plan for this graph, and the graph; anew, if other forwards wrote to what it holds."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        before = versions(tensors)
+        known = self._plan(graph, batch, target)
+        if versions(tensors) != before:
+            graph, _ = self._forward(batch, target)
+        return graph, known
 
     def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
         """How to go through this graph, and how far that may be trusted for this batch."""
@@ -127,23 +211,29 @@ class PerSample:
         checking = self.check and graph.operations not in self._checked
         if self._memory.is_ragged(graph) and not checking:
             return self._probe(graph, batch.samples)
-        if batch.samples <= FEW:
-            known = self._probe(graph, batch.samples)
-            if checking:
-                self._compare(graph, known, batch, target)
-            fewer = self._fewer(batch, target, batch.samples - 1)[0]
-            self._keep(graph, batch.samples, known, fewer)
-            return known
-        few, part, cut = self._fewer(batch, target, FEW)
-        small = self._probe(few, FEW)
+        with unrounded():
+            return self._learned(graph, batch, target, checking)
+
+    def _learned(self, graph: Graph, batch: Batch, target: Tensor | None, checking: bool) -> Known:
+        """What a few samples show about the graph of a batch, or else the batch itself."""
+        samples = min(FEW, batch.samples)
+        few, part, cut = self._fewer(batch, target, samples)
+        small = self._probe(few, samples)
         if checking:
             self._compare(few, small, part, cut)
-        alike = small.plan.likely and few.wiring == graph.wiring
-        grown = small.plan.grown(graph, batch.samples) if alike else None
-        if grown is not None:
-            return Known(grown, Trust.GROWN)
-        known = self._probe(graph, batch.samples)
-        self._keep(graph, batch.samples, known, few)
+        alike = few.wiring == graph.wiring
+        if samples < batch.samples:
+            grown = small.plan.grown(graph, batch.samples) if alike else None
+            if grown is not None and small.plan.likely:
+                return Known(grown, Trust.GROWN)
+            known, fewer = self._probe(graph, batch.samples), few
+        else:
+            known = small if alike else self._probe(graph, samples)
+            fewer = self._fewer(batch, target, samples - 1)[0]
+        proved = (
+            fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
+        )
+        self._memory.keep(graph, batch.samples, known, proved=proved)
         return known
 
     def _fewer(
@@ -155,20 +245,16 @@ class PerSample:
             return self._forward(part, cut)[0], part, cut
         except RetainError:
             raise
-        except (RuntimeError, ValueError, IndexError):
-            refuse_size(self.model, batch, part)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if shortage(error):
+                raise
+            raise_size(self.model, batch, part)
 
     def _probe(self, graph: Graph, samples: int) -> Known:
         scores = graph.scores
-        weights = probe_weights(samples, scores.dtype, scores.device)
-        plan = make_plan(graph, [graph.weighted(w) for w in weights], samples)
-        return Known(plan, Trust.PROBED)
-
-    def _keep(self, graph: Graph, samples: int, known: Known, fewer: Graph) -> None:
-        """Remember a plan that was probed, if it also holds for the graph of `fewer` samples."""
-        alike = fewer.wiring == graph.wiring
-        proved = alike and known.plan.grown(fewer, len(fewer.output)) is not None
-        self._memory.keep(graph, samples, known, proved=proved)
+        weights = probe_weights(samples, graph.precision, scores.dtype, scores.device)
+        held = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        return Known(make_plan(graph, weights, held), Trust.PROBED)
 
     def _together(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> Plan:
         """The sums of the whole batch, and the plan by which they were found to be right."""
@@ -176,11 +262,14 @@ class PerSample:
         if known.trust.enough:
             self._run(graph, samples, known)
             return known.plan
-        weights = verifying_weights(samples, graph.scores.dtype, graph.scores.device)
-        expected, seen = Energies(known.plan), Energies(known.plan)
-        backward = PerSampleBackward(graph, known.plan, self._sums, samples, known.habits)
-        backward.look(graph.rows()[0] * weights, expected.see)
-        self._run(graph, samples, known, also=seen)
+        scores = graph.scores
+        weights = verifying_weights(samples, graph.precision, scores.dtype, scores.device)
+        expected, seen = Shares(known.plan, graph.precision), Shares(known.plan, graph.precision)
+        with unrounded():
+            backward = self._backward(graph, samples, known)
+            with without_autocast():
+                backward.look(graph.rows()[0] * weights, expected.see)
+            self._run(graph, samples, known, also=seen)
         if not seen.agree(expected, weights):
             # the few samples were laid out in another way than the batch: look at the batch itself
             graph, _ = self._forward(batch, target)
@@ -193,85 +282,117 @@ class PerSample:
         self._memory.keep(graph, samples, verified, proved=True)
         return verified.plan
 
-    def _run(
-        self,
-        graph: Graph,
-        samples: int,
-        known: Known,
-        *,
-        also: Energies | None = None,
-    ) -> None:
+    def _run(self, graph: Graph, samples: int, known: Known, *, also: Shares | None = None) -> None:
         self._clear()
-        backward = PerSampleBackward(graph, known.plan, self._sums, samples, known.habits)
+        start = time.perf_counter()
         rows = graph.rows()
-        for at, row in enumerate(rows, 1):
-            see = also.see if also is not None and at == 1 else None
-            backward.run(row, also=see, keep=at < len(rows))  # then the graph is let go
-        self.routes.update(backward.routes)
-        self._mistrusted.update(backward.opaque)
+        backward = self._backward(graph, samples, known)
+        with without_autocast():
+            for at, row in enumerate(rows, 1):
+                see = also.see if also is not None and at == 1 else None
+                backward.run(row, also=see, keep=at < len(rows))  # then the graph is let go
+        self._conclude(backward)
+        self._seconds = time.perf_counter() - start
 
-    def _loop(self, batch: Batch, target: Tensor | None, names: frozenset[str] | set[str]) -> None:
-        """What has no frontier, or failed the check, one sample at a time."""
-        if not names:
+    def _backward(self, graph: Graph, samples: int, known: Known) -> PerSampleBackward:
+        return PerSampleBackward(graph, known.plan, self._sums, samples, known.habits)
+
+    def _conclude(self, backward: PerSampleBackward) -> None:
+        """Take over the routes of a pass, and let hooks on parameters have their say."""
+        self.routes.update(backward.routes)
+        self._looped.update(dict.fromkeys(backward.opaque, OPAQUE))
+        for name in hooked(self.parameters):
+            if name in self._looped or self._sums[name].empty:
+                continue
+            m = self._factors.of(name, self.parameters[name])
+            if m is None:
+                self._looped[name] = HOOKED
+            else:
+                # |m g|ᵖ = |m|ᵖ |g|ᵖ
+                self._sums[name].total.mul_(self._sums[name].raised(m))
+
+    def _follow_side_doors(self) -> None:
+        """Loop over parameters whose gradients came some other way than by the graph."""
+        arrived = taken_gradients(self.parameters)
+        self._looped.update(dict.fromkeys(arrived, SIDE_DOOR))
+
+    # ---- what is computed one sample at a time ----
+
+    def _missed(self, graph: Graph) -> list[str]:
+        """Parameters in the graph that got no gradient: rightly so, or the loop will tell."""
+        return [
+            name
+            for name in graph.leaves
+            if self.routes[name] == "unused"
+            and name not in self._looped
+            and (graph.signature, name) not in self._silent
+        ]
+
+    def _loop(
+        self, graph: Graph, batch: Batch, target: Tensor | None, lost: Mapping[str, str]
+    ) -> None:
+        """Compute what no other way is left for, and say what that costs."""
+        reasons = {**lost, **self._looped}
+        if not reasons:
             return
-        for name, total in self._by_loop(batch, target, names, self.score).items():
+        start = time.perf_counter()
+        chosen = {name: self.parameters[name] for name in reasons}
+        found = sums_by_loop(
+            self.model, batch, chosen, self._exponent.of(self.score),
+            power=self.power, output=self.output, target=target,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        for name, total in found.items():
             self._sums[name].clear()
             self._sums[name].add(total)
             self.routes[name] = "loop"
+        none = {name for name in lost if self.routes[name] == "loop" and not found[name].any()}
+        self._silent.update((graph.signature, name) for name in none)
+        self.routes.update(dict.fromkeys(none, "no gradient"))
+        told = {name: reason for name, reason in reasons.items() if name not in none}
+        if not self._prices.knows(told):
+            self._prices.looped(told, seconds / self._plain_seconds(batch, target), batch.samples)
 
-    def _by_loop(
-        self,
-        batch: Batch,
-        target: Tensor | None,
-        names: set[str] | frozenset[str],
-        score: Score,
-        outputs: list[Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """The loop's sums; `outputs` is filled with what the model gave for each sample."""
-        chosen = {name: p for name, p in self.parameters.items() if name in names}
-        return sums_by_loop(
-            *(self.model, batch, chosen, score),
-            power=self.power,
-            output=self.output,
-            target=target,
-            outputs=outputs,
-        )
+    def _price(self, graph: Graph, batch: Batch, target: Tensor | None) -> None:
+        """Once for every graph with slow routes: what they cost, and whether a loop is quicker."""
+        slow = slow_routes(self.routes)
+        if not slow or graph.signature in self._priced or self._seconds < SHORT:
+            return
+        self._priced.add(graph.signature)
+        seconds, passes = self._seconds, self._seconds / self._plain_seconds(batch, target)
+        if passes > CHEAP:
+            one = None if target is None else target[:1]
+            alone = batch.samples * self._plain_seconds(batch.take(0, 1), one)
+            if alone < seconds / 2:
+                self._looped.update(dict.fromkeys(slow, DEAR))
+            else:
+                self._prices.slow(self.routes, passes, batch.samples)
+
+    def _plain_seconds(self, batch: Batch, target: Tensor | None) -> float:
+        """About how long a plain forward and backward pass takes: three times a forward."""
+        start = time.perf_counter()
+        graph, _ = self._forward(batch, target)
+        _ = graph.scores.sum().item()  # a device is waited for
+        return 3 * (time.perf_counter() - start)
 
     def _compare(self, graph: Graph, known: Known, few: Batch, target: Tensor | None) -> None:
-        """The self-check, once for every kind of graph: a few samples against the loop.
+        """The self-check, once for every kind of graph: a few samples against the slow truth.
 
         Raises:
             ModelError: a sample has another output alone than together with others.
         """
-        score = FirstScores(self.score)
         self._clear()
-        backward = PerSampleBackward(graph, known.plan, self._sums, few.samples, known.habits)
-        for row in graph.rows()[: score.count]:
-            backward.run(row)
-        self._mistrusted.update(backward.opaque)
-        names = self.parameters.keys() - self._mistrusted - known.plan.lost
-        truth: dict[str, Tensor] = {}
-        alone: list[Tensor] | None = []
-        try:
-            truth = self._by_loop(few, target, names, score, alone)
-        except RetainError:
-            raise
-        except (RuntimeError, ValueError, IndexError):
-            alone = None  # the model cannot take one sample
-        refuse_interaction(self.model, few, self.output, graph.output, alone)
-        wrong = disagreeing({name: self._sums[name].result() for name in names}, truth, self.power)
-        if wrong:
-            ways = sorted({backward.routes.get(name, "unused") for name in wrong})
-            warnings.warn(
-                f"The batched gradients of {_some(wrong)} (by way of: {', '.join(ways)}) differ "
-                "from those of single samples; they will be computed one sample at a time, which "
-                "is exact but slower.",
-                stacklevel=5,
-            )
-            self._mistrusted.update(wrong)
+        rows = graph.rows()[:SCORES]
+        backward = self._backward(graph, few.samples, known)
+        with without_autocast():
+            for row in rows:
+                backward.run(row)
+        self._conclude(backward)
+        self._follow_side_doors()
+        beside = self._looped.keys() | known.plan.lost
+        sums = {name: s.result() for name, s in self._sums.items() if name not in beside}
+        check = SelfCheck(self.parameters, self.power, self._forward, self._company)
+        for name in check.wrong(graph, rows, few, target, sums):
+            self._looped[name] = f"{DIFFERS} (by way of: {self.routes[name]})"
+        self._follow_side_doors()
         self._checked.add(graph.operations)
-
-
-def _some(names: list[str]) -> str:
-    listed = ", ".join(f"'{name}'" for name in names[:5])
-    return listed + (f" and {len(names) - 5} more" if len(names) > 5 else "")

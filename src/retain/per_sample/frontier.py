@@ -7,7 +7,7 @@ which are pulled back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,12 @@ from torch.autograd.graph import Node
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Blocks, Layout, find_layouts
 from retain.per_sample.nodes import is_custom, operation, shape_of
+from retain.per_sample.wandering import wandering
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
 # parameter as their only input does not make the result a parameter's.
 HIDDEN_INPUTS = {"Embedding", "EmbeddingBag", "Index", "IndexSelect", "Gather", "Where"}
 SPREADING = {"Expand", "Repeat"}
-# Operations that send a sample's rows wherever the data says: a layout is good for one batch only.
-ROUTING = {
-    *("Index", "IndexSelect", "IndexPut", "IndexPutImpl", "IndexAdd", "IndexCopy", "IndexFill"),
-    *("Gather", "Scatter", "ScatterAdd", "ScatterReduce", "MaskedSelect", "MaskedScatter"),
-    *("Take", "Put", "Sort", "Topk", "Unique", "GroupedMm", "Where", "Repeat"),
-}
 
 
 Key = tuple[int, int]  # a node's position in the graph, and which of its results
@@ -54,7 +49,8 @@ class Frontier:
     # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
     doubtful: frozenset[Key] = frozenset()
     likely: frozenset[Key] = frozenset()
-    routed: bool = False
+    # operations that may lay out another batch in another way
+    wandering: tuple[str, ...] = ()
 
     @property
     def certain(self) -> bool:
@@ -62,17 +58,18 @@ class Frontier:
         return not self.doubtful and not self.likely
 
 
-def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
+def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Frontier:
     """The frontier of every parameter in the graph, by as many rounds of probing as it takes.
 
-    `probes` are the weights of the scores in the probing passes (`layout.probe_weights`).
+    `weights` are those of the samples in the probing passes (`layout.probe_weights`), `held` the
+    storages of the model's parameters.
     """
     known: dict[Node, Fits | None] = {}
     while True:
         between, uses, unknown = _climb(graph, known)
         if not unknown:
             break
-        known.update(_probe(graph, _unknown(graph, known, unknown), probes, samples))
+        known.update(_probe(graph, _unknown(graph, known, unknown), weights))
     at = graph.position
     fits: dict[Key, tuple[torch.Size, list[Layout]]] = {
         (at[node], output): (shape_of(node, output), layouts)
@@ -86,11 +83,7 @@ def find_frontier(graph: Graph, probes: list[Tensor], samples: int) -> Frontier:
         between=frozenset(at[node] for node in between),
         doubtful=doubtful,
         likely=likely,
-        routed=any(
-            node not in between and (operation(node) in ROUTING or is_custom(node))
-            for node in graph.order
-            if node.next_functions
-        ),
+        wandering=wandering(graph, between, weights, held),
     )
 
 
@@ -166,19 +159,17 @@ def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
     return name not in HIDDEN_INPUTS and not is_custom(node)
 
 
-def _probe(
-    graph: Graph, nodes: Iterable[Node], probes: list[Tensor], samples: int
-) -> dict[Node, Fits | None]:
+def _probe(graph: Graph, nodes: Iterable[Node], weights: list[Tensor]) -> dict[Node, Fits | None]:
     """For each node, the layouts that fit the gradient of each result; None if not separable."""
     wanted: list[Output] = [(node, output) for node in nodes for output in graph.outputs(node)]
-    passes = [graph.gradients(weights, wanted) for weights in probes]
+    passes = [graph.gradients(graph.weighted(each), wanted) for each in weights]
     found: dict[Node, Fits | None] = {}
     for (node, output), *gradients in zip(wanted, *passes):
         fits = found.setdefault(node, {})
         arrived = [g for g in gradients if g is not None]
         if fits is None or not arrived:
             continue
-        layouts = find_layouts(arrived, samples)
+        layouts = find_layouts(arrived, weights, graph.precision)
         if layouts:
             fits[output] = layouts
         else:

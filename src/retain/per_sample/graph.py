@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from retain.per_sample.nodes import arguments, operation
+from retain.per_sample.precision import Precision, narrowest, without_autocast
 
 # Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
 Link = tuple[Node, int]
@@ -56,7 +57,19 @@ class Graph:
 
         Sizes, dimensions, shifts and pieces are arguments: they decide who owns which row.
         """
-        return hash((self.wiring, *(value for node in self.order for value in arguments(node))))
+        return hash(
+            (
+                self.wiring,
+                self.precision,
+                *(value for node in self.order for value in arguments(node)),
+            )
+        )
+
+    @cached_property
+    def precision(self) -> Precision:
+        """The least that any of the operations ran in, with what autocast made of it."""
+        results = {out.dtype for node in self.order for out in node._input_metadata}
+        return Precision(narrowest(*results))
 
     @cached_property
     def operations(self) -> frozenset[str]:
@@ -98,9 +111,10 @@ class Graph:
         edges = [GradientEdge(node, output) for node, output in wanted]
         if not edges:
             return []
-        found = torch.autograd.grad(
-            self.scores, edges, grad_outputs=weights, retain_graph=keep, allow_unused=True
-        )
+        with without_autocast():
+            found = torch.autograd.grad(
+                self.scores, edges, grad_outputs=weights, retain_graph=keep, allow_unused=True
+            )
         return list(found)
 
     def backward(

@@ -43,7 +43,7 @@ class Halving:
             try:
                 found = sums_of(part)
             except Exception as error:
-                told = _shortage(error)
+                told = shortage(error)
                 if told is None:
                     raise
             if told is not None:  # the error is gone here, and what its frames held with it
@@ -78,7 +78,7 @@ class Halving:
         self.most = (samples + 1) // 2
 
 
-def _shortage(error: BaseException | None) -> str | None:
+def shortage(error: BaseException | None) -> str | None:
     """What was said about memory, by the error or by what led to it; None if it is another one."""
     while error is not None:
         said = str(error).strip()

@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from retain.per_sample.precision import Precision
+
 NOBODY = -1  # an element whose gradient is zero, which says nothing about its owner
 
 
@@ -63,14 +65,11 @@ class Owners:
 Layout = Blocks | Owners
 
 
-def base_for(dtype: torch.dtype) -> int:
-    """How many samples one probe can tell apart: 2^(base−1) must not leave the dtype's range."""
-    return 6 if dtype == torch.float16 else 32
-
-
-def probe_weights(samples: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def probe_weights(
+    samples: int, precision: Precision, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
     """Weights [n] of the probing passes: ones, then 2^digit for each digit of a sample's number."""
-    base, weights = base_for(dtype), []
+    base, weights = precision.exponents, []
     number = torch.arange(samples, device=device)
     weights.append(torch.ones(samples, dtype=dtype, device=device))
     while True:
@@ -80,27 +79,35 @@ def probe_weights(samples: int, dtype: torch.dtype, device: torch.device) -> lis
             return weights
 
 
-def verifying_weights(samples: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Powers of two [n] for one more pass, in no order that a layout could follow by accident."""
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(samples))
-    return torch.exp2((order % base_for(dtype)).to(device, dtype))
+def verifying_weights(
+    samples: int, precision: Precision, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Weights [n] for one more pass, in no order that a layout could follow by accident.
+
+    Powers of two; and where there are more samples than those, numbers between them, as long as
+    rounding leaves them apart.
+    """
+    base = precision.exponents
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(samples)).to(device)
+    between = 1 + (order // base) / (samples // base + 1)
+    apart = between if precision.dtype.itemsize >= 4 else torch.ones_like(between)
+    return (torch.exp2((order % base).double()) * apart).to(dtype)
 
 
-def find_layouts(probes: list[Tensor], samples: int) -> list[Layout]:
+def find_layouts(probes: list[Tensor], weights: list[Tensor], precision: Precision) -> list[Layout]:
     """The layouts that explain a gradient; none where elements belong to several samples at once.
 
-    `probes` are the gradients of the probing passes, for `probe_weights`. Where there is no
-    `Blocks`, there is one `Owners` at most.
+    `probes` are the gradients of passes with these `weights`, of `probe_weights`. Where there is
+    no `Blocks`, there is one `Owners` at most.
     """
-    weights = probe_weights(samples, probes[0].real.dtype, probes[0].device)
-    regular: list[Layout] = [*find_blocks(probes, weights)]
+    regular: list[Layout] = [*find_blocks(probes, weights, precision)]
     if regular:
         return regular
-    owner = owners(probes, samples)
-    return [] if owner is None else [_irregular(owner, samples)]
+    owner = find_owners(probes, weights, precision)
+    return [] if owner is None else [owner]
 
 
-def find_blocks(probes: list[Tensor], weights: list[Tensor]) -> list[Blocks]:
+def find_blocks(probes: list[Tensor], weights: list[Tensor], precision: Precision) -> list[Blocks]:
     """Every `Blocks` that explains all elements.
 
     Where most gradients are zero (a class token), or one layout looks like another for this number
@@ -120,14 +127,18 @@ def find_blocks(probes: list[Tensor], weights: list[Tensor]) -> list[Blocks]:
             continue
         index = torch.arange(size, device=ones.device)
         few = [_thinned(probe, dim) for probe in probes]
+        largest = _lines(ones.abs(), dim)
         for inner in _divisors(size // samples):
+            layout = Blocks(dim, size // samples // inner, samples, inner)
             owner = index // inner % samples
-            factors = [_along(w[owner], dim, ones.ndim) for w in weights]
+            own = layout.split(largest, 0).amax((0, 2))[owner]  # what noise is relative to
+            allowed = precision.layout * own
+            factors = [w[owner] for w in weights]
             # a glance at a few elements refuses nearly every wrong one
-            if all(_scaled(few[0], f, p) for f, p in zip(factors, few[1:])) and all(
-                _scaled(ones, f, p) for f, p in zip(factors, others)
+            if all(_scaled(few[0], f, p, allowed, dim) for f, p in zip(factors, few[1:])) and all(
+                _scaled(ones, f, p, allowed, dim) for f, p in zip(factors, others)
             ):
-                fitting.append(Blocks(dim, size // samples // inner, samples, inner))
+                fitting.append(layout)
     return fitting
 
 
@@ -139,64 +150,110 @@ def _thinned(tensor: Tensor, dim: int) -> Tensor:
     return tensor
 
 
-def _along(values: Tensor, dim: int, ndim: int) -> Tensor:
-    return values.view([-1 if d == dim else 1 for d in range(ndim)])
+def _lines(sizes: Tensor, dim: int) -> Tensor:
+    """The largest in each line, a line being all elements with one index of `dim`."""
+    over = [other for other in range(sizes.ndim) if other != dim]
+    return sizes.amax(over) if over else sizes
 
 
-def _scaled(ones: Tensor, factors: Tensor, probe: Tensor) -> bool:
-    """Whether every element of `probe` is that of `ones` times its factor. NaN never is."""
-    expected = ones * factors
+def _scaled(ones: Tensor, factors: Tensor, probe: Tensor, allowed: Tensor, dim: int) -> bool:
+    """Whether `probe` is `ones` times the factors of its lines, but for what noise is allowed.
+
+    The noise of a line grows with its factor. NaN never fits.
+    """
+    along = [-1 if d == dim else 1 for d in range(ones.ndim)]
+    expected = ones * factors.view(along)
     if torch.equal(probe, expected):
         return True
-    return bool(((probe - expected).abs() <= _tolerance(ones) * expected.abs()).all())
+    off = _lines((probe - expected).abs(), dim)
+    return bool((off <= allowed * factors).all())
 
 
-def _tolerance(tensor: Tensor) -> float:
-    return 1e-2 if tensor.dtype.itemsize < 4 else 1e-4
+def find_owners(probes: list[Tensor], weights: list[Tensor], precision: Precision) -> Owners | None:
+    """The owner of every element, or None where elements belong to several samples at once.
+
+    Along one dimension, if that explains all elements up to noise; otherwise element by element,
+    which only exact powers of two can.
+    """
+    if probes[0].numel() == 0:  # an expert that was given no token
+        shape = probes[0].shape
+        empty = shape.index(0)
+        sizes = [0 if dim == empty else 1 for dim in range(len(shape))]
+        owner = torch.empty(sizes, dtype=torch.long, device=probes[0].device)
+        return Owners(owner, len(weights[0]), empty)
+    for dim in range(probes[0].ndim):
+        lines = _owners_of_lines(probes, weights, precision, dim)
+        if lines is not None:
+            sizes = [-1 if d == dim else 1 for d in range(probes[0].ndim)]
+            return Owners(lines.view(sizes), len(weights[0]), dim)
+    each = owners(probes, weights, precision)
+    return None if each is None else Owners(each, len(weights[0]), None)
 
 
-def owners(probes: list[Tensor], samples: int) -> Tensor | None:
+def _owners_of_lines(
+    probes: list[Tensor], weights: list[Tensor], precision: Precision, dim: int
+) -> Tensor | None:
+    """The owner of every line, by how its size grew; None unless that explains all elements."""
+    over = [other for other in range(probes[0].ndim) if other != dim]
+    sizes = [
+        torch.linalg.vector_norm(probe, dim=over, dtype=_wide(probe)) if over else probe.abs()
+        for probe in probes
+    ]
+    owner = owners(sizes, weights, precision, exactly=False)
+    if owner is None:
+        return None
+    known = owner != NOBODY
+    largest = _lines(probes[0].abs(), dim)
+    own = largest.new_zeros(len(weights[0])).scatter_reduce_(
+        0, owner[known], largest[known], "amax"
+    )
+    held = owner.clamp_min(0)
+    allowed = precision.layout * own[held] * known
+    fits = all(
+        _scaled(probes[0], w[held], probe, allowed, dim)
+        for w, probe in zip(weights[1:], probes[1:])
+    )
+    return owner if fits else None
+
+
+def owners(
+    probes: list[Tensor],
+    weights: list[Tensor],
+    precision: Precision,
+    *,
+    exactly: bool = True,
+) -> Tensor | None:
     """The owner of every element, or None where elements belong to several samples at once.
 
     `probes` are the gradients of Σ sₖ and of Σ 2^digit(k) sₖ. Backward is linear, and powers of
     two are exact in floating point: an element owned by sample k is multiplied by exactly
-    2^digit(k), a sum over samples is not.
+    2^digit(k), a sum over samples is not. If not `exactly`, the nearest power of two is taken for
+    granted.
     """
-    ones, base = probes[0], base_for(probes[0].dtype)
+    ones, base = probes[0], precision.exponents
     known = ones != 0
     owner = torch.zeros(ones.shape, dtype=torch.long, device=ones.device)
-    tolerance = _tolerance(ones)
     for place, probe in enumerate(probes[1:]):
-        if bool(((probe != 0) & ~known).any()):
+        if exactly and bool(((probe != 0) & ~known).any()):
             return None  # a sum over samples that happens to cancel
-        ratio = (probe.abs() / ones.abs()).nan_to_num(
-            1.0, 1.0, 1.0
-        )  # complex numbers have sizes too
+        ratio = probe.abs() / ones.abs()  # complex numbers have sizes too
+        ratio = ratio.nan_to_num(1.0, 1.0, 1.0)
         digit = torch.log2(ratio.clamp_min(0.5).float()).round().clamp(0, base - 1)
         expected = ones * torch.exp2(digit).to(ones.dtype)
-        fits = (probe - expected).abs() <= tolerance * expected.abs()
-        if not bool((fits | ~known).all()):
+        fits = (probe - expected).abs() <= precision.layout * expected.abs()
+        if exactly and not bool((fits | ~known).all()):
             return None
         owner += digit.long() * base**place
-    if bool((owner[known] >= samples).any()):
+    if bool((owner[known] >= len(weights[0])).any()):
         return None
     return torch.where(known, owner, NOBODY)
 
 
-def _irregular(owner: Tensor, samples: int) -> Owners:
-    """A tensor of owners, as small as it can be: along the one dimension in which they change."""
-    if owner.numel() == 0:  # an expert that was given no token
-        empty = owner.shape.index(0)
-        sizes = [0 if dim == empty else 1 for dim in range(owner.ndim)]
-        return Owners(owner.new_empty(sizes), samples, empty)
-    for dim, size in enumerate(owner.shape):
-        lines = owner.movedim(dim, 0).reshape(size, -1)
-        high = lines.amax(1)
-        low = torch.where(lines == NOBODY, high[:, None], lines).amin(1)
-        if torch.equal(high, low):
-            others = [other for other in range(owner.ndim) if other != dim]
-            return Owners(owner.amax(others, keepdim=True) if others else owner, samples, dim)
-    return Owners(owner, samples, None)
+def _wide(tensor: Tensor) -> torch.dtype | None:
+    """The type to sum in: None for the tensor's own."""
+    if tensor.dtype.itemsize >= 4:
+        return None
+    return torch.float32
 
 
 def _divisors(number: int) -> list[int]:

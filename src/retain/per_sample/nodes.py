@@ -52,6 +52,23 @@ def _hashable(value: Any) -> bool:
     return all(isinstance(one, (int, float, str, bool, type(None))) for one in many)
 
 
+def constants(node: Node) -> list[tuple[str, Any]]:
+    """The single numbers that the operation's backward uses, by the names that they have in it.
+
+    Not sizes, which change with the number of samples.
+    """
+    if is_custom(node):
+        return []
+    found = []
+    for attribute in (name for name in dir(node) if name.startswith("_saved_")):
+        value = getattr(node, attribute)
+        if isinstance(value, Tensor):
+            value = value.item() if value.ndim == 0 and not value.is_complex() else None
+        if isinstance(value, (bool, float)):
+            found.append((attribute.removeprefix("_saved_"), value))
+    return found
+
+
 class OpaqueNodeError(Exception):
     """A node whose own backward cannot be asked for the gradients of its inputs."""
 

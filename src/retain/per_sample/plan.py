@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from retain.per_sample.frontier import Frontier, Key, find_frontier
 from retain.per_sample.graph import Graph
 from retain.per_sample.groups import Group, make_groups
-from retain.per_sample.layout import Blocks, Layout, Owners, find_blocks
+from retain.per_sample.layout import Layout, Owners
 from retain.per_sample.nodes import shape_of
 
 
@@ -71,9 +71,9 @@ class Plan:
         return replace(self, frontier=frontier, shapes=shapes)
 
 
-def make_plan(graph: Graph, probes: list[Tensor], samples: int) -> Plan:
+def make_plan(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Plan:
     """Probe the graph, and order the work: which nodes to watch, and where the pass may stop."""
-    frontier = find_frontier(graph, probes, samples)
+    frontier = find_frontier(graph, weights, held)
     groups, lost = make_groups(graph, frontier)
     watched = {use.node for group in groups for use in group.uses}
     leading: set[int] = set()  # nodes from which a watched node can be reached
@@ -87,51 +87,3 @@ def make_plan(graph: Graph, probes: list[Tensor], samples: int) -> Plan:
             leading.add(at)
     shapes = {key: shape_of(graph.order[key[0]], key[1]) for key in frontier.layouts}
     return Plan(frontier, tuple(groups), frozenset(lost), tuple(stops), shapes)
-
-
-class Energies:
-    """How much of the gradient at each point of the frontier each sample owns, by the layouts.
-
-    Two passes in which the samples' scores have different weights tell whether the layouts hold:
-    every sample's share must have grown by its own weight. With powers of two this is exact.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self._layouts = plan.frontier.layouts
-        self._likely = plan.frontier.likely
-        self._of: dict[Key, Tensor] = {}
-        self._whole: dict[Key, Tensor] = {}
-
-    def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
-        """Take in the gradients that arrive at a node."""
-        for output, grad in enumerate(grads):
-            layout = self._layouts.get((at, output))
-            if grad is not None and isinstance(layout, Blocks):
-                split = layout.split(grad)
-                over = [d for d in range(split.ndim) if d != layout.dim + 1]
-                wide = None if grad.dtype.itemsize >= 4 else torch.float32
-                energy = torch.linalg.vector_norm(split, ord=1, dim=over, dtype=wide)
-                self._of[at, output] = energy.double()
-                if (at, output) in self._likely:
-                    self._whole[at, output] = grad.detach().clone()
-
-    def times(self, weights: Tensor) -> Mapping[Key, Tensor]:
-        """What each share must become when sample k's score is weighted with weights[k]."""
-        return {key: energy * weights for key, energy in self._of.items()}
-
-    def agree(self, others: Energies, weights: Tensor) -> bool:
-        """Whether `others`, seen with `weights`, is what the layouts say it must be."""
-        tolerance = 1e-6 if weights.device.type == "cpu" else 1e-4
-        expected = self.times(weights.double())
-        return expected.keys() == others._of.keys() and all(
-            bool(((others._of[key] - value).abs() <= tolerance * value.abs()).all())
-            for key, value in expected.items()
-        )
-
-    def prove(self, others: Energies, weights: Tensor) -> bool:
-        """Whether no other layout than the likely ones fits what `others`, too, has seen."""
-        passes = [torch.ones_like(weights), weights]
-        return all(
-            find_blocks([self._whole[key], others._whole[key]], passes) == [self._layouts[key]]
-            for key in self._likely & self._whole.keys()
-        )

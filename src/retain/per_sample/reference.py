@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.outputs import OutputPicker, output_of
+from retain.per_sample.graph import Graph
+from retain.per_sample.lent import gradients_aside, taken_gradients
+from retain.per_sample.precision import without_autocast
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import CACHED
 
@@ -31,34 +34,64 @@ def sums_by_loop(
     `outputs` is filled with F(x) of each sample.
     """
     sums: dict[str, Tensor] = {}
-    leaves = list(parameters.values())
-    for k in range(batch.samples):
-        with torch.enable_grad():
-            out = output_of(model, batch.take(k, k + 1), output)
-            one = None if target is None else target[k : k + 1]
-            scores = score(out, one).reshape(-1)
-        if outputs is not None:
-            outputs.append(out.detach())
-        for index, s in enumerate(scores):
-            last = index == len(scores) - 1
-            gradients = (
-                torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
-                if leaves
-                else ()
-            )
-            _add_powers(sums, parameters, gradients, power)
-            del gradients  # those of the next sample would stand beside them
+    with gradients_aside(model):
+        for k in range(batch.samples):
+            one = batch.take(k, k + 1)
+            with torch.enable_grad():
+                out = output_of(model, one, output)
+                with without_autocast():
+                    cut = None if target is None else target[k : k + 1]
+                    scores = scored(score, out, cut, one)[0].reshape(-1)
+            if outputs is not None:
+                outputs.append(out.detach())
+            leaves = list(parameters.values())
+            for index, s in enumerate(scores):
+                last = index == len(scores) - 1
+                with without_autocast():
+                    given = (
+                        torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
+                        if leaves
+                        else ()
+                    )
+                add_powers(sums, complete(dict(zip(parameters, given)), parameters), power)
+                del given  # those of the next sample would stand beside them
     unused = parameters.keys() - sums.keys()
     sums |= {name: torch.zeros_like(parameters[name], requires_grad=False) for name in unused}
     return {name: sums[name] for name in parameters}
 
 
-def _add_powers(
-    sums: dict[str, Tensor], names: Iterable[str], gradients: Iterable[Tensor | None], power: int
-) -> None:
-    for name, g in zip(names, gradients):
-        if g is not None:
-            _add_power(sums, name, g.to_dense() if g.is_sparse else g, power)
+def scored(
+    score: Score, output: Tensor, target: Tensor | None, batch: Batch
+) -> tuple[Tensor, Tensor | None]:
+    """The scores of an output, in single precision at least, and the target they were made with."""
+    wide = output if output.dtype.itemsize >= 4 else output.float()
+    if target is None:
+        target = score.target(wide.detach(), batch)
+    return score(wide, target), target
+
+
+def gradients_of(
+    graph: Graph, weights: Tensor, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """∂(Σ weights·scores)/∂θ for every parameter that has one, by an ordinary backward pass."""
+    ends = [(leaf, 0) for leaf in graph.leaves.values()]
+    return complete(dict(zip(graph.leaves, graph.gradients(weights, ends))), parameters)
+
+
+def complete(
+    found: Mapping[str, Tensor | None], parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Gradients, dense, together with what came to `p.grad` by a backward inside the backward."""
+    every = {name: g.to_dense() if g.is_sparse else g for name, g in found.items() if g is not None}
+    for name, g in taken_gradients(parameters).items():
+        every[name] = every[name] + g if name in every else g
+    return every
+
+
+def add_powers(sums: dict[str, Tensor], gradients: Mapping[str, Tensor], power: int) -> None:
+    """Add Σ |gₖ|ᵖ of one sample to the sums."""
+    for name, g in gradients.items():
+        _add_power(sums, name, g, power)
 
 
 def _add_power(sums: dict[str, Tensor], name: str, gradient: Tensor, power: int) -> None:

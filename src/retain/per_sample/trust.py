@@ -73,5 +73,5 @@ class Memory:
             return
         while len(self._known) >= KEPT:
             del self._known[next(iter(self._known))]
-        trust = Trust.GROWN if known.plan.frontier.routed else Trust.KEPT
+        trust = Trust.GROWN if known.plan.frontier.wandering else Trust.KEPT
         self._known[graph.signature, samples] = replace(known, trust=trust)

@@ -1,0 +1,94 @@
+"""Whether a sample's output is its own: alone as in a batch, and each time the same."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch, tensors_in
+from retain.errors import RetainError
+from retain.outputs import OutputPicker, output_of
+from retain.per_sample.blame import raise_interaction, raise_size
+from retain.per_sample.precision import Precision, rounds
+from retain.per_sample.same import same
+
+MOST = 4  # samples of a batch that are computed alone as well, one in SHARE at most
+SHARE = 8
+CLOSELY = 8  # kinds of batches that are looked at so; of later ones a single sample
+TF32 = 2e-2  # outputs of other algorithms, where a card rounds operands
+
+Kind = tuple[int, tuple[torch.Size, ...]]
+
+
+class Company:
+    """Looks at batches as they come: a few of the samples of each new kind, also alone.
+
+    Of how many samples and what shapes a batch is decides whether they can be seen to interact:
+    experts with a capacity, for one, drop tokens only when many want the same.
+    """
+
+    def __init__(self, model: nn.Module, output: Callable[[], OutputPicker]) -> None:
+        self.model, self.output = model, output
+        self._kinds: set[Kind] = set()
+        self._largest = 0
+        self._choice = random.Random(0)
+
+    def refuse_few(
+        self, few: Batch, together: Tensor, alone: list[Tensor] | None, precision: Precision
+    ) -> None:
+        """Raise if the outputs of a few samples differ `together` and `alone`.
+
+        None for `alone`: the model cannot take one sample.
+
+        Raises:
+            ModelError: naming the module with which it begins.
+        """
+        fits = alone is not None and all(
+            o.shape[1:] == together.shape[1:] and len(o) == 1 for o in alone
+        )
+        if not (fits and alone and same(torch.cat(alone), together, precision)):
+            raise_interaction(self.model, few, precision)
+
+    def refuse_chance(self, batch: Batch, output: Tensor, precision: Precision) -> None:
+        """Raise if the model gives another output when it is called once more.
+
+        Raises:
+            ModelError: naming the module with which it begins.
+        """
+        if not same(self._again(batch), output, precision):
+            raise_interaction(self.model, batch, precision)
+
+    def look(self, batch: Batch, together: Tensor, precision: Precision) -> None:
+        """Raise if samples of a batch of a new kind have other outputs when they are alone.
+
+        Raises:
+            ModelError: naming the module with which it begins.
+        """
+        kind = (batch.samples, tuple(t.shape for t in tensors_in((batch.args, batch.kwargs))))
+        if kind in self._kinds:
+            return
+        closely = len(self._kinds) < CLOSELY or batch.samples > self._largest
+        count = min(MOST, max(1, batch.samples // SHARE)) if closely else 1
+        self._kinds.add(kind)
+        self._largest = max(self._largest, batch.samples)
+        others = self._choice.sample(range(batch.samples - 1), min(count, batch.samples) - 1)
+        for k in (*others, batch.samples - 1):  # where there are places, the last finds none
+            try:
+                alone = self._again(batch.take(k, k + 1))
+            except RetainError:
+                raise
+            except (RuntimeError, ValueError, IndexError):
+                raise_size(self.model, batch, batch.take(k, k + 1))
+            own = together[k : k + 1]
+            if alone.shape != own.shape:  # as long as the longest of a batch, perhaps
+                alone, own = alone.norm()[None], own.norm()[None]
+            loose = TF32 if own.device.type != "cpu" and rounds() else 0.0
+            if not same(alone, own, precision, floor=loose * float(own.norm())):
+                raise_interaction(self.model, batch, precision)
+
+    def _again(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            return output_of(self.model, batch, self.output())

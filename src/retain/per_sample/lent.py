@@ -1,0 +1,159 @@
+"""What a model's own code may touch while it is only borrowed, and how that is given back.
+
+Beyond modes, buffers and random state (`retain.borrowed`): gradients that a `Function` adds to
+`p.grad` by calling backward inside; attributes in which modules keep state from call to call; and
+weights that a forward writes to, such as embeddings that are renormalised when they are looked up.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+DEPTH = 4  # containers in containers that are looked into for state
+OWN = {"_parameters", "_buffers", "_modules", "training"}  # of a module, and not state
+
+
+@contextmanager
+def gradients_aside(model: nn.Module) -> Iterator[None]:
+    """Without any `p.grad`; those that were there are put back, whatever ran."""
+    parameters = list(model.parameters())
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in zip(parameters, before):
+            p.grad = grad
+
+
+def taken_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What has arrived in `p.grad` by a side door, by name; there is none afterwards."""
+    found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    for name in found:
+        parameters[name].grad = None
+    return found
+
+
+# ---- state ----
+
+
+@contextmanager
+def state_aside(model: nn.Module) -> Iterator[None]:
+    """Attributes of modules are put back as they were: tensors, and what containers hold."""
+    before = [
+        (module, {k: _Kept.of(v) for k, v in vars(module).items() if k not in OWN})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            own = vars(module)
+            for name in own.keys() - attributes.keys() - OWN:
+                del own[name]
+            for name, kept in attributes.items():
+                own[name] = kept.back()
+
+
+@dataclass
+class _Kept:
+    """One attribute: the object itself, and what it held where that may change in place."""
+
+    value: Any
+    held: Any = None
+
+    @classmethod
+    def of(cls, value: Any, depth: int = 0) -> _Kept:
+        if isinstance(value, nn.Module) or depth > DEPTH:
+            return cls(value)
+        if isinstance(value, Tensor):
+            leaf = value.requires_grad or isinstance(value, nn.Parameter)
+            return cls(value, None if leaf else value.detach().clone())
+        if type(value) is dict:
+            return cls(value, {k: cls.of(v, depth + 1) for k, v in value.items()})
+        if type(value) in (list, deque, tuple):
+            return cls(value, [cls.of(v, depth + 1) for v in value])
+        if type(value) is set:
+            return cls(value, set(value))
+        return cls(value)
+
+    def back(self) -> Any:
+        value, held = self.value, self.held
+        if isinstance(value, Tensor):
+            if held is not None and not torch.equal(value, held):
+                with torch.inference_mode(value.is_inference()), torch.no_grad():
+                    value.copy_(held)
+        elif type(value) is dict and held is not None:
+            value.clear()
+            value.update({k: one.back() for k, one in held.items()})
+        elif type(value) in (list, deque) and held is not None:
+            value.clear()
+            value.extend(one.back() for one in held)
+        elif type(value) is tuple and held is not None:
+            for one in held:
+                one.back()
+        elif type(value) is set and held is not None:
+            value.clear()
+            value.update(held)
+        return value
+
+
+# ---- weights ----
+
+
+class Writes(TorchDispatchMode):
+    """Notices operations that write to weights, and undoes it at the end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._owner = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+        self._before: dict[int, Tensor] = {}
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights that were written to."""
+        return [self._owner[at] for at in self._before]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            for argument, given in zip(func._schema.arguments, args):
+                written = argument.alias_info is not None and argument.alias_info.is_write
+                if written and isinstance(given, Tensor):
+                    at = given.untyped_storage().data_ptr()
+                    if at in self._owner and at not in self._before:
+                        self._before[at] = self._owner[at].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        with torch.no_grad():
+            for at, values in self._before.items():
+                self._owner[at].copy_(values)
+
+
+@contextmanager
+def weights_aside(weights: Iterable[Tensor]) -> Iterator[None]:
+    """These weights hold afterwards what they held before."""
+    before = [(weight, weight.detach().clone()) for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, values in before:
+                weight.copy_(values)
+
+
+def versions(tensors: Iterable[Tensor]) -> list[int]:
+    """Numbers that change when one of them is written to."""
+    return [0 if t.is_inference() else t._version for t in tensors]

@@ -1,0 +1,63 @@
+"""Whether a plan that has grown holds for a batch: every sample's share must grow by its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from retain.per_sample.frontier import Key
+from retain.per_sample.layout import Blocks, find_blocks
+from retain.per_sample.plan import Plan
+from retain.per_sample.precision import Precision
+
+
+class Shares:
+    """How much of the gradient at each point of the frontier each sample owns, by the layouts.
+
+    Two passes in which the samples' scores have different weights tell whether the layouts hold:
+    every sample's share must have grown by its own weight. With powers of two this is exact.
+    """
+
+    def __init__(self, plan: Plan, precision: Precision) -> None:
+        self._precision = precision
+        self._layouts = plan.frontier.layouts
+        self._likely = plan.frontier.likely
+        self._of: dict[Key, Tensor] = {}
+        self._whole: dict[Key, Tensor] = {}
+
+    def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
+        """Take in the gradients that arrive at a node."""
+        for output, grad in enumerate(grads):
+            layout = self._layouts.get((at, output))
+            if grad is not None and isinstance(layout, Blocks):
+                split = layout.split(grad)
+                over = [d for d in range(split.ndim) if d != layout.dim + 1]
+                wide = None if grad.dtype.itemsize >= 4 else torch.float32
+                energy = torch.linalg.vector_norm(split, ord=1, dim=over, dtype=wide)
+                self._of[at, output] = energy.double()
+                if (at, output) in self._likely:
+                    self._whole[at, output] = grad.detach().clone()
+
+    def times(self, weights: Tensor) -> Mapping[Key, Tensor]:
+        """What each share must become when sample k's score is weighted with weights[k]."""
+        return {key: energy * weights for key, energy in self._of.items()}
+
+    def agree(self, others: Shares, weights: Tensor) -> bool:
+        """Whether `others`, seen with `weights`, is what the layouts say it must be."""
+        tolerance = self._precision.share
+        expected = self.times(weights.double())
+        return expected.keys() == others._of.keys() and all(
+            bool(((others._of[key] - value).abs() <= tolerance * value.abs()).all())
+            for key, value in expected.items()
+        )
+
+    def prove(self, others: Shares, weights: Tensor) -> bool:
+        """Whether no other layout than the likely ones fits what `others`, too, has seen."""
+        passes, precision = [torch.ones_like(weights), weights], self._precision
+        return all(
+            find_blocks([self._whole[key], others._whole[key]], passes, precision)
+            == [self._layouts[key]]
+            for key in self._likely & self._whole.keys()
+        )
