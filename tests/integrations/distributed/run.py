@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import warnings
 from datetime import timedelta
@@ -94,7 +93,7 @@ def shards(rank, folder):
 
 def every_kind(rank, folder):
     """The other memories that observe data add up as well."""
-    x, y = samples()
+    x, _ = samples()
     for make in (
         lambda net: retain.EWC(net, fisher="exact"),
         lambda net: retain.EWC(net, fisher="exact", online=True),

@@ -20,29 +20,10 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without d
 
 
 def torchrun(folder, *scenarios, processes=2):
+    here = f"--nproc-per-node {processes} --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0"
+    command = [sys.executable, "-m", "torch.distributed.run", *here.split(), str(RUN), str(folder)]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(processes),
-            "--master-addr",
-            "127.0.0.1",
-            "--master-port",
-            "0",
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            "127.0.0.1:0",
-            str(RUN),
-            str(folder),
-            *scenarios,
-        ],  # fmt: skip
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+        [*command, *scenarios], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for name in scenarios:
