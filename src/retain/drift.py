@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from retain.sharding import whole
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -107,7 +109,9 @@ def _pieces(
     omega: Tensor, anchor: Tensor, weight: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ω, θ* and θ − θ*, piece by piece in double precision, where the weight is."""
-    flat = (tensor.detach().reshape(-1).split(PIECE) for tensor in (omega, anchor, weight))
+    flat = (
+        tensor.detach().reshape(-1).split(PIECE) for tensor in map(whole, (omega, anchor, weight))
+    )
     for three in zip(*flat, strict=True):
         o, star, theta = (part.to(weight.device, torch.float64) for part in three)
         yield o, star, theta - star

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from retain.errors import FileError
+from retain.sharding import any_sharded, whole
 
 VERSION = 1
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
@@ -48,6 +49,12 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
 def _write(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
 ) -> None:
+    if any_sharded(tensors.values()):  # every rank gives its part, and one writes
+        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+        if torch.distributed.get_rank() == 0:
+            _write(path, tensors, metadata)
+        torch.distributed.barrier()
+        return
     target = Path(path).resolve()
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from retain.closest import did_you_mean
 from retain.errors import InputError, ModelError
+from retain.sharding import is_sharded
 
 # Wrappers put these into the middle of names; without them a file outlives compiling and wrapping.
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
@@ -137,6 +138,8 @@ def fingerprint(model: nn.Module, selection: Selection) -> dict[str, tuple[int, 
 
 def snapshot(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
     """A copy of `tensor`, never a view of it, on `device` in `dtype` (None: as it is)."""
+    if is_sharded(tensor):
+        return tensor.detach().to(dtype=dtype).clone()
     copy = tensor.detach().to(device=device, dtype=dtype)
     shared = copy.data_ptr() == tensor.data_ptr() and copy.device == tensor.device
     return copy.clone() if shared else copy

@@ -18,6 +18,7 @@ from retain.memory.step_size import step_sizes
 from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values
 from retain.penalty.many import is_small
 from retain.penalty.quadratic import is_accelerated
+from retain.sharding import is_sharded, like, local, over_shards
 
 Held = Mapping[str, tuple[nn.Parameter, Sequence[Hold]]]
 
@@ -41,6 +42,11 @@ class _Entry(NamedTuple):
     holds: Sequence[Hold]
     group: dict[str, Any]
     name: str
+
+    @property
+    def theta(self) -> Tensor:
+        """What is computed on: the parameter, or this rank's shard of it."""
+        return local(self.p.detach()) if is_sharded(self.p) else self.p
 
 
 class _Seen(NamedTuple):
@@ -172,10 +178,10 @@ class Attachment:
                 scale = rate * weight
                 scales[key] = scale * moved.to(key[1]) if isinstance(moved, Tensor) else scale
         proximals_(
-            [e.p for e in self._now],
+            [e.theta for e in self._now],
             [e.holds for e in self._now],
             [scales[id(r), e.p.device] for (r, _m), e in zip(sizes, self._now, strict=True)],
-            [metric for _rate, metric in sizes],
+            [None if metric is None else metric.here() for _rate, metric in sizes],
         )
 
     def _around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -188,7 +194,13 @@ class Attachment:
                 self._gradients_are_there()
                 if self.form != "gradient" or not isinstance(loss, (Tensor, int, float)):
                     return loss
-                found = values([e.p for e in self._now], [e.holds for e in self._now])
+                found = [
+                    over_shards(one, e.p)
+                    for one, e in zip(
+                        values([e.theta for e in self._now], [e.holds for e in self._now]),
+                        self._now,
+                    )
+                ]
                 if isinstance(loss, Tensor):
                     return loss + self._weight() * sum(one.to(loss) for one in found)
                 return loss + self._weight() * sum(float(one) for one in found)
@@ -213,10 +225,10 @@ class Attachment:
             some = [e for e in self._now if e.group.get("maximize", False) == (sign < 0)]
             if not some:
                 continue
-            gradients = [e.p.grad for e in some]
+            gradients = [None if e.p.grad is None else local(e.p.grad) for e in some]
             new = add_gradients(
                 gradients,
-                [e.p for e in some],
+                [e.theta for e in some],
                 [e.holds for e in some],
                 sign * scale,
                 [self._stand_in(e.p) for e in some],
@@ -224,10 +236,12 @@ class Attachment:
             for entry, before, after in zip(some, gradients, new, strict=True):
                 # Without a gradient, and at its anchor, a weight stays out of the step.
                 if before is not None or self._is_away(entry, after):
-                    self._ledger.lend(id(self), entry.p, after)
+                    self._ledger.lend(id(self), entry.p, like(after, entry.p))
 
     def _is_away(self, entry: _Entry, pull: Tensor) -> bool:
         """Whether a weight without a gradient is away from its anchor."""
+        if is_sharded(entry.p):  # on any rank, so that all take the same step
+            return bool(over_shards(pull.any().float(), entry.p))
         if not is_accelerated(pull):
             return bool(pull.any())
         # To look means to wait for the accelerator: only if something else than a protected step
@@ -251,16 +265,16 @@ class Attachment:
         """
         if is_small(p):
             return None
-        like = p if p.grad is None else p.grad
-        if is_accelerated(like):
+        given = local((p if p.grad is None else p.grad).detach())
+        if is_accelerated(given):
             return None
         kept = self._stand_ins.get(id(p))
         if kept is None or (kept.shape, kept.dtype, kept.stride()) != (
-            like.shape,
-            like.dtype,
-            like.stride(),
+            given.shape,
+            given.dtype,
+            given.stride(),
         ):
-            kept = self._stand_ins[id(p)] = torch.empty_like(like, requires_grad=False)
+            kept = self._stand_ins[id(p)] = torch.empty_like(given, requires_grad=False)
         return kept
 
     def _in_optimizer(self) -> list[_Entry]:
@@ -274,7 +288,7 @@ class Attachment:
             and len(self._seen[1]) == len(groups)
             and all(a is b for a, b in zip(self._seen[1], groups))
             and self._seen[2] == inside
-            and all(e.p.shape == e.holds[0].anchor.shape for e in self._entries)
+            and all(e.theta.shape == e.holds[0].anchor.shape for e in self._entries)
         )
         if not known:
             self._entries = list(self._looked_up())
@@ -399,4 +413,4 @@ def _is_idle(optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None])
     if not rates or any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
         return False
     gradients = [own(p) for group in optimizer.param_groups for p in group["params"]]
-    return not any(g is not None and (g.is_sparse or bool(g.any())) for g in gradients)
+    return not any(g is not None and (g.is_sparse or bool(local(g).any())) for g in gradients)

@@ -23,7 +23,7 @@ from retain.drift import Drift
 from retain.errors import InputError, ModelError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Handle, Held, attached
-from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged
+from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged, sharded
 from retain.memory.estimator import Estimator
 from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.fresh import warn_of_fresh
@@ -41,6 +41,7 @@ from retain.outputs import OutputPicker, first_tensor
 from retain.parameters import Patterns, Selection, unwrapped
 from retain.penalty import Number, Penalty
 from retain.reader import Reader
+from retain.sharding import any_sharded, is_sharded, local, over_shards, sharded_like
 
 NOT_COPIED = ("_attachments", "_made", "_guard")  # handles hold optimizers, buffers are large
 
@@ -154,6 +155,12 @@ class Memory:
             )
         parameters = self.selection.trainable(self.model)
         self._guard.look()
+        if any_sharded(parameters.values()):
+            raise StateError(
+                "The model is sharded over the ranks (fully_shard): none of them has all weights, "
+                "and gradients of single samples cannot be had. Observe before fully_shard(model), "
+                "or on a copy that is not sharded, and set memory.observed."
+            )
         running = self._state.running or Running()
         running.refuse_changed(parameters)
         limits = [n for n in (max_samples, own_samples(data)) if n is not None]
@@ -284,10 +291,14 @@ class Memory:
         if not held:
             p = next(iter(self.model.parameters()))
             return torch.zeros((), dtype=p.dtype, device=p.device, requires_grad=True)
-        parameters = [p for p, _holds in held.values()]
-        every = [several for _p, several in held.values()]
-        total: Tensor = Penalty.apply(every, self._weight(), self._entered_a_loss, *parameters)
-        return total
+        totals = []
+        for shards in (False, True):  # what a rank has all of, and what it has a shard of
+            some = [(p, several) for p, several in held.values() if is_sharded(p) is shards]
+            if some:
+                given = [several for _p, several in some], self._weight(), self._entered_a_loss
+                total: Tensor = Penalty.apply(*given, *(local(p) for p, _several in some))
+                totals.append(over_shards(total, some[0][0]))
+        return totals[0] if len(totals) == 1 else totals[0] + totals[1].to(totals[0])
 
     def attach(self, optimizer: object, *, form: str = "gradient") -> Handle:
         """A handle, while which lives every `optimizer.step()` is protected.
@@ -553,11 +564,18 @@ class Memory:
     def _joined(self, observed: Importance, merge: Merge) -> tuple[Consolidated, ...]:
         """The terms after `observed` has joined them: one, unless a method keeps several."""
         old = self._state.terms[0] if self._state.terms else None
-        means, samples = merged(old, observed, merge)
+        means, samples = merged(old, self._as_sharded(observed), merge)
         anchor = old.anchor if old else {}
         return (self.storage.term(means, self.selection.matching(self.model), samples, anchor),)
 
     # ---- inside ----
+
+    def _as_sharded(self, observed: Importance) -> Importance:
+        parameters = self.selection.matching(self.model)
+        if not any_sharded(parameters.values()):
+            return observed
+        means = {name: sharded_like(omega, parameters[name]) for name, omega in observed.items()}
+        return Importance(means, observed.samples, observed.routes)
 
     def _watch(self) -> None:
         """Begin with no attachment, and with an eye on the weights from where they are now."""
@@ -606,6 +624,9 @@ class Memory:
 
     def _holding(self) -> Held:
         """What is held, also of what has grown."""
+        terms = sharded(self._state.terms, self.selection.matching(self.model))
+        if terms is not self._state.terms:
+            self._state = replace(self._state, terms=terms)
         try:
             return holds(self.model, self.selection, self._state.terms)
         except ModelError:

@@ -12,6 +12,7 @@ from retain.errors import InputError, ModelError, NonFiniteError
 from retain.importance import Importance
 from retain.parameters import Selection, named_parameters, snapshot
 from retain.penalty import Hold
+from retain.sharding import is_sharded, local, sharded_like
 
 Merge = str | float
 
@@ -23,6 +24,26 @@ class Consolidated:
     importance: Mapping[str, Tensor]
     anchor: Mapping[str, Tensor]
     samples: int
+
+
+def sharded(
+    terms: tuple[Consolidated, ...], parameters: Mapping[str, nn.Parameter]
+) -> tuple[Consolidated, ...]:
+    """The same terms, with Ω and θ* sharded over the ranks as the parameters are by now."""
+
+    def placed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {n: sharded_like(t, parameters.get(n)) for n, t in tensors.items()}
+
+    def as_it_is(term: Consolidated) -> bool:
+        return all(
+            is_sharded(t) or not is_sharded(parameters.get(n)) for n, t in term.anchor.items()
+        )
+
+    if all(as_it_is(term) for term in terms):
+        return terms
+    return tuple(
+        Consolidated(placed(term.importance), placed(term.anchor), term.samples) for term in terms
+    )
 
 
 @dataclass(frozen=True)
@@ -50,9 +71,9 @@ class Storage:
             NonFiniteError: an importance that the type cannot hold.
         """
         kept = {name: omega.to(self.device, self.dtype) for name, omega in means.items()}
-        bad = [name for name, omega in kept.items() if not torch.isfinite(omega).all()]
+        bad = [name for name, omega in kept.items() if not torch.isfinite(local(omega)).all()]
         if bad:
-            finite = all(torch.isfinite(means[name]).all() for name in bad)
+            finite = all(torch.isfinite(local(means[name])).all() for name in bad)
             raise NonFiniteError(
                 f"The importance of {', '.join(bad)} "
                 + (
@@ -122,8 +143,11 @@ def holds(
     for term in terms:
         for name, omega in term.importance.items():
             p = picked.get(name)
-            if p is not None and p.shape == omega.shape:
-                found.setdefault(name, (p, []))[1].append(Hold(omega, term.anchor[name]))
+            if p is not None and is_sharded(omega) and not is_sharded(p):
+                wrong[name] = f"{name} is not sharded for now (call reshard() on its module)"
+            elif p is not None and p.shape == omega.shape:
+                hold = Hold(local(omega), local(term.anchor[name]))
+                found.setdefault(name, (p, []))[1].append(hold)
             elif p is not None:
                 wrong[name] = f"{name} was {tuple(omega.shape)} and is {tuple(p.shape)}"
             elif selection.picks(name) and name not in named_parameters(model):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from retain.sharding import is_sharded, local, sharded_like
+
 PROBED = 4  # parameters of which some elements are remembered
 ELEMENTS = 16  # of each of these
 
@@ -76,10 +78,10 @@ class Distance(NamedTuple):
     @classmethod
     def of(cls, p: Tensor, star: Tensor) -> Distance:
         """The distance of one parameter."""
-        at = star.detach().to(
+        at = local(sharded_like(star.detach(), p)).to(
             p.device, torch.float64 if p.dtype == torch.float64 else torch.float32
         )
-        away = p.detach().to(at.dtype) - at
+        away = local(p.detach()).to(at.dtype) - at
         return cls(float(torch.linalg.vector_norm(away)), float(torch.linalg.vector_norm(at)))
 
     @classmethod
@@ -102,6 +104,8 @@ class Distance(NamedTuple):
 
 def alike(p: Tensor, q: Tensor) -> bool:
     """Whether some elements, spread over two tensors of one shape, are the same in both."""
+    if is_sharded(p) != is_sharded(q):
+        return False
     if not p.numel() or "meta" in (p.device.type, q.device.type):
         return True
     indices = _spread(p)
@@ -110,14 +114,15 @@ def alike(p: Tensor, q: Tensor) -> bool:
 
 def _spread(p: Tensor) -> Tensor:
     """Indices of a few elements, from the first to the last."""
-    count = min(ELEMENTS, p.numel())
-    return torch.linspace(0, p.numel() - 1, count, dtype=torch.float64).long().to(p.device)
+    elements = local(p.detach()).numel()
+    count = min(ELEMENTS, elements)
+    return torch.linspace(0, max(0, elements - 1), count, dtype=torch.float64).long().to(p.device)
 
 
 def _version(p: Tensor) -> int:
-    return 0 if p.is_inference() else int(p._version)
+    return 0 if p.is_inference() else int(local(p)._version)
 
 
 def _elements(p: Tensor, indices: Tensor) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        return torch.take(p.detach(), indices.to(p.device))
+        return torch.take(local(p.detach()), indices.to(p.device))

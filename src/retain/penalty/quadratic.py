@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retain.sharding import local
+
 TINY = 1e-36  # far below the square of any optimizer's ε
 LEAST = 1e-30  # of what is added to Ω before dividing by it: beyond, only θ* is left anyway
 
@@ -26,6 +28,10 @@ class Metric(NamedTuple):
     square: Tensor
     factor: Number
     offset: float
+
+    def here(self) -> Metric:
+        """The same for this rank's shard."""
+        return self._replace(square=local(self.square))
 
 
 def on_host(number: Number) -> Number:

@@ -154,6 +154,86 @@ def ddp(rank, folder):
             torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
 
 
+def fsdp(rank, folder):
+    """fully_shard: Ω and θ* are sharded as the weights are; the forms do what one process does."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    x, y = samples(16)
+    mesh = init_device_mesh("cpu", (2,))
+
+    def sharded_model():
+        net = network(7)  # which two ranks cannot share evenly
+        memory = retain.MAS(net, strength=3.0).observe(x[rank::2], progress=False).consolidate()
+        for layer in (net[0], net[2], net):
+            fully_shard(layer, mesh=mesh)
+        return net, memory
+
+    def one_process():
+        net = network(7)
+        memory = retain.MAS(net, strength=3.0)
+        memory.shared = False
+        return net, memory.observe(x, progress=False).consolidate()
+
+    for form in (*FORMS, "in the loss"):
+        for kind in (torch.optim.Adam, torch.optim.SGD):
+            alone, expected = one_process()
+            net, memory = sharded_model()
+            ours, theirs = kind(net.parameters(), lr=0.05), kind(alone.parameters(), lr=0.05)
+            if form in FORMS:
+                memory.attach(ours, form=form)
+                expected.attach(theirs, form=form)
+            for _ in range(3):
+                for model, optimizer, part, one in (
+                    (net, ours, slice(rank, None, 2), memory),
+                    (alone, theirs, slice(None), expected),
+                ):
+                    optimizer.zero_grad()
+                    loss = cross_entropy(model(x[part]), y[part])
+                    (loss if form in FORMS else loss + one.penalty()).backward()
+                    optimizer.step()
+            for p, q in zip(net.parameters(), alone.parameters()):
+                torch.testing.assert_close(p.full_tensor(), q.detach(), rtol=1e-9, atol=1e-11)
+    net.unshard()
+    net.reshard()
+    with torch.no_grad():
+        torch.testing.assert_close(memory.penalty(), expected.penalty())
+    omega = memory.importance["0.weight"]
+    assert isinstance(omega, DTensor)
+    assert omega.to_local().shape[0] == (4 if rank == 0 else 3)
+    assert (
+        memory.drift().relative == expected.drift().relative
+        or abs(memory.drift().relative - expected.drift().relative) < 1e-9
+    )
+
+    memory.save(folder / "sharded.safetensors")
+    again = retain.load(folder / "sharded.safetensors", net)
+    with torch.no_grad():
+        torch.testing.assert_close(again.penalty(), memory.penalty())
+    plain = retain.load(folder / "sharded.safetensors", network(7))
+    same(plain.importance, expected.importance)
+
+    with raised(StateError, "sharded over the ranks", "before fully_shard"):
+        memory.observe(x, progress=False)
+
+    fresh = torch.optim.Adam(net.parameters(), lr=0.1)
+    memory.attach(fresh)
+    get_optimizer_state_dict(net, fresh)  # takes a step that is none
+    for state in fresh.state.values():
+        assert not state["exp_avg"].to_local().any()
+
+    memory.observed = retain.Importance(dict(plain.importance), 16)
+    memory.consolidate()  # the next task, observed elsewhere
+    torch.testing.assert_close(
+        memory.importance["0.weight"].full_tensor(), 2 * expected.importance["0.weight"]
+    )
+    torch.testing.assert_close(
+        memory.anchor["0.weight"].full_tensor(), net[0].weight.detach().full_tensor()
+    )
+
+
 def died(rank, folder):
     """One rank is gone: the other hears of it within the time of the process group."""
     x, _ = samples()
@@ -164,7 +244,7 @@ def died(rank, folder):
         assert memory.observed.samples == len(x)
 
 
-SCENARIOS = (shards, every_kind, disagreeing, ddp)
+SCENARIOS = (shards, every_kind, disagreeing, ddp, fsdp)
 
 
 def main():

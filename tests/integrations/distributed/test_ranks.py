@@ -32,6 +32,10 @@ def torchrun(folder, *scenarios, processes=2):
 
 def test_two_processes_do_what_one_does(tmp_path):
     torchrun(tmp_path, *(scenario.__name__ for scenario in run.SCENARIOS))
+    # Another number of processes: this one.
+    memory = retain.load(tmp_path / "sharded.safetensors", run.network(7))
+    assert memory.importance["0.weight"].shape == (7, 5)
+    assert memory.strength == 3.0
 
 
 @pytest.mark.slow
