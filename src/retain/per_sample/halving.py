@@ -73,7 +73,7 @@ class Halving:
             warnings.warn(
                 f"Out of memory with {samples} samples at once ({told}): going on with "
                 f"{(samples + 1) // 2}. Ω does not depend on it.",
-                stacklevel=6,
+                stacklevel=5,
             )
         self.most = (samples + 1) // 2
 
