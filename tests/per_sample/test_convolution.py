@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from retain.per_sample import devices
 from retain.per_sample.layout import Blocks
 from retain.per_sample.rules import convolution
 from retain.per_sample.rules.convolution import Settings, weight_gradient, weight_term
+from retain.per_sample.summing import sum_terms
+from retain.per_sample.sums import Sum
 from retain.per_sample.terms import Rows
 
 N = 5
@@ -40,3 +43,51 @@ def test_separate_channels_with_large_kernels(name, at_once, monkeypatch):
         alone = weight_gradient(*double, settings)
         for values in (quick.values, term.values):
             torch.testing.assert_close(values[k].double(), alone, rtol=1e-4, atol=1e-3)
+
+
+CONVOLUTIONS = {
+    "1d": (F.conv1d, (4, 3, 3), (3, 9), {"padding": 1}),
+    "1d, pointwise with padding": (F.conv1d, (4, 3, 1), (3, 9), {"padding": 2, "stride": 2}),
+    "2d": (F.conv2d, (4, 3, 3, 2), (3, 9, 8), {"padding": (1, 0), "stride": (2, 1)}),
+    "2d, groups": (F.conv2d, (4, 3, 3, 3), (6, 9, 9), {"groups": 2, "dilation": 2}),
+    "2d, separate channels": (F.conv2d, (6, 1, 5, 5), (6, 9, 9), {"groups": 6, "padding": 2}),
+    "3d": (F.conv3d, (2, 3, 3, 2, 1), (3, 4, 5, 6), {"padding": (1, 0, 2), "stride": (1, 2, 3)}),
+    "1d, transposed": (F.conv_transpose1d, (3, 4, 4), (3, 7), {"stride": 3, "padding": 1}),
+    "2d, transposed": (
+        F.conv_transpose2d,
+        (3, 4, 3, 3),
+        (3, 5, 6),
+        {"stride": 2, "padding": 1, "output_padding": 1},
+    ),
+    "2d, transposed, groups": (
+        F.conv_transpose2d,
+        (4, 3, 3, 2),
+        (4, 5, 6),
+        {"groups": 2, "dilation": (2, 3)},
+    ),
+    "3d, transposed": (F.conv_transpose3d, (2, 3, 2, 3, 2), (2, 3, 4, 3), {"stride": (1, 2, 1)}),
+}
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("held", [1, 500, 1 << 22])
+@pytest.mark.parametrize("way", convolution.ON_ACCELERATORS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_kind_on_an_accelerator(name, way, held, power, monkeypatch):
+    """Both ways, whichever would be the quicker one, for memory of any size."""
+    monkeypatch.setattr(devices, "at_once", lambda device: held)
+    monkeypatch.setattr(convolution, "quickest", lambda of, ways, device: way)
+    function, shape, size, arguments = CONVOLUTIONS[name]
+    inputs, weight = torch.randn(N, *size).double(), torch.randn(shape).double()
+    weight.requires_grad_()
+    result = function(inputs, weight, **arguments)
+    grad = torch.randn_like(result)
+    settings = convolution._settings(result.grad_fn)
+    term = weight_term(inputs, grad, weight.detach(), settings, Blocks(0, 1, N, 1))
+    total = Sum(weight.shape, torch.float64, torch.device("cpu"), power)
+    sum_terms([term], N, total)
+    each = [
+        torch.autograd.grad(result, weight, alone, retain_graph=True)[0]
+        for alone in torch.diag_embed(grad.movedim(0, -1)).movedim((-2, -1), (0, 1))
+    ]
+    torch.testing.assert_close(total.result(), torch.stack(each).abs().pow(power).sum(0))

@@ -93,6 +93,9 @@ CASES = {
     "conv2d, groups and dilation": Case(
         "Convolution", (4, 3, 3, 3), (6, 8, 8), conv(groups=2, dilation=2), "convolution"
     ),
+    "conv1d, pointwise with stride": Case(
+        "Convolution", (4, 3, 1), (3, 9), conv(2, padding=0), "convolution"
+    ),
     "conv3d": Case("Convolution", (2, 3, 3, 3, 3), (3, 4, 4, 4), conv(), "convolution"),
     "transposed": Case(
         "Convolution",
@@ -116,6 +119,20 @@ CASES = {
     "div by": Case("Div", (4,), (3, 4), lambda x, p: x / (p + 3)),
     "expand": Case(
         "Expand", (1, 1, 4), (3, 4), lambda x, p: torch.cat([p.expand(len(x), -1, -1), x], 1)
+    ),
+    "repeat": Case(
+        "Repeat",
+        (2, 1, 4),
+        (6, 4),
+        lambda x, p: (
+            x * p.repeat(len(x), 3, 1).unflatten(0, (-1, 2)).sum(1).repeat_interleave(2, 1)
+        ),
+    ),
+    "repeat, heads": Case(
+        "Repeat",
+        (2, 5, 4),
+        (2, 3, 4),
+        lambda x, p: torch.bmm(x.flatten(0, 1), p.repeat(len(x), 1, 1).mT).unflatten(0, (-1, 2)),
     ),
     "prelu": Case("PreluKernel", (3,), (3, 4), F.prelu),
     "prelu, one": Case("PreluKernel", (1,), (3, 4), F.prelu),

@@ -22,8 +22,9 @@ from retain.local_rule.watch import Layer, Place
 from retain.per_sample import devices
 from retain.per_sample.layout import Blocks
 from retain.per_sample.rules.convolution import weight_term
+from retain.per_sample.summing import sum_terms
 from retain.per_sample.sums import Sum, not_finite
-from retain.per_sample.terms import Factors, Term, sum_terms
+from retain.per_sample.terms import Factors, Term
 
 # numbers that are taken together of inputs and outputs, within the last-level cache (measured with
 # 64 channels at 56²: four of 16 samples at a time take 0.64 × as long as all)

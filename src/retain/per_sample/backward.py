@@ -9,23 +9,26 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from retain.per_sample import devices
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.groups import (
     RESHAPING,
     Group,
     chain,
-    copies_once,
     edge_of,
     is_transpose,
+    moves_and_scales,
     pull_back,
+    pull_back_several,
 )
 from retain.per_sample.nodes import OpaqueNodeError, call, operation, shape_of
 from retain.per_sample.plan import Habits, Plan
 from retain.per_sample.rules import RULES
 from retain.per_sample.rules.linear import shared_bmm
-from retain.per_sample.sums import Sum
-from retain.per_sample.terms import Factors, OneByOne, Term, sum_terms
+from retain.per_sample.summing import sum_terms
+from retain.per_sample.sums import BLOCK, Sum
+from retain.per_sample.terms import Factors, OneByOne, Term
 
 Grads = tuple[Tensor | None, ...]
 Found = tuple[Output, Term]  # a term, and the result whose gradient it is part of
@@ -58,6 +61,10 @@ class PerSampleBackward:
         The graph may be let go on the way, unless `keep`: that saves as much memory as in an
         ordinary backward pass.
         """
+        with devices.one_look():
+            self._run(weights, also, keep)
+
+    def _run(self, weights: Tensor, also: Callable[[int, Grads], None] | None, keep: bool) -> None:
         waiting = {group: len(group.uses) for group in self.plan.groups}
         terms: dict[Group, list[Found]] = {group: [] for group in self.plan.groups}
 
@@ -177,7 +184,7 @@ class PerSampleBackward:
         if self._copying(group):
             self._pull_back_sums(found)
         else:
-            self._pull_back_each(found)
+            self._pull_back_each(group, found)
             route += ", pulled back"
         self.routes.update(dict.fromkeys(group.names, route))
 
@@ -188,12 +195,13 @@ class PerSampleBackward:
         nodes = chain(self.graph, self.plan.frontier, group)
         if len(group.uses) == 1 and all(is_transpose(node) for node in nodes):
             return True
-        answer = copies_once(self.graph, self.plan.frontier, group, nodes)
+        answer = moves_and_scales(self.graph, self.plan.frontier, group, nodes)
         if HIDDEN_INPUTS.isdisjoint(map(operation, nodes)):
             self.habits.copying[group] = answer
         return answer
 
     def _pull_back_sums(self, found: list[Found]) -> None:
+        """|Jᵀg|ᵖ = (|J|ᵖ)ᵀ|g|ᵖ where J moves and scales: the sums take the way of a gradient."""
         power, sums = self._power, {}
         for edge in dict.fromkeys(edge for edge, _ in found):
             terms = [term for e, term in found if e == edge]
@@ -202,23 +210,34 @@ class PerSampleBackward:
             held = first.shape if isinstance(first, Factors) else shape
             total = Sum(held, self._dtype(edge), self.graph.scores.device, power)
             sum_terms(terms, self.samples, total)
-            sums[edge] = total.result().reshape(shape)
-        for leaf, powers in pull_back(self.graph, self.plan.frontier, sums).items():
-            self.sums[self._names[leaf]].add(powers)
+            size = total.result() if power == 1 else total.result().sqrt_()
+            sums[edge] = size.reshape(shape)
+        for leaf, size in pull_back(self.graph, self.plan.frontier, sums).items():
+            total = self.sums[self._names[leaf]]
+            total.add(total.raised(size))
 
-    def _pull_back_each(self, found: list[Found]) -> None:
+    def _pull_back_each(self, group: Group, found: list[Found]) -> None:
+        """Sample by sample, or several at a time where there is room."""
+        edges = dict.fromkeys(edge for edge, _ in found)
+        shapes = [shape_of(*edge) for edge in edges]
+        shapes += [shape_of(self.graph.leaves[name]) for name in group.names]
+        numbers = sum(shape.numel() for shape in shapes)
         device = self.graph.scores.device
-        for k in range(self.samples):
-            grads: dict[Output, Tensor] = {}
+        each = max(1, (devices.at_once(device) or BLOCK) // max(1, numbers))
+        for start in range(0, self.samples, each):
+            stop = min(self.samples, start + each)
+            grads = {
+                edge: torch.zeros(
+                    (stop - start, *shape_of(*edge)), dtype=self._dtype(edge), device=device
+                )
+                for edge in edges
+            }
             for edge, term in found:
-                if edge not in grads:
-                    grads[edge] = torch.zeros(
-                        shape_of(*edge), dtype=self._dtype(edge), device=device
-                    )
-                term.add_sample(k, grads[edge])
-            for leaf, gradient in pull_back(self.graph, self.plan.frontier, grads).items():
+                term.add_samples(start, stop, grads[edge])
+            pulled = pull_back_several(self.graph, self.plan.frontier, grads)
+            for leaf, gradients in pulled.items():
                 total = self.sums[self._names[leaf]]
-                total.add(total.raised(gradient))
+                total.add(total.over_samples_(gradients.to(total.total.dtype)))
 
     @property
     def _names(self) -> dict[Node, str]:

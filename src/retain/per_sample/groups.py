@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,17 @@ COPYING = {
     *("Unbind", "Narrow", "Index", "IndexSelect", "Gather", "Embedding", "Expand", "Repeat"),
     *("Stack", "Cat", "Flip", "Roll", "Detach", "Contiguous", "MovedimBackward", "Diagonal"),
 }
+# Operations that multiply every element by a number that is the same for all samples: f′(θ), where
+# f is elementwise and made of parameters and buffers alone.
+SCALING = {
+    *("Mul", "Div", "Neg", "Add", "Sub", "Rsub", "Where", "MaskedFill", "Tril", "Triu"),
+    *("Exp", "Log", "Tanh", "Sigmoid", "Softplus", "Relu", "Elu", "Silu", "Gelu", "Sqrt", "Rsqrt"),
+    *("Pow", "Abs", "Clamp", "ClampMin", "ClampMax", "Reciprocal", "Sin", "Cos"),
+}
 RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"}
+
+
+Grads = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,15 @@ def is_transpose(node: Node) -> bool:
 
 
 def pull_back(
-    graph: Graph, frontier: Frontier, grads: Mapping[Output, Tensor]
+    graph: Graph,
+    frontier: Frontier,
+    grads: Mapping[Output, Tensor],
+    step: Callable[[Node, Grads], list[Tensor | None]] = call,
 ) -> dict[Node, Tensor]:
     """Gradients at results between parameters and frontier → gradients at the parameters.
 
     Exact for whatever lies between: each node's own backward is called, the last node first.
+    (`step` gives the gradients of a node's inputs.)
     """
     arrived: dict[Node, dict[int, Tensor]] = {}
     pending: set[int] = set()
@@ -106,11 +121,34 @@ def pull_back(
             found[node] = results[0]
             continue
         received = tuple(results.get(output) for output in range(max(results) + 1))
-        for (below, output), grad_below in zip(node.next_functions, call(node, received)):
+        for (below, output), grad_below in zip(node.next_functions, step(node, received)):
             wanted = below is not None and graph.position[below] in frontier.between
             if below is not None and wanted and grad_below is not None:
                 arrive(below, output, grad_below)
     return found
+
+
+def pull_back_several(
+    graph: Graph, frontier: Frontier, grads: Mapping[Output, Tensor]
+) -> dict[Node, Tensor]:
+    """`pull_back` of several samples' gradients, [m, …] each, in as many operations as of one."""
+    outputs, stacked = list(grads), tuple(grads.values())
+    leaves: list[Node] = []
+
+    def pulled(*of_one: Tensor) -> tuple[Tensor, ...]:
+        found = pull_back(graph, frontier, dict(zip(outputs, of_one)))
+        leaves[:] = found
+        return tuple(found.values())
+
+    if len(stacked[0]) > 1:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                return dict(zip(leaves, torch.func.vmap(pulled)(*stacked)))
+        except (RuntimeError, ValueError, NotImplementedError):
+            pass  # an operation that does not know batches of gradients
+    each = [pulled(*of_one) for of_one in zip(*stacked)]
+    return {leaf: torch.stack(gradients) for leaf, gradients in zip(leaves, zip(*each))}
 
 
 def chain(graph: Graph, frontier: Frontier, group: Group) -> list[Node]:
@@ -129,18 +167,29 @@ def chain(graph: Graph, frontier: Frontier, group: Group) -> list[Node]:
     return found
 
 
-def copies_once(graph: Graph, frontier: Frontier, group: Group, nodes: Iterable[Node]) -> bool:
-    """Whether every element of the parameters reaches the uses at most once, merely copied.
+def moves_and_scales(graph: Graph, frontier: Frontier, group: Group, nodes: Iterable[Node]) -> bool:
+    """Whether every element of the parameters reaches the uses at most once, moved and scaled.
 
-    Then |Jᵀg| = Jᵀ|g|, and sums of powers can be pulled back once instead of every sample.
+    Then |Jᵀg|ᵖ = (|J|ᵖ)ᵀ|g|ᵖ: sums of powers can be pulled back once instead of every sample.
     """
-    if any(operation(node) not in COPYING for node in nodes):
+    if any(operation(node) not in COPYING | SCALING for node in nodes):
         return False
+
+    def step(node: Node, grads: Grads) -> list[Tensor | None]:
+        if operation(node) not in SCALING:
+            return call(node, grads)
+        (arrived,) = grads  # whatever the factor, it is one
+        assert arrived is not None
+        return [
+            None if below is None else arrived.sum_to_size(shape_of(below, output))
+            for below, output in node.next_functions
+        ]
+
     ones: dict[Output, Tensor] = {}
     for use in group.uses:
         node, output = edge_of(graph, use)
         device = graph.scores.device
         one = torch.ones(shape_of(node, output), dtype=graph.scores.dtype, device=device)
         ones[node, output] = ones[node, output] + one if (node, output) in ones else one
-    covered = pull_back(graph, frontier, ones)
+    covered = pull_back(graph, frontier, ones, step)
     return all(bool((count <= 1).all()) for count in covered.values())

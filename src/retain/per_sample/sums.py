@@ -51,11 +51,22 @@ class Sum:
         wide = gradient.to(self.total.dtype)
         return wide.abs() if self.power == 1 else wide.square()
 
-    def over_samples(self, gradients: Tensor) -> Tensor:
-        """Σₖ|gₖ|ᵖ of gₖ [n, …], which are read once and not written."""
-        wide = gradients.to(self.total.dtype)
-        norm: Tensor = torch.linalg.vector_norm(wide, self.power, dim=0)
+    def over_samples_(self, gradients: Tensor) -> Tensor:
+        """Σₖ|gₖ|ᵖ of gₖ [m, …], which may be written over."""
+        if len(gradients) == 1:
+            return self.raised_(gradients[0])
+        if gradients.device.type == "cpu":
+            return self.raised_(gradients).sum(0)
+        # read once, and not written
+        norm: Tensor = torch.linalg.vector_norm(gradients, self.power, dim=0)
         return norm if self.power == 1 else norm.square_()
+
+    def add_powers(self, gradients: Tensor, block: Tensor) -> None:
+        """Add Σₖ|gₖ|ᵖ of gₖ [m, …], which may be written over, to a block of what is summed."""
+        if len(gradients) == 1 and self.power == 2:
+            block.addcmul_(gradients[0], gradients[0])
+        else:
+            block.add_(self.over_samples_(gradients))
 
     def add(self, powers: Tensor) -> None:
         """Add what has been raised to the power already."""

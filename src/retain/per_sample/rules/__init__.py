@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "Mul": elementwise.mul,
     "Div": elementwise.div,
     "Expand": elementwise.expand,
+    "Repeat": elementwise.repeat,
     "PreluKernel": elementwise.prelu,
     "NativeLayerNorm": norms.layer_norm,
     "NativeGroupNorm": norms.group_norm,

@@ -1,8 +1,14 @@
-"""Convolutions in any number of dimensions, transposed or not: one sample at a time."""
+"""Convolutions in any number of dimensions, transposed or not.
+
+On a CPU one sample at a time, or what is quicker for few pixels and for separate channels. On an
+accelerator many at a time, as products of their patches or as groups of one large convolution:
+whichever turns out to be quicker there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,6 +17,7 @@ from torch import Tensor
 
 from retain.per_sample import devices
 from retain.per_sample.layout import Blocks, Layout
+from retain.per_sample.quickest import quickest
 from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.sums import CACHED
 from retain.per_sample.terms import Factors, OneByOne, Patches, Rows, Term, Together
@@ -58,16 +65,17 @@ def weight_term(
 ) -> Term:
     """The weight's gradient sample by sample; `grad` is that of the convolution's result."""
     pixels = grad.shape[2:].numel()
-    plain = inputs.ndim == 4 and settings.groups == 1 and not settings.transposed
+    single = settings.groups == 1 and not settings.transposed
     whole = len(grad) == layout.samples
-    small = weight[0, 0].numel() == 1 and not any(settings.padding)
-    if plain and whole and small:
+    if whole and single and weight[0, 0].numel() == 1 and not any(settings.padding):
         return _pointwise(inputs, grad, settings)
-    if devices.at_once(grad.device) is not None and whole:
-        return (_patches if plain else _in_groups)(inputs, grad, weight, settings)
+    held = devices.at_once(grad.device)
+    if held is not None and whole:
+        return _on_accelerator(inputs, grad, weight, settings, held)
+    plain = single and inputs.ndim == 4
     if plain and whole and pixels <= FEW_PIXELS:
-        held = layout.samples * (pixels * weight[0].numel() + weight.numel())
-        together = 2 * weight.numel() <= CACHED and held <= HELD
+        numbers = layout.samples * (pixels * weight[0].numel() + weight.numel())
+        together = 2 * weight.numel() <= CACHED and numbers <= HELD
         return (_unfolded if together else _patches)(inputs, grad, weight, settings)
     several = settings.groups > 1 and not settings.transposed
     if several and whole and layout.samples * weight.numel() <= HELD:
@@ -122,8 +130,30 @@ def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings)
     return Rows(found.view(n, *weight.shape), "convolution")
 
 
+def _on_accelerator(
+    inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, held: int
+) -> Term:
+    """As many samples at a time as there is room for, in the quicker of two ways."""
+    ways = {name: make(inputs, grad, weight, settings) for name, make in ON_ACCELERATORS.items()}
+    few = max(1, min(len(grad), held // max(weight.numel(), grad[0].numel())))
+
+    def gradients(term: Term) -> Tensor:
+        out = weight.new_zeros(few, *weight.shape)
+        term.add_samples(0, few, out)
+        return out
+
+    shapes = (inputs.shape[1:], grad.shape[1:], weight.shape, inputs.dtype, few)
+    about = (
+        "convolution",
+        *shapes,
+        *(tuple(s) if isinstance(s, Sequence) else s for s in settings),
+    )
+    trials = {name: partial(gradients, term) for name, term in ways.items()}
+    return ways[quickest(about, trials, grad.device)]
+
+
 def _in_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Together:
-    """The same for as many samples at a time as there is room for."""
+    """`_as_groups` for some samples at a time."""
 
     def gradients(start: int, stop: int) -> Tensor:
         return _as_groups(inputs[start:stop], grad[start:stop], weight, settings).values
@@ -133,9 +163,10 @@ def _in_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings)
 
 def _pointwise(inputs: Tensor, grad: Tensor, settings: Settings) -> Factors:
     """A kernel of one pixel: a matrix product of channels, pixel by pixel."""
-    step, other = settings.stride
-    seen_nqt = inputs[:, :, ::step, ::other].flatten(2)
-    return Factors(grad.flatten(2).mT, seen_nqt.mT, None, "convolution")
+    seen = inputs
+    for dim, step in enumerate(settings.stride, 2):
+        seen = seen if step == 1 else seen[(slice(None),) * dim + (slice(None, None, step),)]
+    return Factors(grad.flatten(2).mT, seen.flatten(2).mT, None, "convolution")
 
 
 def _unfolded(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Factors:
@@ -146,20 +177,34 @@ def _unfolded(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) 
 
 
 def _patches(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Patches:
-    """The same without unfolding all samples at once; for larger weights."""
-    (step, other), (above, left) = settings.stride, settings.padding
-    padded = F.pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, above, above)).contiguous()
-    n, _, _, channels = padded.shape
-    height, width = grad.shape[2:]
-    along = padded.stride()
+    """The same for some samples at a time, any number of dimensions, and groups.
+
+    A transposed convolution is the backward of one whose inputs are its results: there, the
+    patches are those of the gradient.
+    """
+    still, moving = (inputs, grad) if settings.transposed else (grad, inputs)
+    kernel, groups, n = weight.shape[2:], settings.groups, len(grad)
+    around = [side for pad in reversed(settings.padding) for side in (pad, pad)]
+    padded = F.pad(moving.movedim(1, -1), [0, 0, *around]).contiguous()
+    per_sample, *along, _ = padded.stride()
+    q = padded.shape[-1] // groups
     patches = padded.as_strided(
-        (n, height, width, *weight.shape[2:], channels),
+        (n, groups, *still.shape[2:], *kernel, q),
         (
-            *(along[0], step * along[1], other * along[2]),
-            *(settings.dilation[0] * along[1], settings.dilation[1] * along[2], 1),
+            *(per_sample, q),
+            *(step * stride for step, stride in zip(settings.stride, along)),
+            *(dilation * stride for dilation, stride in zip(settings.dilation, along)),
+            1,
         ),
     )
-    return Patches(grad.flatten(2), patches)
+    return Patches(still.reshape(n, groups, -1, still.shape[2:].numel()), patches)
+
+
+# What an accelerator can do with many samples.
+ON_ACCELERATORS: dict[str, Callable[[Tensor, Tensor, Tensor, Settings], Term]] = {
+    "patches": _patches,
+    "groups": _in_groups,
+}
 
 
 def _settings(node: Any) -> Settings:

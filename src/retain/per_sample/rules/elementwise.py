@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.per_sample.layout import NOBODY, Layout, Owners
+from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
 from retain.per_sample.terms import Rows
 
 
@@ -64,6 +64,30 @@ def div(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) 
 def expand(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
     """Y = a, repeated: a class token, one for every sample."""
     return rows(grad, layout, shape)
+
+
+def repeat(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a, tiled: a table of relative positions, for every sample and head."""
+    if not isinstance(layout, Blocks):
+        return None
+    lead = grad.ndim - len(shape)
+    own = shape[layout.dim - lead] if layout.dim >= lead else 1
+    if layout.inner % own:
+        return None
+    # every dimension as (times, size of a), that of the samples as (outer, n, times, size of a)
+    sizes: list[int] = []
+    over: list[int] = []
+    for d, size in enumerate(grad.shape):
+        of_a = shape[d - lead] if d >= lead else 1
+        if d == layout.dim:
+            over += [len(sizes), len(sizes) + 2]
+            sizes += [layout.outer, layout.samples, layout.inner // own, of_a]
+            at = len(sizes) - 3
+        else:
+            over.append(len(sizes))
+            sizes += [size // of_a, of_a]
+    summed = grad.reshape(sizes).sum(over, keepdim=True).movedim(at, 0)
+    return Rows(summed.reshape(layout.samples, *shape))
 
 
 def prelu(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
