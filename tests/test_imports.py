@@ -33,7 +33,7 @@ LEVELS = [
     {"importance"},
     {"penalty", "drift"},
     {"memory"},
-    {"strength", "repair"},
+    {"strength", "repair", "passports"},
     {"integrations"},
     {"tasks"},
     {"models"},

@@ -40,10 +40,12 @@ __all__ = [
 ]
 
 # Behind the door: rooms that `import retain` does not enter before somebody asks for them.
-_ROOMS = frozenset({"experiment", "methods", "models", "report", "studies", "tasks"})
+_ROOMS = frozenset({"experiment", "methods", "models", "passports", "report", "studies", "tasks"})
 
 
 def __getattr__(name: str) -> Any:
+    if name == "passport":
+        return importlib.import_module("retain.passports").passport
     if name in _ROOMS:
         return importlib.import_module(f"retain.{name}")
     raise AttributeError(f"module 'retain' has no attribute {name!r}")

@@ -69,8 +69,8 @@ def _write(
             beside.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the header of a file of this `kind`.
+def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the header of a file of one of these `kinds`.
 
     Raises:
         FileError: no such file; truncated; not one of ours; of another kind; from a newer version.
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         raise FileError(f"{source} {what}.")
     try:
         with safe_open(source, framework="pt") as opened:
-            header = _header(source, opened.metadata() or {}, kind)
+            header = _header(source, opened.metadata() or {}, kinds)
             return {key: opened.get_tensor(key) for key in opened.keys()}, header  # noqa: SIM118
     except (SafetensorError, OSError, MemoryError) as error:
         if isinstance(error, FileError):
@@ -91,7 +91,7 @@ def read(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Tensor], di
         ) from error
 
 
-def _header(source: Path, metadata: Mapping[str, str], kind: str) -> dict[str, Any]:
+def _header(source: Path, metadata: Mapping[str, str], kinds: tuple[str, ...]) -> dict[str, Any]:
     try:
         header = json.loads(metadata[MARK])
         found, version = str(header["kind"]), int(header["format"])
@@ -104,9 +104,10 @@ def _header(source: Path, metadata: Mapping[str, str], kind: str) -> dict[str, A
             f"{source} has format {version}; this version of retain reads up to {VERSION}. "
             "Upgrade retain."
         )
-    if found != kind:
+    if found not in kinds:
+        expected = " or ".join(map(_article, kinds))
         raise FileError(
-            f"{source} holds {_article(found)}, not {_article(kind)}. {_READERS.get(found, '')}"
+            f"{source} holds {_article(found)}, not {expected}. {_READERS.get(found, '')}"
         )
     return dict(header)
 
@@ -114,6 +115,7 @@ def _header(source: Path, metadata: Mapping[str, str], kind: str) -> dict[str, A
 _READERS = {
     "memory": "Read it with retain.load(path, model).",
     "importance": "Read it with retain.Importance.load(path).",
+    "passport": "Read it with retain.load(path, model).",
 }
 
 

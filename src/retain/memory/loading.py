@@ -9,6 +9,7 @@ from torch import nn
 from retain import files
 from retain.errors import FileError
 from retain.memory.body import Memory
+from retain.memory.compact import KIND, memory_of
 from retain.memory.ewc import EWC
 from retain.memory.local_mas import LocalMAS
 from retain.memory.mas import MAS
@@ -31,8 +32,11 @@ def load(
 ) -> Memory:
     """The memory that `save` wrote to `path`, of the same class and with all its settings.
 
+    Of a passport (`retain.passports`) it is a MAS whose θ* are the weights of `model`, which must
+    be those that the passport was made of.
+
     Args:
-        path: a file that `save` wrote.
+        path: a file that `save` wrote, or a passport.
         model: the network that it is about, wrapped and compiled in any way.
         output: the function that was given as `output=`, which a file cannot hold. Without it the
             memory protects as before, but cannot observe.
@@ -44,7 +48,12 @@ def load(
         FileError: missing, truncated, foreign or from a newer version; or it does not match the
             model, with every missing, unexpected and misshapen name.
     """
-    flat, header = files.read(path, "memory")
+    flat, header = files.read(path, "memory", KIND)
+    if header["kind"] == KIND:
+        memory = memory_of(unwrapped(model), flat, header, lambda said: FileError(f"{path} {said}"))
+        memory.output = output
+        memory.exclude = exclude
+        return memory
     method = header.get("method")
     if not isinstance(method, str) or method not in KINDS:
         raise FileError(f"{path} has a damaged header: it is of no known method ({method!r}).")
