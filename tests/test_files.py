@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from retain import files
-from retain.errors import FileError
+from retain.errors import FileError, InputError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones((), dtype=torch.bfloat16)}
 
@@ -109,7 +111,7 @@ def test_a_newer_version(path, monkeypatch):
     monkeypatch.setattr(files, "VERSION", files.VERSION + 1)
     write(path)
     monkeypatch.undo()
-    with pytest.raises(FileError, match=r"has format 2; .* up to 1\. Upgrade retain"):
+    with pytest.raises(FileError, match=r"has format 3; .* up to 2\. Upgrade retain"):
         files.read(path, "memory")
 
 
@@ -117,3 +119,100 @@ def test_another_kind_says_how_to_read_it(path):
     write(path)
     with pytest.raises(FileError, match=r"holds a memory, not an importance.*retain\.load"):
         files.read(path, "importance")
+
+
+def flipped(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << (position % 8)
+    path.write_bytes(data)
+
+
+def test_every_flipped_bit_is_noticed(path):
+    """Every byte of a small file: refused, or not read as anything else than what was written."""
+    write(path, samples=3)
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        flipped(path, position)
+        with pytest.raises(FileError):
+            files.read(path, "memory")
+        path.write_bytes(whole)
+    assert files.read(path, "memory")[1]["samples"] == 3
+
+
+def test_a_file_of_the_first_format_is_read_with_a_warning(path):
+    head = {"kind": "memory", "format": 1, "method": "MAS"}
+    save_file(TENSORS, path, metadata={"retain": json.dumps(head)})
+    with pytest.warns(UserWarning, match="older version, without a digest"):
+        tensors, _ = files.read(path, "memory")
+    assert tensors.keys() == TENSORS.keys()
+
+
+def test_a_file_that_lost_its_digest_is_refused(path):
+    head = {"kind": "memory", "format": 2}
+    save_file(TENSORS, path, metadata={"retain": json.dumps(head)})
+    with pytest.raises(FileError, match="is damaged: its digest"):
+        files.read(path, "memory")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"kind": "memory", "format": 1' + "0" * 5000 + "}", "[]", "null",
+     '{"kind": 1}', '{"kind": "memory", "format": true}', '{"kind": "memory", "format": 2.0}'],
+)  # fmt: skip
+def test_headers_that_are_none_are_refused(path, text):
+    save_file(TENSORS, path, metadata={"retain": text})
+    with pytest.raises(FileError):
+        files.read(path, "memory")
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", 3, None, b"x"])
+def test_what_is_no_path_is_refused(name):
+    with pytest.raises(InputError, match="path="):
+        files.read(name, "memory")
+    with pytest.raises(InputError, match="path="):
+        files.write(name, "memory", TENSORS, {})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_permissions_are_those_of_any_file_and_stay(path):
+    before = os.umask(0o022)
+    try:
+        write(path)
+        assert path.stat().st_mode & 0o777 == 0o644
+        path.chmod(0o640)
+        write(path)
+        assert path.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_what_killed_writes_left_is_removed_and_what_others_write_is_not(path):
+    code = (
+        "import sys, time, torch, retain.files as files\n"
+        "import os; os.replace = lambda *a: (print('there', flush=True), time.sleep(60))\n"
+        f"files.write({str(path)!r}, 'memory', {{'a': torch.ones(1000)}}, {{}})"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    try:
+        for writer in writers:
+            assert writer.stdout.readline().strip() == b"there"
+        writers[0].kill()
+        writers[0].wait()
+        assert len(list(path.parent.iterdir())) == 2
+        write(path)
+        left = [entry.name for entry in path.parent.iterdir() if entry != path]
+        assert len(left) == 1
+        assert f"-{writers[1].pid}-" in left[0]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+            writer.stdout.close()
+
+
+def test_names_as_long_as_they_may_be(tmp_path):
+    name = "ü" * 121 + ".safetensors"
+    write(tmp_path / name)
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -1,12 +1,18 @@
-"""Tensors and metadata on disk: safetensors, versioned, written atomically, never unpickled."""
+"""Tensors and metadata on disk: safetensors with a digest, versioned, atomic, never unpickled."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +21,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+<<<<<<< HEAD
 from retain.errors import FileError
 from retain.sharding import any_sharded, whole
+=======
+from retain.errors import FileError, InputError
+from retain.saying import warn
+>>>>>>> 8675684 (Files carry a digest: a damaged one is refused; permissions are the user's; what killed writes left is removed; every field of a header is checked, with or without a model)
 
-VERSION = 1
+VERSION = 2  # 1 had no digest
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
+DIGEST = "retain.sha256"  # and the one that says what its bytes were
+STALE = 24 * 3600  # seconds after which an unfinished write of another machine is given up
+HASHED = 1 << 26  # elements whose bytes are looked at together
 
 
 def write(
@@ -28,13 +42,16 @@ def write(
     """Put `tensors` and `header` into `path`, so that a file is there whole or not at all.
 
     Written beside it first, flushed to the disk, and then renamed: whatever was at `path` before
-    survives a write that fails.
+    survives a write that fails. A new file has the permissions that the umask gives, one that is
+    written again keeps its own. What a write that was killed left beside it is removed.
 
     Raises:
         FileError: the folder is missing or not writable, or the disk is full.
+        InputError: a path that is none.
     """
-    head = {"kind": kind, "format": VERSION, "torch": torch.__version__, **header}
-    _write(path, tensors, {MARK: json.dumps(head)})
+    said = json.dumps({"kind": kind, "format": VERSION, "torch": torch.__version__, **header})
+    ready = _separate(tensors)
+    _write(path, ready, {MARK: said, DIGEST: _digest(said, ready)})
 
 
 def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
@@ -42,7 +59,9 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
 
     Raises:
         FileError: the folder is missing or not writable, or the disk is full.
+        InputError: a path that is none.
     """
+<<<<<<< HEAD
     _write(path, tensors, {"format": "pt"})
 
 
@@ -67,35 +86,164 @@ def _write(
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+=======
+    _write(path, _separate(tensors), {"format": "pt"})
+>>>>>>> 8675684 (Files carry a digest: a damaged one is refused; permissions are the user's; what killed writes left is removed; every field of a header is checked, with or without a model)
 
 
 def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the header of a file of one of these `kinds`.
 
+    What is read is what was written, to the bit: the digest says so. A file of format 1, which had
+    none, is read with a warning.
+
     Raises:
-        FileError: no such file; truncated; not one of ours; of another kind; from a newer version.
+        FileError: no such file; truncated, or damaged; not one of ours; of another kind; from a
+            newer version.
+        InputError: a path that is none.
     """
-    source = Path(path)
-    if not source.is_file():
-        what = "is a folder, not a file" if source.is_dir() else "does not exist"
-        raise FileError(f"{source} {what}.")
+    source = as_path(path)
     try:
+        if not source.is_file():
+            what = "is a folder, not a file" if source.is_dir() else "does not exist"
+            raise FileError(f"{source} {what}.")
         with safe_open(source, framework="pt") as opened:
-            header = _header(source, opened.metadata() or {}, kinds)
-            return {key: opened.get_tensor(key) for key in opened.keys()}, header  # noqa: SIM118
-    except (SafetensorError, OSError, MemoryError) as error:
-        if isinstance(error, FileError):
-            raise
+            metadata = opened.metadata() or {}
+            header = _header(source, metadata, kinds)
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    except FileError:
+        raise
+    except (SafetensorError, OSError, MemoryError, ValueError, RuntimeError, KeyError) as error:
         raise FileError(
             f"{source} cannot be read: {error}. It is truncated, or not a safetensors file."
         ) from error
+    _refuse_damage(source, metadata, header, tensors)
+    return tensors, header
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """`path`, if it can be one: an empty text is not the current folder.
+
+    Raises:
+        InputError: it is empty, or no path at all.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InputError(f"path={path!r}; expected the name of a file.")
+    return Path(text)
+
+
+def _write(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    target = as_path(path).resolve()
+    try:
+        mode = _mode(target)
+        with _beside(target) as folder:
+            written = folder / target.name
+            save_file(dict(tensors), written, metadata=metadata)
+            written.chmod(mode)
+            _flush(written)
+            os.replace(written, target)  # noqa: PTH105  (the same, and tests can see it fail)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"Cannot write {target}: {error}. What was there is untouched.") from error
+
+
+def _mode(target: Path) -> int:
+    """The permissions of the file, or those that a new one gets here."""
+    if target.is_file():
+        return stat.S_IMODE(target.stat().st_mode)
+    probe = target.with_name(_unfinished(target))
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink()
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A folder for what is not yet whole, in the same file system; what others left is removed."""
+    for left in target.parent.glob(f".{_escaped(_short(target))}.*.tmp"):
+        if _is_left_over(left):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
+    folder = target.with_name(_unfinished(target))
+    folder.mkdir(0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unfinished(target: Path) -> str:
+    """The name of something that this process is writing: says who could still finish it."""
+    return f".{_short(target)}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+
+
+def _short(target: Path) -> str:
+    """The file's name, as far as there is room for more behind it."""
+    return target.name.encode()[:150].decode(errors="ignore")
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether nobody is there any more who could finish it."""
+    who = path.name.removesuffix(".tmp").rpartition(".")[2].split("-")
+    if len(who) == 3 and who[0] == _machine() and who[1].isdigit():
+        try:
+            os.kill(int(who[1]), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except OSError:
+            return False
+        return False
+    with contextlib.suppress(OSError):
+        return time.time() - path.stat().st_mtime > STALE
+    return False
+
+
+def _digest(said: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the header and over every tensor's name, type, shape and bytes."""
+    total = hashlib.sha256(said.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        for part in tensor.reshape(-1).split(HASHED):
+            total.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _refuse_damage(
+    source: Path, metadata: Mapping[str, str], header: Mapping[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    expected = metadata.get(DIGEST)
+    if expected is None and header["format"] < 2:
+        warn(
+            f"{source} was written by an older version, without a digest: whether it is damaged "
+            "cannot be told. Save it again."
+        )
+    elif expected != _digest(metadata[MARK], tensors):
+        raise FileError(
+            f"{source} is damaged: its digest is not that of what it holds. Take a copy that is "
+            "whole, or make it again."
+        )
 
 
 def _header(source: Path, metadata: Mapping[str, str], kinds: tuple[str, ...]) -> dict[str, Any]:
     try:
         header = json.loads(metadata[MARK])
-        found, version = str(header["kind"]), int(header["format"])
-    except (KeyError, TypeError, ValueError) as error:
+        found, version = header["kind"], header["format"]
+        if not isinstance(found, str) or type(version) is not int:
+            raise ValueError("kind and format")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FileError(
             f"{source} is a safetensors file, but not one that retain wrote."
         ) from error

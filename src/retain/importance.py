@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from retain import files
 from retain.errors import FileError, InputError
+from retain.header import Fields
 from retain.summary import Summary
 
 
@@ -112,11 +113,19 @@ class Importance(Mapping[str, Tensor]):
             FileError: missing, truncated, foreign, or from a newer version.
         """
         tensors, header = files.read(path, "importance")
+        fields = Fields(header)
+        names, samples = fields.texts("names"), fields.count("samples")
+        routes = fields.named_texts("routes")
         try:
-            means = {name: tensors[name] for name in header["names"]}
-            return cls(means, int(header["samples"]), dict(header["routes"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"{path} has a damaged header: {error!r}.") from error
+            fields.finish()
+            if set(names) != tensors.keys():
+                raise ValueError(f"it names {len(names)} tensors and holds {len(tensors)}")
+        except ValueError as error:
+            raise FileError(f"{path} has a damaged header: {error}.") from error
+        bad = not_importance(tensors)
+        if bad:
+            raise FileError(f"{path} holds no importance: {bad}. It is damaged; make it again.")
+        return cls({name: tensors[name] for name in names}, samples, routes)
 
     def to(self, device: torch.device | str) -> Importance:
         """The same on another device."""
@@ -135,6 +144,19 @@ class Importance(Mapping[str, Tensor]):
             InputError: there is nothing to draw, or a suffix that is not a picture's.
         """
         return self.summary().plot(path)
+
+
+def not_importance(tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with tensors that should be Ω, by name; "" where all are finite and ≥ 0."""
+    wrong = []
+    for name, omega in tensors.items():
+        if not omega.is_floating_point():
+            wrong.append(f"{name} is {str(omega.dtype).removeprefix('torch.')}")
+        elif not bool(omega.isfinite().all()):
+            wrong.append(f"{name} has NaN or infinity")
+        elif not bool((omega >= 0).all()):
+            wrong.append(f"{name} has negative numbers")
+    return ", ".join(wrong)
 
 
 def _refuse_misshapen(parts: list[Importance]) -> None:

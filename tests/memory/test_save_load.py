@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import retain
@@ -207,11 +206,9 @@ def test_a_device_that_is_not_here(path):
 
 def edit(path, change):
     """Write the file again with another header and other tensors."""
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as opened:
-        header = json.loads(opened.metadata()["retain"])
+    tensors, header = files.read(path, "memory")
     change(header, tensors)
-    save_file(tensors, path, metadata={"retain": json.dumps(header)})
+    files.write(path, "memory", tensors, header)
 
 
 DAMAGE = {
@@ -224,6 +221,14 @@ DAMAGE = {
     "no fingerprint": lambda h, t: h.pop("fingerprint"),
     "a tensor missing": lambda h, t: t.pop("anchor.0/0.weight"),
     "a tensor too many": lambda h, t: t.update({"importance.0/9.weight": torch.ones(2)}),
+    "samples as text": lambda h, t: h.update(samples="many"),
+    "samples beyond counting": lambda h, t: h.update(samples=10**30),
+    "a strength beyond counting": lambda h, t: h.update(strength=10**400),
+    "routes that are none": lambda h, t: h.update(routes=[1, 2]),
+    "a negative shape": lambda h, t: h["fingerprint"].update({"0.bias": [-1]}),
+    "negative Ω": lambda h, t: t["importance.0/0.bias"].neg_(),
+    "Ω that is not finite": lambda h, t: t["importance.0/0.bias"].fill_(torch.nan),
+    "Ω of whole numbers": lambda h, t: t.update({"importance.0/0.bias": torch.ones(5).int()}),
     "a tensor of another shape": lambda h, t: t.update({"anchor.0/0.bias": torch.ones(2)}),
 }
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from retain.cli.inspect import importance_in
 from retain.cli.speaking import out, plainly
 from retain.files import write_weights
+from retain.memory.loading import read_importance
 from retain.models.weights import read_state
 from retain.repair import repair as repaired
 
@@ -33,7 +33,7 @@ def repair(
 
     retain repair before.pt after.pt --memory memory.safetensors --out mended.safetensors
     """
-    importance = importance_in(memory)
+    _, importance = read_importance(memory)
     state = repaired(read_state(base), read_state(tuned), importance, amount=amount)
     write_weights(file, state)
     out.print(f"Written to {file}", markup=False, soft_wrap=True)

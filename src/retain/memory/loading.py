@@ -8,9 +8,12 @@ from torch import nn
 
 from retain import files
 from retain.errors import FileError
+from retain.header import Fields
+from retain.importance import Importance, not_importance
 from retain.memory.body import Memory
-from retain.memory.compact import KIND, memory_of
+from retain.memory.compact import KIND, expanded, memory_of
 from retain.memory.ewc import EWC
+from retain.memory.header import checked
 from retain.memory.local_mas import LocalMAS
 from retain.memory.mas import MAS
 from retain.memory.restoring import restored
@@ -67,3 +70,37 @@ def load(
         exclude=Selection.of(None, exclude).exclude,
         strict=strict,
     )
+
+
+def read_importance(path: str | os.PathLike[str]) -> tuple[str, Importance]:
+    """What a file is, in a few words, and the Ω in it, whatever kind of file of ours it is.
+
+    No model is needed. Of a memory it is the consolidated Ω over all tasks.
+
+    Raises:
+        FileError: missing, truncated, damaged, foreign or from a newer version.
+    """
+    try:
+        flat, header = files.read(path, "memory", KIND)
+    except FileError:
+        omega = Importance.load(path)
+        return str(omega), omega
+    try:
+        if header["kind"] == KIND:
+            fields = Fields(header)
+            shapes, routes = fields.shapes("shapes"), fields.named_texts("routes")
+            samples, name = fields.count("samples"), fields.text("name")
+            fields.finish()
+            return f"passport of {name}", Importance(expanded(flat, shapes), samples, routes)
+        fields_of = checked(header)
+        total = Importance({}, 0)
+        for kind, named in grouped(flat).items():
+            if kind.startswith("importance."):  # one for each term; EWC keeps a term per task
+                bad = not_importance(named)
+                if bad:
+                    raise ValueError(bad)
+                total = total + Importance(named, 0)
+    except (ValueError, KeyError) as error:
+        raise FileError(f"{path} is damaged: {error}.") from error
+    said = f"{fields_of['method']}, strength {fields_of['strength']:g}, {fields_of['tasks']} tasks"
+    return said, Importance(total, fields_of["samples"], fields_of["routes"])

@@ -13,6 +13,7 @@ from retain import files
 from retain.errors import InputError, ModelError, RetainError
 from retain.memory.consolidated import Consolidated
 from retain.memory.growth import has_grown
+from retain.memory.header import checked
 from retain.memory.state import State, Tensors
 from retain.outputs import OutputPicker
 from retain.parameters import Selection, fingerprint
@@ -100,7 +101,7 @@ def restored(
             name.
     """
     try:
-        memory, state = _from_header(kind, model, tensors, header, exclude)
+        memory, state = _from_header(kind, model, tensors, checked(header), exclude)
         shapes = {name: tuple(shape) for name, shape in header["fingerprint"].items()}
         custom_output = bool(header["custom_output"])
         misfits = _misfits(shapes, memory, state.terms, strict)
@@ -108,7 +109,8 @@ def restored(
     except ModelError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise refusal(f"has a damaged header: {error!r}.") from error
+        said = str(error) if type(error) is ValueError else repr(error)
+        raise refusal(f"has a damaged header: {said}.") from error
     if misfits:
         raise refusal(
             f"does not match the model; {'; '.join(misfits)}. Give the model that it was saved "
