@@ -21,13 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-<<<<<<< HEAD
-from retain.errors import FileError
-from retain.sharding import any_sharded, whole
-=======
 from retain.errors import FileError, InputError
 from retain.saying import warn
->>>>>>> 8675684 (Files carry a digest: a damaged one is refused; permissions are the user's; what killed writes left is removed; every field of a header is checked, with or without a model)
+from retain.sharding import any_sharded, whole
 
 VERSION = 2  # 1 had no digest
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
@@ -50,8 +46,9 @@ def write(
         InputError: a path that is none.
     """
     said = json.dumps({"kind": kind, "format": VERSION, "torch": torch.__version__, **header})
-    ready = _separate(tensors)
-    _write(path, ready, {MARK: said, DIGEST: _digest(said, ready)})
+    with _by_one(tensors) as ready:
+        if ready is not None:
+            _write(path, ready, {MARK: said, DIGEST: _digest(said, ready)})
 
 
 def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
@@ -61,34 +58,25 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
         FileError: the folder is missing or not writable, or the disk is full.
         InputError: a path that is none.
     """
-<<<<<<< HEAD
-    _write(path, tensors, {"format": "pt"})
+    with _by_one(tensors) as ready:
+        if ready is not None:
+            _write(path, ready, {"format": "pt"})
 
 
-def _write(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
-) -> None:
-    if any_sharded(tensors.values()):  # every rank gives its part, and one writes
-        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
-        if torch.distributed.get_rank() == 0:
-            _write(path, tensors, metadata)
-        torch.distributed.barrier()
+@contextmanager
+def _by_one(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor] | None]:
+    """The tensors, ready to be written; of sharded ones all ranks give theirs, and one gets them.
+
+    The others get None, and wait until it is done.
+    """
+    if not any_sharded(tensors.values()):
+        yield _separate(tensors)
         return
-    target = Path(path).resolve()
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    gathered = {name: whole(tensor) for name, tensor in tensors.items()}
     try:
-        save_file(_separate(tensors), beside, metadata=metadata)
-        _flush(beside)
-        os.replace(beside, target)  # noqa: PTH105  (the same, and tests can see it fail)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"Cannot write {target}: {error}. What was there is untouched.") from error
+        yield _separate(gathered) if torch.distributed.get_rank() == 0 else None
     finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-=======
-    _write(path, _separate(tensors), {"format": "pt"})
->>>>>>> 8675684 (Files carry a digest: a damaged one is refused; permissions are the user's; what killed writes left is removed; every field of a header is checked, with or without a model)
+        torch.distributed.barrier()
 
 
 def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
