@@ -16,6 +16,8 @@ from retain.rows import Rows
 
 # Not inputs: a model that is given these only computes a loss with them, and no label is ever used.
 LABEL_KEYS = frozenset({"labels", "label", "label_ids"})
+# With these, a model may give the last positions only.
+LAST_POSITIONS = frozenset({"logits_to_keep", "num_logits_to_keep", "past_key_values"})
 ACCEPTED = (
     "a tensor, a tuple or list whose first element is the input, a dict or dataclass of keyword "
     "arguments, or an object that the model takes whole"
@@ -37,6 +39,7 @@ class Batch:
         lists: lists with one item per sample.
         rows: which sample each row belongs to, where rows are no samples.
         padding: [n, T] of bools: positions that do not count, where the user says so.
+        per_position: an output [n, T] has one number for each position.
     """
 
     args: tuple[Any, ...]
@@ -49,6 +52,7 @@ class Batch:
     lists: frozenset[Path] = field(default_factory=frozenset)
     rows: Rows | None = None
     padding: Tensor | None = None
+    per_position: bool = False
 
     @classmethod
     def of(cls, raw: object, *, batch_dim: int = 0) -> Batch:
@@ -209,6 +213,20 @@ class Batch:
             return tensor.narrow(dim, start, stop - start)
         return tensor
 
+    def shortened(self, positions: int) -> Batch:
+        """The same samples without the last of so many positions."""
+
+        def cut(path: Path, part: Any) -> Any:
+            if path in self.shared or not isinstance(part, Tensor):
+                return part if path in self.shared else DESCEND
+            for dim in range(1, part.ndim):
+                if part.shape[dim] == positions and (dim == 1 or part.shape[-1] == positions):
+                    part = part.narrow(dim, 0, positions - 1)
+            return part
+
+        padding = None if self.padding is None else self.padding[:, : positions - 1]
+        return self._changed(rebuilt(self._parts(), cut), padding=padding)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`, and none that autograd could not use."""
 
@@ -227,21 +245,19 @@ class Batch:
 
     # ---- its positions ----
 
-    def kept(
-        self, positions: int, *, trailing: bool = False, encoder: bool = False
-    ) -> Tensor | None:
+    def kept(self, positions: int, *, encoder: bool = False) -> Tensor | None:
         """[n, positions] of bools: those of an output that are no padding; None if no mask says.
 
         Args:
             positions: how many the output has.
-            trailing: the output may have fewer than the mask: the last ones.
             encoder: the output is what an encoder gives, though there is a decoder.
         """
+        last_only = bool(self.kwargs.keys() & LAST_POSITIONS)
         every = [~self.padding] if self.padding is not None else self._masks(encoder)
         for mask in every:
             if mask.shape == (self.samples, positions):
                 return mask
-            if trailing and mask.shape[0] == self.samples and mask.shape[1] > positions:
+            if last_only and mask.shape[0] == self.samples and mask.shape[1] > positions:
                 return mask[:, -positions:]
         return None
 

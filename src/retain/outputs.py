@@ -66,13 +66,9 @@ def picked_from(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
     if not isinstance(picked, Tensor) or picked.ndim == 0:
         return picked
     output = picked if batch.rows is None else batch.rows.arranged(picked)
-    if output is not picked or not _has_positions(returned, picked):
+    if output is not picked or not (batch.per_position or _has_positions(returned, picked)):
         return output
-    kept = batch.kept(
-        output.shape[1],
-        trailing=_is_trailing(batch),
-        encoder=_is_of_encoder(returned, picked),
-    )
+    kept = batch.kept(output.shape[1], encoder=_is_of_encoder(returned, picked))
     if kept is None or kept.all():
         return output
     # not by multiplying: what stands at a padded position may be infinite
@@ -86,7 +82,7 @@ def counted(batch: Batch, output: Tensor) -> Tensor | None:
         rows = batch.rows.counted(output)
         if rows is not None:
             return rows
-    return batch.kept(output.shape[1], trailing=_is_trailing(batch)) if output.ndim > 2 else None
+    return batch.kept(output.shape[1]) if output.ndim > 2 else None
 
 
 def _has_positions(returned: Any, picked: Tensor) -> bool:
@@ -101,11 +97,6 @@ def _is_of_encoder(returned: Any, picked: Tensor) -> bool:
         return True
     states = getattr(returned, "encoder_hidden_states", None)
     return isinstance(states, (tuple, list)) and any(picked is state for state in states)
-
-
-def _is_trailing(batch: Batch) -> bool:
-    """Whether the model may give the last positions only."""
-    return bool(batch.kwargs.keys() & {"logits_to_keep", "num_logits_to_keep", "past_key_values"})
 
 
 def checked(picked: Any, samples: int) -> Tensor:

@@ -148,14 +148,19 @@ class Reader:
         kind = tuple((path, _rank(batch, path)) for path in counts)
         known = self._kinds.get(kind)
         if known is None:
-            if len(counts) < 2 or (batch.samples == 1 and set(counts.values()) == {1}):
+            alone = set(counts.values()) == {1} and all(bool(m.all()) for m in batch.masks())
+            if len(counts) < 2 or alone:
                 return batch
             known = trial.kind(batch)
             if known is None:
                 return batch
-            if counts[known.counter] > 1:
+            if known.sure:
                 self._kinds[kind] = known
-        return replace(batch.counted_by(known.counter), shared=known.shared)
+        batch = batch.counted_by(known.counter)
+        batch = replace(batch, shared=known.shared, per_position=known.per_position)
+        if known.unmasked is not None:
+            self._warn_of_unmasked(batch, known.unmasked)
+        return batch
 
     def _arranged(self, batch: Batch, rows: Rows, trial: Trial) -> Batch:
         """With what the rows of the output are; found out once for every kind.
@@ -174,6 +179,17 @@ class Reader:
         return replace(batch, kwargs=batch.kwargs | self._apart[kind])
 
     # ---- what may be meant otherwise ----
+
+    def _warn_of_unmasked(self, batch: Batch, shape: tuple[int, ...]) -> None:
+        if "unmasked" in self._warned or all(bool(mask.all()) for mask in batch.masks()):
+            return
+        self._warned.add("unmasked")
+        warnings.warn(
+            f"A mask excludes positions, but the output {shape} has other positions than it, all "
+            "of which count. If some of them are padding, say which with padding_mask=…, a "
+            f"function of the batch that gives bools [{shape[0]}, {shape[1]}].",
+            stacklevel=5,
+        )
 
     def _warn_of_padding(self, batch: Batch) -> None:
         if "padded" in self._warned or batch.rows is not None:

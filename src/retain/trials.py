@@ -23,10 +23,21 @@ MANY = 5  # parts that may be shared by chance, of which every choice is tried
 
 @dataclass(frozen=True)
 class Kind:
-    """What was found out about batches of one kind: what counts samples, and what all share."""
+    """What was found out about batches of one kind.
+
+    Attributes:
+        counter: what counts the samples.
+        shared: what all samples share.
+        sure: whether it was found by trying, and holds for every batch of the kind.
+        per_position: whether the output [n, T] has one number for each position.
+        unmasked: the shape of an output that has other positions than any mask.
+    """
 
     counter: Path
     shared: frozenset[Path]
+    sure: bool = False
+    per_position: bool = False
+    unmasked: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +81,18 @@ class Trial:
         Raises:
             InputError: what the output follows cannot be told.
         """
-        counts = batch.counts()
         whole, rows = self.tried(batch)
+        found = self._counting(batch, whole, rows)
+        if found is None or whole is None or whole.ndim < 2:
+            return found
+        batch = replace(batch.counted_by(found.counter), shared=found.shared)
+        if whole.ndim == 2:
+            return replace(found, per_position=self._has_one_per_position(batch, whole))
+        fits = batch.kept(whole.shape[1]) is not None or not batch.masks()
+        return replace(found, unmasked=None if fits else tuple(whole.shape))
+
+    def _counting(self, batch: Batch, whole: Tensor | None, rows: int | None) -> Kind | None:
+        counts = batch.counts()
         follow = [path for path, count in counts.items() if count == rows]
         counter = follow[0] if follow else next(iter(counts))
         batch = batch.counted_by(counter)
@@ -93,10 +114,18 @@ class Trial:
             chosen = self._shared_by_chance(read, several, whole)
             if chosen is not None:
                 left = [path for path in [reading, *several] if path not in chosen]
-                return Kind(left[0], frozenset(shared.union(chosen)))
+                return Kind(left[0], frozenset(shared.union(chosen)), sure=True)
         if shared:
             self._refuse_rows(batch, shared, whole)
         return Kind(counter, frozenset(shared))
+
+    def _has_one_per_position(self, batch: Batch, whole: Tensor) -> bool:
+        """Whether an output [n, T] as long as a mask is shorter where the inputs are shorter."""
+        positions = whole.shape[1]
+        if positions < 2 or batch.kept(positions) is None:
+            return False
+        output, _ = self.tried(batch.shortened(positions))
+        return output is not None and output.shape == (len(whole), positions - 1)
 
     def _refuse_rows(self, batch: Batch, shared: set[Path], whole: Tensor) -> None:
         """Samples that are not the same alone, though nothing in the model mixes them by mode."""

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retain.batches import Batch
 from retain.borrowed import borrowed
+from retain.local_rule.rule import LocalRule
 from retain.per_sample import devices
 
 from .cases import CASES
@@ -91,6 +92,24 @@ def test_nothing_waits_for_the_device_inside_of_a_batch():
     assert_same(sums, local_truth(model, x, ends), rtol=1e-9, atol=1e-12)
     assert operations.counts["convolution_backward"]
     assert not operations.waiting
+
+
+def test_masks_are_followed_without_waiting():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu").double()
+    x = torch.randn(3, 6, 8, dtype=torch.float64)
+    batch = {"src": x, "src_key_padding_mask": torch.arange(6) >= torch.tensor([[6], [2], [4]])}
+    rule = LocalRule(model, dict(model.named_parameters()), heads=True)
+    with borrowed(model):
+        rule(Batch.of(batch))
+        with Operations() as operations:
+            found = {name: total.clone() for name, total in rule(Batch.of(batch)).items()}
+        assert not operations.waiting
+        alone = [
+            {name: total.clone() for name, total in rule(Batch.of(x[k : k + 1, :n])).items()}
+            for k, n in enumerate((6, 2, 4))
+        ]
+    assert found.keys() == {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
+    assert_same(found, {name: sum(one[name] for one in alone) for name in found})
 
 
 def test_as_many_operations_for_many_samples_as_for_few(together):

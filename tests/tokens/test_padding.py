@@ -243,6 +243,49 @@ def test_logits_of_spans_are_per_position():
     assert_same(omega(model, [padded(some, 12)]), truth)
 
 
+class Values(nn.Module):
+    """One number for every position, as reward models and critics give."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(31, 6), nn.Linear(6, 1)
+
+    def forward(self, input_ids, attention_mask):
+        return self.out(self.embed(input_ids).tanh()).squeeze(-1)
+
+
+def test_one_number_per_position_is_told_from_pooled_features():
+    model, some = ready(Values), texts(3, LONGEST, 5)
+    truth = one_by_one(model, some, lambda text: model(text[None], None))
+    for batches in ([padded(some, 12)], [padded([text], 9) for text in some]):
+        assert_same(omega(model, batches), truth)
+
+
+class Halved(nn.Module):
+    """Half as many positions, as of speech."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(31, 6), nn.Linear(12, 3)
+
+    def forward(self, input_ids, attention_mask):
+        h = self.embed(input_ids)
+        return self.out(h.reshape(len(h), -1, 12))
+
+
+def test_positions_that_no_mask_is_of_are_spoken_of_once():
+    model, some = ready(Halved), texts(4, 8, 6)
+    batch = padded(some, 10)
+    with pytest.warns(UserWarning, match=r"\(3, 5, 3\) has other.*padding_mask=.*\[3, 5\]"):
+        omega(model, [batch])
+    half = lambda batch: batch["attention_mask"][:, ::2] == 0  # noqa: E731
+    truth = one_by_one(model, some, lambda text: model(text[None], None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(omega(model, [batch], padding_mask=half), truth)
+        omega(model, [padded(texts(4, 4), 4)])
+
+
 def warned(model, batches):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -283,6 +283,14 @@ def test_two_kinds_of_rows_of_one_length_are_told_apart_by_name():
     assert_same(said, truth)
 
 
+def test_one_number_per_row():
+    model = ready(lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)))
+    windows, owner = torch.randn(6, 4).double(), torch.tensor([0, 1, 1, 0, 2, 1])
+    samples = [windows[owner == k] for k in range(3)]
+    found = omega(model, [windows], samples_of=lambda batch: owner)
+    assert_same(found, one_by_one(model, samples, model))
+
+
 def test_functions_are_asked_for_again_after_a_file(tmp_path):
     model = ready(Windows)
     owner = torch.tensor([0, 0, 1, 1, 2, 2])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch, tensors_in
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
-from retain.local_rule.padding import unpadded
+from retain.local_rule.padding import that_exclude, unpadded
 from retain.local_rule.sums import NOTHING_YET, LocalSums, Met
 from retain.local_rule.watch import Layer, Place, Watch
 
@@ -74,7 +74,7 @@ class Passes:
     ) -> Pass:
         """A pass whose gradients are summed up in `sums`, where `masks` [n, T] are True."""
         sums.clear(samples, self._met)
-        return Pass(self, sums, masks, trusting)
+        return Pass(self, sums, that_exclude(masks), trusting)
 
     def owner(self, place: Place) -> tuple[bool, Ownership | None]:
         """Whether somebody looked for the samples of this layer, and what was found."""

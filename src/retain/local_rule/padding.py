@@ -8,11 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from retain.errors import InputError
 from retain.local_rule.ownership import Ownership, row_dims
 from retain.local_rule.watch import Layer
+from retain.per_sample import devices
 
 # What a decoder reads of its encoder: these projections have the encoder's positions.
 CROSSING = ("encoder_attn", "encdecattention", "crossattention", "cross_attn")
+
+
+def that_exclude(masks: Sequence[Tensor]) -> list[Tensor]:
+    """Those that exclude anything, as far as that is known without waiting for the device."""
+    return [m for m in masks if devices.at_once(m.device) is not None or not bool(m.all())]
 
 
 def unpadded(layer: Layer, owner: Ownership, samples: int, masks: Sequence[Tensor]) -> Layer:
@@ -24,24 +31,28 @@ def unpadded(layer: Layer, owner: Ownership, samples: int, masks: Sequence[Tenso
         samples: how many there are.
         masks: [n, T] of bools for every sequence, the decoder's last: True where it counts. A layer
             with as many positions as one of them has goes by it; others are left as they are.
+
+    Raises:
+        InputError: it may go by either of two masks, and its name does not tell.
     """
-    convolving = layer.call.convolving is not None
-    dims = row_dims(layer.inputs, convolving)
-    for mask in _in_turn(layer, masks):
-        if convolving:
+    rows = tuple(layer.inputs.shape[: row_dims(layer.inputs, layer.call.convolving is not None)])
+    fitting = []
+    for mask in masks:
+        if layer.call.convolving is not None:
             kept = _along_the_last(layer.output, mask, samples)
-            where = None
         else:
-            kept = where = _along_rows(tuple(layer.inputs.shape[:dims]), owner, samples, mask)
-        if kept is None:
-            continue
-        if kept.all():
-            return layer
-        wide = torch.float64 if layer.call.weight.dtype == torch.float64 else torch.float32
-        half_slope = layer.half_slope(wide).masked_fill(~kept, 0.0)
-        inputs = layer.inputs if where is None else layer.inputs.masked_fill(~where, 0.0)
-        return replace(layer, inputs=inputs, output=half_slope, written=half_slope)
-    return layer
+            kept = _along_rows(rows, owner, samples, mask)
+        if kept is not None:
+            fitting.append(kept)
+    if not fitting:
+        return layer
+    kept = _the_layers_own(layer, fitting)
+    wide = torch.float64 if layer.call.weight.dtype == torch.float64 else torch.float32
+    half_slope = layer.half_slope(wide).masked_fill(~kept, 0.0)
+    inputs = layer.inputs
+    if layer.call.convolving is None:
+        inputs = inputs.masked_fill(~kept, 0.0)
+    return replace(layer, inputs=inputs, output=half_slope, written=half_slope)
 
 
 def _along_rows(
@@ -70,11 +81,21 @@ def _along_the_last(output: Tensor, mask: Tensor, samples: int) -> Tensor | None
     return mask[:, None] if fits and len(mask) == samples else None
 
 
-def _in_turn(layer: Layer, masks: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The masks, the one first that the layer's name speaks for: two may have as many positions."""
+def _the_layers_own(layer: Layer, fitting: Sequence[Tensor]) -> Tensor:
+    """The mask of the sequence that the layer works on; its name tells which, where two fit."""
+    first, last = fitting[0], fitting[-1]
     name = layer.names[0].lower()
-    reads_encoder = any(word in name for word in CROSSING) and not _is_query(name)
-    return masks[::-1] if "decoder" in name and not reads_encoder else masks
+    if len(fitting) == 1 or torch.equal(first, last):
+        return first
+    if "decoder" in name:
+        reads_encoder = any(word in name for word in CROSSING) and not _is_query(name)
+        return first if reads_encoder else last
+    if "encoder" in name:
+        return first
+    raise InputError(
+        f"Two sequences of this batch are equally long, and have different masks: the local rule "
+        f"cannot tell to which of them the positions of {layer.names[0]} belong. Pad one further."
+    )
 
 
 def _is_query(name: str) -> bool:

@@ -28,8 +28,9 @@ class LocalRule:
       where a non-linearity is written out in several functions, and where a hook reads the output.
 
     Then gₖ = Σ_positions 2 y_l σ′(z) s ⊗ y with z what σ is applied to, which after ReLU is
-    2 y_l ⊗ y: Hebb's rule. The sum is over positions, and over several uses of a weight, inside a
-    sample; |·| follows, then the sum over samples. A bias gets Σ_positions 2 y_l σ′(z) s.
+    2 y_l ⊗ y: Hebb's rule. The sum is over positions, but for those that a mask excludes, and over
+    several uses of a weight, inside a sample; |·| follows, then the sum over samples. A bias gets
+    Σ_positions 2 y_l σ′(z) s.
 
     **Left out**, absent from the sums: parameters of anything else (norms, embeddings, recurrent
     cells, the packed projections of `nn.MultiheadAttention`, reparametrised weights), and heads:
@@ -127,11 +128,14 @@ class LocalRule:
                 "this batch was counted."
             )
 
-    def listener(self, commit: Commit, turns: Turns | None = None) -> Listener:
+    def listener(
+        self, commit: Commit, turns: Turns | None = None, *, padding_mask: str | None = None
+    ) -> Listener:
         """What observes the user's own calls of the model while it serves: see `Listener`.
 
         For each sampled call `commit(sums, samples)` is called once and must copy or add the sums.
         """
         return Listener(
-            self.served, self.model, self._passes, commit, turns=turns, batch_dim=self.batch_dim
-        )
+            self.served, self.model, self._passes, commit,
+            turns=turns, batch_dim=self.batch_dim, padding_mask=padding_mask,
+        )  # fmt: skip

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from retain.errors import InputError, StateError
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.observation import Observation
 from retain.local_rule.served_call import listen, listen_no_more
+from retain.owners import padding_said
 
 Commit = Callable[[dict[str, Tensor], int], None]
 
@@ -81,12 +83,24 @@ class Listener:
         *,
         turns: Turns | None = None,
         batch_dim: int = 0,
+        padding_mask: str | None = None,
     ) -> None:
-        """`served` is called by the user; `model` is in it, if it is compiled or distributed."""
+        """What is listened to, and who is told.
+
+        Args:
+            served: the module that the user calls.
+            model: the module in it, if that is compiled or distributed.
+            passes: what is known of its layers.
+            commit: takes the sums of an observed call, and its number of samples.
+            turns: whose turn it is; from the beginning by default.
+            batch_dim: the dimension of the inputs that counts samples.
+            padding_mask: the name of an input that is True where there is padding.
+        """
         self.served = served
         self.model = model
         self.passes = passes
         self.batch_dim = batch_dim
+        self.padding_mask = padding_mask
         self.turns = Turns() if turns is None else turns
         self._commit = commit
         self._lock = threading.Lock()
@@ -123,6 +137,9 @@ class Listener:
             return None
         try:
             batch = served_batch(args, kwargs, self.model, batch_dim=self.batch_dim)
+            if self.padding_mask is not None:
+                named = {str(path[-1]): tensor for path, tensor in batch.inputs().items()}
+                batch = replace(batch, padding=padding_said(self.padding_mask, kwargs, named))
             observation = Observation(
                 self.passes, self.model, batch, self.note, first=not self._settled
             )

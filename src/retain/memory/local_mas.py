@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self, override
 
+from retain.errors import InputError
 from retain.importance import Importance
 from retain.local_rule.rule import LocalRule
 from retain.local_rule.serving import Listener, Turns
@@ -87,7 +88,9 @@ class LocalMAS(ReadsBatches, Memory):
         the last block is left.
 
         Raises:
-            InputError: `every` is not a positive whole number.
+            InputError: `every` is not a positive whole number; or rows are no samples
+                (`samples_of`), or padding is known to a function only: a call shows its arguments
+                alone.
             StateError: another block is open with another `every`.
             ModelError: the model changed since the first sample; call `consolidate()` before that.
         """
@@ -101,14 +104,26 @@ class LocalMAS(ReadsBatches, Memory):
 
     def _listener_for_all(self) -> Listener:
         """The one listener of this memory: all blocks that are open at a time share it."""
+        padding = self.padding_mask
+        if self.samples_of is not None or not (padding is None or isinstance(padding, str)):
+            given = "padding_mask" if self.samples_of is None else "samples_of"
+            raise InputError(
+                f"A call that is observed shows the model's arguments alone, and {given} cannot be "
+                "asked of them. Use observe(data), or a padding_mask that is the name of an input."
+            )
         parameters = self.selection.trainable(self.model)
         if self._state.running is not None:
             self._state.running.refuse_changed(parameters)
         if self._listener is None or not self._listener.open:
             rule = cast(LocalRule, self._estimator(parameters))
-            if self._listener is None or self._rule is not rule:
+            if (
+                self._listener is None
+                or self._rule is not rule
+                or self._listener.padding_mask != padding
+            ):
                 commit = partial(self._inbox.put, rule.routes)
-                self._rule, self._listener = rule, rule.listener(commit, self._turns)
+                self._listener = rule.listener(commit, self._turns, padding_mask=padding)
+                self._rule = rule
         return self._listener
 
     # ---- beside calls that are observed in other threads ----
