@@ -25,6 +25,7 @@ For a network of your own, change `minilm`.
 from __future__ import annotations
 
 import argparse
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
@@ -109,9 +110,13 @@ class Observer:
         self._writer.join()
 
     def _write_now_and_then(self) -> None:
-        while not self._stopping.wait(self.interval):
-            self.memory.save(self.path)
-        self.memory.save(self.path)
+        stopping = False
+        while not stopping:
+            stopping = self._stopping.wait(self.interval)
+            try:
+                self.memory.save(self.path)
+            except retain.RetainError as error:  # a full disk: what is there stays as it is
+                print(error, file=sys.stderr, flush=True)
 
 
 def application(answer: Answer, observer: Observer | None) -> FastAPI:

