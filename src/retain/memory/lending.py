@@ -14,8 +14,13 @@ from torch.optim import Optimizer
 
 class _Lent(NamedTuple):
     to: nn.Parameter
-    ours: Tensor
+    ours: tuple[Tensor, ...]  # of every attachment, the last of which stands in p.grad
     theirs: Tensor | None
+
+    @property
+    def stands(self) -> bool:
+        """Whether one of ours is there, and not what somebody else has put there since."""
+        return any(self.to.grad is one for one in self.ours)
 
 
 class Ledger:
@@ -34,19 +39,21 @@ class Ledger:
     def own(self, p: nn.Parameter) -> Tensor | None:
         """The gradient that the user's loss gave `p`, without any penalty of an attachment."""
         lent = self.lent.get(id(p))
-        return lent.theirs if lent is not None and p.grad is lent.ours else p.grad
+        return lent.theirs if lent is not None and lent.stands else p.grad
 
     def lend(self, lender: int, p: nn.Parameter, gradient: Tensor) -> None:
         """Let `gradient` stand in for the one of `p`."""
         self.lenders.add(lender)
+        before = self.lent.get(id(p))
+        ours = before.ours if before is not None and before.stands else ()
         # In this order: whatever interrupts, what stands in p.grad is in the ledger.
-        self.lent[id(p)] = _Lent(p, gradient, self.own(p))
+        self.lent[id(p)] = _Lent(p, (*ours, gradient), self.own(p))
         p.grad = gradient
 
     def give_back(self) -> None:
         """Every parameter has the user's own gradient again; may be broken off and called again."""
         for lent in self.lent.values():
-            if lent.to.grad is lent.ours:
+            if lent.stands:
                 lent.to.grad = lent.theirs
         self.lent.clear()
         self.lenders.clear()
