@@ -8,6 +8,11 @@ memory.attach(optimizer)              # every step is protected from here on
 
 from __future__ import annotations
 
+from retain.starting import is_command, quiet_interrupt
+
+if is_command():
+    quiet_interrupt()
+
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any

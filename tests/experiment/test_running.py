@@ -281,6 +281,8 @@ def test_what_a_killed_run_was_writing_is_swept_away(tmp_path):
     left = [tmp_path / ".results.json.abc.tmp", tmp_path / "checkpoints" / ".tmpAbC"]
     for path in left:
         path.write_bytes(b"half")
+    left.append(tmp_path / "checkpoints" / ".mas.safetensors.tmp")
+    left[-1].mkdir()
     run(config, out=tmp_path, resume=True, progress=False)
     assert not any(path.exists() for path in left)
     assert (tmp_path / "results.json").exists()
@@ -311,13 +313,40 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def written_again(path, tensors, record):
+    files.write(path, "checkpoint", tensors, {"run": record})
+
+
 def of_another_network(path):
     tensors, header = files.read(path, "checkpoint")
     tensors["network.backbone.1.weight"] = torch.zeros(2, 3)
-    files.write(path, "checkpoint", tensors, {"run": header["run"]})
+    written_again(path, tensors, header["run"])
 
 
-@pytest.mark.parametrize("damage", [cut_off, of_another_network, lambda p: p.write_bytes(b"")])
+def with_a_nan(path):
+    tensors, header = files.read(path, "checkpoint")
+    next(t for name, t in tensors.items() if name.startswith("network.")).view(-1)[0] = torch.nan
+    written_again(path, tensors, header["run"])
+
+
+def of_another_job(path):
+    tensors, header = files.read(path, "checkpoint")
+    written_again(path, tensors, header["run"].replace('"seed": 0', '"seed": 1'))
+
+
+def with_another_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [
+    cut_off, of_another_network, with_a_nan, of_another_job, with_another_bit,
+    lambda path: path.write_bytes(b""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch, damage):
     damage(stopped(tmp_path, monkeypatch))
     said = []
@@ -330,7 +359,9 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch,
     assert accuracies(resumed) == accuracies(run(tiny(), progress=False))
     (line,) = [line for line in said if "checkpoint" in line]
     assert line.startswith("mas-1.0-adaptive-train-seed0: begun anew, since its checkpoint cannot")
-    assert not list((tmp_path / "checkpoints").glob("*"))
+    (aside,) = (tmp_path / "checkpoints").iterdir()
+    assert aside.suffix == ".damaged"
+    assert str(aside) in line
 
 
 def test_a_damaged_file_of_results_says_what_to_do(tmp_path):

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130  # what a shell expects after Ctrl-C
+from retain.starting import INTERRUPTED, loud_interrupt, quiet_interrupt
+
 NOT_INSTALLED = 2
 
 
 def main() -> None:
     """Run the command line; without the extra `study`, say how to install it."""
-    before = signal.signal(signal.SIGINT, _before_anything_began)
+    quiet_interrupt()
     try:
         from retain.cli.app import app
     except ImportError as error:
         _tell_what_is_missing(error)
-    signal.signal(signal.SIGINT, before)
     for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown, not an error
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="retain")
-
-
-def _before_anything_began(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Ctrl-C while modules are imported, which would swallow it or come back as any error."""
-    os.write(2, b"Interrupted.\n")
-    os._exit(INTERRUPTED)
+    loud_interrupt()
+    try:
+        app(prog_name="retain")
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def _tell_what_is_missing(error: ImportError) -> NoReturn:

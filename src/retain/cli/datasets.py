@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from retain.cli.options import names
+from retain.cli.options import path, several
 from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError, RetainError
 from retain.tasks.paper import PAPER_SETS, Counts, Inspection, download_set, inspect_data
@@ -29,7 +29,12 @@ BAD = ("broken", "missing")
 def datasets(
     *,
     data: Annotated[
-        Path | None, typer.Option(help="The folder that holds, or shall hold, the data sets.")
+        Path | None,
+        typer.Option(
+            help="The folder that holds, or shall hold, the data sets.",
+            parser=path,
+            metavar="PATH",
+        ),
     ] = None,
     sets: Annotated[str | None, typer.Option(help="Only these, such as flowers,svhn.")] = None,
     images: Annotated[
@@ -48,7 +53,7 @@ def datasets(
 
     retain datasets --data DATASETS --sets flowers,svhn --download
     """
-    chosen = names(sets or "") or tuple(PAPER_SETS)
+    chosen = tuple(PAPER_SETS) if sets is None else several(sets, "--sets")
     for name in chosen:
         paper_set(name)
     if data is None:

@@ -12,7 +12,7 @@ from retain.cli.options import out_option
 from retain.cli.run import show
 from retain.cli.speaking import out, plainly
 from retain.experiment import Config, Results, run
-from retain.experiment.folder import CHECKPOINTS
+from retain.experiment.folder import CHECKPOINTS, made
 from retain.experiment.results import FILE
 from retain.methods import PAPER
 
@@ -74,5 +74,6 @@ def demo(
 def _make_way(folder: Path) -> None:
     """An earlier demonstration may be replaced; any other run stays, and is refused later."""
     if (folder / FILE).is_file() and Results.read(folder).config.title == TITLE:
-        (folder / FILE).unlink()
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        with made(folder):
+            (folder / FILE).unlink()
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

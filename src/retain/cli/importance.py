@@ -11,15 +11,17 @@ import typer
 from torch import nn
 
 from retain import MAS, LocalMAS
+from retain.cli.options import out_option, path
 from retain.cli.speaking import out, plainly
 from retain.errors import ConfigError, FileError
-from retain.experiment.machine import chosen_device
-from retain.models.from_file import model_from_file
+from retain.experiment.machine import chosen_device, refuse_too_large
+from retain.models.from_file import is_code, model_from_file
 from retain.models.named import named_model
 from retain.models.weights import load_weights
 from retain.tasks import ImageExamples
 from retain.tasks.crops import PAPER_SIZE, Crops
 from retain.tasks.images import ImageFile, PixelsOfFiles
+from retain.tasks.options import LARGEST
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 EXAMPLES = """
@@ -38,18 +40,30 @@ def importance(
     model: Annotated[
         str, typer.Argument(help="path/to/file.py:function, or a torchvision or timm name.")
     ],
-    data: Annotated[Path, typer.Option(help="Folder of images, searched through; no labels.")],
-    file: Annotated[Path, typer.Option("--out", help="The file to write, .safetensors.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of images, searched through; no labels.", parser=path, metavar="PATH"
+        ),
+    ],
+    file: Annotated[Path, out_option("The file to write, .safetensors.")],
     weights: Annotated[
         str | None, typer.Option(help="File of trained weights, or default for the library's own.")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the square in the middle.")] = PAPER_SIZE,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 32,
-    max_samples: Annotated[int | None, typer.Option(help="Stop after so many images.")] = None,
+    image_size: Annotated[
+        int, typer.Option(help="Side of the square in the middle.", min=1, max=LARGEST)
+    ] = PAPER_SIZE,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1, max=LARGEST)] = 32,
+    max_samples: Annotated[
+        int | None, typer.Option(help="Stop after so many images.", min=1, max=LARGEST)
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="l-MAS: by forward passes only.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
 ) -> None:
     """Compute how much each weight of a model matters on a folder of images, without labels."""
+    refuse_too_large(image_size, batch_size)
+    if weights is not None and not weights.strip():
+        raise ConfigError("--weights is empty; give a file, or default.")
     _refuse_unwritable(file)
     place = chosen_device(device)
     examples = _images(data, image_size)
@@ -79,7 +93,7 @@ def _refuse_unwritable(file: Path) -> None:
 
 def _model(spec: str, weights: str | None) -> nn.Module:
     default = weights == "default"
-    if ".py:" in spec:
+    if is_code(spec):
         if default:
             raise ConfigError(f"There are no default weights of {spec}; give a file.")
         network = model_from_file(spec)

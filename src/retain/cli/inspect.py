@@ -7,15 +7,26 @@ from typing import Annotated
 
 import typer
 
+from retain.cli.options import path
 from retain.cli.speaking import out, plainly
 from retain.memory.loading import read_importance
 
 
 @plainly
 def inspect(
-    file: Annotated[Path, typer.Argument(help="What `retain importance` or `.save(…)` wrote.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="What `retain importance` or `.save(…)` wrote.", parser=path, metavar="FILE"
+        ),
+    ],
     plot: Annotated[
-        Path | None, typer.Option(help="Draw Ω by layer into this picture (.png, .svg, .pdf).")
+        Path | None,
+        typer.Option(
+            help="Draw Ω by layer into this picture (.png, .svg, .pdf).",
+            parser=path,
+            metavar="PATH",
+        ),
     ] = None,
 ) -> None:
     """Look at Ω in a file: for each layer its mean, its share, its largest, how it was obtained.

@@ -22,16 +22,23 @@ Command = Callable[..., None]
 NOTHING = (None, (), "", False)  # defaults that need not be told
 
 
-def folder(given: str) -> Path:
+def path(given: str) -> Path:
     """A path that is not empty: nothing is not the current folder."""
     if not given.strip():
         raise typer.BadParameter("it is empty; give a path, such as . for the current folder.")
-    return Path(given)
+    if "\0" in given:
+        raise typer.BadParameter("it has a zero byte, which no path has.")
+    found = Path(given)
+    try:
+        found.exists()
+    except OSError as error:
+        raise typer.BadParameter(f"no such path is possible: {error.strerror}.") from None
+    return found
 
 
 def out_option(help_: str) -> Any:
     """`--out`, which every command has that writes."""
-    return typer.Option("--out", help=help_, parser=folder, metavar="PATH")
+    return typer.Option("--out", help=help_, parser=path, metavar="PATH")
 
 
 def flag_of(name: str, field: Any) -> str | None:
@@ -281,5 +288,5 @@ if __name__ == "__main__":
 
     from retain.experiment.config import FIELDS, Config
 
-    path = Path(sys.argv[1])
-    path.write_text(with_table(path.read_text(encoding="utf-8"), Config, FIELDS), encoding="utf-8")
+    page = Path(sys.argv[1])
+    page.write_text(with_table(page.read_text(encoding="utf-8"), Config, FIELDS), encoding="utf-8")

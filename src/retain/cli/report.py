@@ -9,12 +9,18 @@ import typer
 
 from retain import report as reporting
 from retain import studies
+from retain.cli.options import path
 from retain.cli.speaking import out, plainly
 
 
 @plainly
 def report(
-    folder: Annotated[Path, typer.Argument(help="What `retain run` or `retain study` wrote to.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="What `retain run` or `retain study` wrote to.", parser=path, metavar="FOLDER"
+        ),
+    ],
 ) -> None:
     """Make report.html and its pictures again from results.json.
 
@@ -22,9 +28,9 @@ def report(
 
     retain report out
     """
-    if studies.is_study(folder):
-        studies.gather(folder)
-    written = reporting.write(folder)
-    out.print(reporting.table(folder))
-    for path in written:
-        out.print(str(path), soft_wrap=True)
+    results = studies.gather(folder) if studies.is_study(folder) else folder
+    place = folder if folder.is_dir() else folder.parent
+    written = reporting.write(results, place)
+    out.print(reporting.table(results))
+    for one in written:
+        out.print(str(one), soft_wrap=True)

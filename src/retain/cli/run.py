@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +17,12 @@ from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
+from retain.experiment.checks import visible
 from retain.experiment.config import FIELDS
 from retain.experiment.folder import previous
 from retain.experiment.results import FILE, Content
+from retain.experiment.run import described
+from retain.models.from_file import is_code
 
 EXAMPLES = """
 
@@ -55,10 +60,59 @@ run.__doc__ = (run.__doc__ or "") + EXAMPLES
 
 def _config(before: Config | None, asked: dict[str, Any]) -> Config:
     if before is not None:
+        confirm_code([before.model], asked.get("model"))
         return dataclasses.replace(before, **asked)
     if "tasks" not in asked:
         raise ConfigError("Which tasks? Give --tasks, such as --tasks digits.")
     return Config(**asked)
+
+
+def confirm_code(models: Iterable[str], named: str | None) -> None:
+    """What a folder says is data: a file of Python that it names runs only if its user says so.
+
+    Args:
+        models: that the folder names.
+        named: the model that the command line names.
+
+    Raises:
+        ConfigError: it is not named there, and nobody can be asked, or says no.
+    """
+    for spec in dict.fromkeys(models):
+        if not is_code(spec) or spec == named:
+            continue
+        path = Path(spec.rpartition(":")[0]).expanduser().resolve()
+        question = f"The folder names the code file {path} for its model. Run it?"
+        if not (sys.stdin.isatty() and typer.confirm(visible(question), err=True)):
+            raise ConfigError(
+                f"The folder names the code file {path} for its model, and no code is run because "
+                f"a folder says so. If it is yours, name it as well: --model {shlex.quote(spec)}"
+            )
+
+
+def show(results: Results | Content, folder: Path, *, sentence: bool = False) -> None:
+    """Print the table, write the report, and say where it is; a failed run is an exit code of 1.
+
+    A page that fails costs none of the results: they are written, and it is said what happened.
+    """
+    page: Path | str = "not made"
+    runs = results.runs
+    try:
+        out.print(report.table(results))
+        if sentence:
+            out.print(report.summary(results), soft_wrap=True)
+        page = written_page(results, folder)
+    except Exception as error:
+        err.print(
+            f"The report could not be made: {described(error)} The results are complete; when it "
+            f"can be: retain report {shlex.quote(str(folder))}",
+            soft_wrap=True,
+        )
+    out.print(f"Results: {folder / FILE}\nReport:  {page}", soft_wrap=True)
+    failed = [run for run in runs if run.status == "failed"]
+    for record in failed:
+        err.print(f"{record.method}, seed {record.seed} failed: {record.error}", soft_wrap=True)
+    if failed or isinstance(page, str):
+        raise typer.Exit(1)
 
 
 def written_page(results: Results | Content, folder: Path) -> Path:
@@ -71,15 +125,3 @@ def written_page(results: Results | Content, folder: Path) -> Path:
             f"make it with: retain report {shlex.quote(str(folder))}"
         ) from None
     return next(path for path in written if path.suffix == ".html")
-
-
-def show(results: Results, folder: Path) -> None:
-    """Print the table, write the report, and say where it is; a failed run is an exit code of 1."""
-    page = written_page(results, folder)
-    out.print(report.table(results))
-    out.print(f"Results: {folder / FILE}\nReport:  {page}", soft_wrap=True)
-    failed = [run for run in results.runs if run.status == "failed"]
-    for record in failed:
-        err.print(f"{record.method}, seed {record.seed} failed: {record.error}")
-    if failed:
-        raise typer.Exit(1)

@@ -12,16 +12,30 @@ import typer
 from rich.console import Console
 
 from retain.errors import RetainError
+from retain.experiment.checks import visible
+from retain.starting import INTERRUPTED
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # what a shell expects after Ctrl-C
+LONGEST = 200  # characters of a path
 
-# What is printed is text: nothing in a name is taken for markup or an emoji.
-out = Console(highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+class Plain(Console):
+    """A console on which text is text: no markup, no emoji, and no commands to the terminal."""
+
+    def __init__(self, **where: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **where)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print, with control characters made visible."""
+        said = (visible(one) if isinstance(one, str) else one for one in objects)
+        super().print(*said, **how)
+
+
+out = Plain()
+err = Plain(stderr=True)
 
 
 def plainly(command: Callable[P, R]) -> Callable[P, R]:
@@ -36,14 +50,24 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             with _warnings_in_words():
                 return command(*args, **kwargs)
         except RetainError as error:
-            err.print("Error: ", end="", style="bold red")
-            err.print(str(error), soft_wrap=True)
+            _say_error(str(error))
+            raise typer.Exit(BAD_INPUT) from None
+        except OSError as error:  # of a file that was named; the system says which, and why
+            _say_error(f"{str(error.filename)[:LONGEST]}: {error.strerror or error}.")
+            raise typer.Exit(BAD_INPUT) from None
+        except SystemExit as end:  # somebody else's code, such as a model file
+            _say_error(f"Something ended the command from within (exit code {end.code}).")
             raise typer.Exit(BAD_INPUT) from None
         except KeyboardInterrupt as stop:
             err.print(str(stop) or "Interrupted.", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return told
+
+
+def _say_error(text: str) -> None:
+    err.print("Error: ", end="", style="bold red")
+    err.print(text, soft_wrap=True)
 
 
 @contextmanager

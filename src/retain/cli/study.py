@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from retain import report, studies
-from retain.cli.options import described_by, given, out_option
-from retain.cli.run import written_page
-from retain.cli.speaking import err, out, plainly
+from retain import studies
+from retain.cli.options import described_by, fields_of, flag_of, given, out_option
+from retain.cli.run import confirm_code, show
+from retain.cli.speaking import err, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config
-from retain.experiment.results import FILE
+from retain.experiment.checks import unknown
 from retain.methods import METHODS
 from retain.studies.folder import recorded
 from retain.studies.study import SETTINGS, Asked
@@ -40,6 +40,13 @@ SAID = {
     "forms": "of quadratic penalties: gradient (the paper's), proximal, adaptive",
 }
 
+# Options that say nothing without --data; a code file has to be named to be run.
+ALONE = {
+    name: flag_of(name, field)
+    for name, field in {**fields_of(Config), **fields_of(Asked)}.items()
+    if name not in ("data", "model", "workers")
+}
+
 
 @plainly
 @described_by(Config, SETTINGS, defaults=False, said=SAID)
@@ -61,8 +68,8 @@ def study(
     about_runs = {field: written.pop(field) for field in SETTINGS}
     asked = given(Asked, written, METHODS) | given(Config, about_runs, METHODS)
     planned = _planned(name, asked, folder if resume else None)
-    carried = studies.carry_out(planned, folder, resume=resume)
-    _show(folder, carried)
+    studies.carry_out(planned, folder, resume=resume)
+    show(studies.gather(folder), folder, sentence=True)
 
 
 study.__doc__ = (study.__doc__ or "") + EXAMPLES
@@ -81,25 +88,24 @@ def _planned(name: str, asked: dict[str, Any], resumed: Path | None) -> studies.
             "see the study work on a stand-in."
         )
     if name not in studies.STUDIES:
-        raise ConfigError(f"Unknown study {name!r}. Known: {', '.join(studies.STUDIES)}.")
-    begun = recorded(resumed).name
-    if begun != name:
+        raise ConfigError(unknown("study", name, studies.STUDIES))
+    begun = recorded(resumed)
+    if begun.name != name:
         raise ConfigError(
-            f"{resumed} holds the study {begun}, not {name}. Go on with it: "
-            f"retain study {begun} --resume --out {resumed}"
+            f"{resumed} holds the study {begun.name}, not {name}. Go on with it: "
+            f"retain study {begun.name} --resume --out {resumed}"
+        )
+    others = [flag for field in asked if (flag := ALONE.get(field))]
+    if others:
+        raise ConfigError(
+            f"{', '.join(others)} would be left out of account: with --resume give --data and all "
+            "options again, to see whether they are those of the study, or leave all of them out."
+        )
+    models = {part.config.model for part in begun.parts}
+    confirm_code(models, asked.get("model"))
+    if "model" in asked and models != {asked["model"]}:
+        raise ConfigError(
+            f"The study in {resumed} was started with the model {', '.join(sorted(models))}, not "
+            f"{asked['model']}."
         )
     return None
-
-
-def _show(folder: Path, study: studies.Study) -> None:
-    """Print the table and the sentence, write the report, and say where it is."""
-    content = studies.gather(folder)
-    page = written_page(content, folder)
-    out.print(report.table(content))
-    out.print(report.summary(content), soft_wrap=True)
-    out.print(f"Results: {folder / FILE}\nReport:  {page}", soft_wrap=True)
-    failed = [run for run in content.runs if run.status == "failed"]
-    for run in failed:
-        err.print(f"{run.method}, seed {run.seed} failed: {run.error}", soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)

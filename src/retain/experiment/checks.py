@@ -25,7 +25,6 @@ EXPECTED = "expected"  # the type of errors whose message is what would have bee
 
 PHRASES = {
     "string_type": "a word",
-    "string_too_short": "a word that is not empty",
     "int_type": "a whole number",
     "float_type": "a number",
     "finite_number": "a finite number",
@@ -40,6 +39,8 @@ PHRASES = {
 }
 
 
+# What a terminal obeys (but tabs and new lines), what turns text around, what is not UTF-8.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MAPPINGS = ("dict_type", "mapping_type")
 
 
@@ -57,8 +58,12 @@ def _fraction(value: float) -> float:
     return value if 0 <= value <= 1 else wrong("a fraction from 0 to 1, not percent")
 
 
+def _word(value: str) -> str:  # not `min_length`, which takes no name that is not UTF-8
+    return value if value else wrong("a word that is not empty")
+
+
 Several = BeforeValidator(several)
-Word = Annotated[str, Field(min_length=1)]
+Word = Annotated[str, AfterValidator(_word)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 Whole = Annotated[int, Field(ge=0)]
 
@@ -70,6 +75,11 @@ def shown(value: Any) -> str:
     except Exception:  # digits beyond Python's limit, or an object that cannot be written
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: control characters, which it would obey, as Python writes them."""
+    return CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def expected(error: ErrorDetails) -> str:

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from retain.errors import ConfigError
-from retain.experiment.checks import STRICT, Several, checked, several, shown, unknown, wrong
+from retain.experiment.checks import STRICT, Several, Word, checked, several, shown, unknown, wrong
 from retain.methods import METHODS, Form, ImportanceData, options_of
 from retain.tasks.options import LARGEST, LARGEST_SEED, TaskChoices, option
 
@@ -67,18 +67,16 @@ class Config(TaskChoices):
     """
 
     tasks: Annotated[
-        str,
+        Word,
         Field(
-            min_length=1,
             description="which tasks: digits, permuted-digits, fashion-mnist=ROOT, mnist=ROOT, "
             "paper=ROOT, or folders:NAME=PATH,NAME=PATH (each with train/ and test/ of class "
             "folders)",
         ),
     ]
-    model: str = option(
+    model: Word = option(
         "mlp",
         "which network: mlp, cnn, a torchvision or timm name, or path/to/file.py:function",
-        min_length=1,
     )
     methods: Annotated[tuple[str, ...], Several] = option(
         ("finetune", "mas"), f"in the order in which they run: {', '.join(METHODS)}",
@@ -133,16 +131,14 @@ class Config(TaskChoices):
         "train and evaluate in mixed precision: float16 with scaled gradients on CUDA, else "
         "bfloat16; weights, updates and Ω stay in float32",
     )
-    device: str = option(
+    device: Word = option(
         "auto",
         "where to compute: auto (an accelerator if there is one), cpu, cuda, mps",
-        min_length=1,
     )
-    weights: str | None = option(
+    weights: Word | None = option(
         None,
         "pre-trained weights: a file (safetensors, or a torch file of weights alone), or default "
         "for the library's own",
-        min_length=1,
     )
     title: str = option("", "what the report calls the run")
     quick: bool = option(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
-from retain.errors import FileError
+from retain.errors import ConfigError, FileError
 
 
 def json_bytes(content: Any) -> bytes:
@@ -60,3 +63,118 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+# ---- one writer at a time ----
+
+LOCK = ".lock"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+class OccupiedError(ConfigError):
+    """Another run is writing to the folder."""
+
+
+class Owner(NamedTuple):
+    """Who writes to a folder: a process on a host, and since when (seconds since 1970)."""
+
+    process: int
+    host: str
+    since: float
+
+    @classmethod
+    def of_this_process(cls) -> Owner:
+        """The process that asks."""
+        return cls(os.getpid(), socket.gethostname(), time.time())
+
+    @classmethod
+    def read(cls, text: str) -> Owner | None:
+        """The owner that a lock file names; None where it names none."""
+        try:
+            process, host, since = json.loads(text)
+            return cls(int(process), str(host), float(since))
+        except (ValueError, TypeError, RecursionError, OverflowError):
+            return None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known that the process has ended; of another host that is not known."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.process, 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def __str__(self) -> str:
+        seconds = max(time.time() - self.since, 0)
+        age = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+        return f"process {self.process} on {self.host}, for {age}"
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Within it no other process, and no other thread, may own the folder.
+
+    The lock is the operating system's, on a file that names the owner, so one that was killed
+    leaves nothing behind; where the file system has no locks, the process named there counts.
+
+    Raises:
+        OccupiedError: another run owns it; the message says which, and for how long.
+        OSError: no lock file can be made there.
+    """
+    path = folder / LOCK
+    descriptor = _locked(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(Owner.of_this_process()).encode(), 0)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            owner = Owner.read(os.pread(descriptor, 1000, 0).decode("utf-8", "replace"))
+            # A child of a killed run may hold its lock for a while; the run itself is gone.
+            if not _taken(descriptor, owner) and (owner is None or not owner.is_gone):
+                raise OccupiedError(
+                    f"Another run is writing to {path.parent} ({owner or 'of unknown age'}). "
+                    "Wait until it is done, or choose another folder with --out. If it is "
+                    f"gone for good, remove {path}."
+                )
+            if _is_there(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its owner took it away meanwhile
+
+
+def _taken(descriptor: int, owner: Owner | None) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in UNSUPPORTED:
+            raise
+        return owner is None or owner.is_gone
+    return True
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116
+    except FileNotFoundError:
+        return False

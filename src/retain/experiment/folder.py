@@ -6,40 +6,75 @@ import contextlib
 import secrets
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from retain.errors import ConfigError
 from retain.experiment.config import Config
-from retain.experiment.disk import write_atomically
+from retain.experiment.disk import owned, write_atomically
 from retain.experiment.results import FILE, Results
 
 CHECKPOINTS = "checkpoints"
+STUDY = "study.json"  # of a study, which has more than one run
 
 
 def how_to_go_on(command: str, folder: Path) -> str:
     """What to tell whoever stopped `retain command`, such as "run", or was stopped."""
+    if not any((folder / name).is_file() for name in (FILE, STUDY)):
+        return (
+            f"{folder} does not hold what was finished any more; was it moved or removed? Give "
+            "the same command again, without --resume."
+        )
     return (
         f"What was finished is in {folder}. Go on with: retain {command} --resume --out "
         f"{shlex.quote(str(folder))}"
     )
 
 
-def opened(folder: Path, config: Config, resume: bool, needed: int) -> Results:
-    """The results to go on with: new ones, or with `resume` those that are in `folder`.
+@contextlib.contextmanager
+def opened(folder: Path, config: Config, resume: bool, needed: int) -> Iterator[Results]:
+    """Within it the folder is this run's own; the results to go on with.
 
     Args:
         folder: made if it does not exist (without `resume`).
         config: what is asked for now.
-        resume: go on with the run that the folder holds.
+        resume: go on with the run that the folder holds, or else begin one.
         needed: bytes that the run may write.
 
     Raises:
-        ConfigError: a run is there already; or with `resume` there is none, or one with another
-            config, which is shown as a diff; or the folder cannot be written to.
+        ConfigError: a run is there already, or is being made; or with `resume` there is none, or
+            one with another config, which is shown as a diff; or the folder cannot be written to.
     """
-    results = _the_same(folder, config) if resume else _fresh(folder, config)
-    _try_writing(folder, needed)
-    return results
+    find = _the_same if resume else _fresh
+    find(folder, config)  # before anything is made there
+    with made(folder):
+        results = find(folder, config)  # another run may have ended meanwhile
+        _try_writing(folder, needed)
+        yield results
+
+
+@contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Within it the folder is there, and no other run may write to it.
+
+    Raises:
+        ConfigError: it cannot be made, or another run writes to it.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(owned(folder))
+        except (OSError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise _unwritable(folder, error) from None
+        yield
+
+
+def _unwritable(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"Cannot write to {folder}: {error}. Nothing was trained; choose another --out."
+    )
 
 
 def previous(folder: Path) -> Results:
@@ -51,6 +86,11 @@ def previous(folder: Path) -> Results:
     """
     if (folder / FILE).is_file():
         return Results.read(folder)
+    if any(folder.glob(f"{CHECKPOINTS}/*.safetensors")):
+        raise ConfigError(
+            f"There is no {FILE} in {folder}, though unfinished jobs are: it was removed. Leave "
+            "--resume out to start again; the numbers come out the same."
+        )
     held = "does not exist" if not folder.exists() else "is not a folder"
     if folder.is_dir():
         held = f"holds other files, and no {FILE}" if any(folder.iterdir()) else "is empty"
@@ -71,7 +111,7 @@ def _the_same(folder: Path, config: Config) -> Results:
 
 
 def _fresh(folder: Path, config: Config) -> Results:
-    if (folder / FILE).exists():
+    if any((folder / name).exists() for name in (FILE, STUDY)):
         raise ConfigError(
             f"{folder} holds a run already, and nothing is overwritten. Go on with it with "
             "--resume, or choose another folder with --out."
@@ -91,9 +131,7 @@ def _try_writing(folder: Path, needed: int) -> None:
                 probe.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise ConfigError(
-            f"Cannot write to {folder}: {error}. Nothing was trained; choose another --out."
-        ) from None
+        raise _unwritable(folder, error) from None
     if free < needed:
         raise ConfigError(
             f"{folder} has {free / 1e6:.0f} MB left, and the run may need {needed / 1e6:.0f} MB. "
@@ -105,4 +143,7 @@ def _sweep(folder: Path) -> None:
     """Take away what a killed run was just writing; what it was to replace is whole."""
     halves = [*folder.glob(".*.tmp"), *folder.glob(".probe-*"), *(folder / CHECKPOINTS).glob(".*")]
     for half in halves:
-        half.unlink(missing_ok=True)
+        if half.is_dir():
+            shutil.rmtree(half, ignore_errors=True)
+        else:
+            half.unlink(missing_ok=True)

@@ -45,6 +45,13 @@ class Job:
             parts.insert(1, str(self.strength))
         return "-".join(part for part in parts if part)
 
+    def is_of(self, run: Run) -> bool:
+        """Whether a record may be of this job."""
+        mine = (self.method, self.seed, self.form, self.importance_on)
+        strength = self.strength if isinstance(self.strength, float) else run.strength
+        same = (run.method, run.seed, run.form, run.importance_on) == mine
+        return same and run.strength == strength
+
     def begun(self, tasks: Sequence[str]) -> Run:
         """The record of the job when it begins."""
         return Run(
@@ -93,6 +100,12 @@ def start_drawing(*parts: object) -> torch.Generator:
 
 
 KIND = "checkpoint"
+SUFFIX = ".safetensors"
+DAMAGED = ".damaged"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 class Standing(NamedTuple):
@@ -107,7 +120,8 @@ class Checkpoint:
     """The file of one job. It is gone once the job is done."""
 
     def __init__(self, folder: Path, job: Job) -> None:
-        self.path = folder / CHECKPOINTS / f"{job.label}.safetensors"
+        self.job = job
+        self.path = folder / CHECKPOINTS / f"{job.label}{SUFFIX}"
 
     def save(self, standing: Standing) -> None:
         """Write where the job stands, atomically.
@@ -123,16 +137,28 @@ class Checkpoint:
         """Where the job stands, or None if no task of it was finished.
 
         Raises:
-            FileError: the file cannot be read.
+            FileError: the file cannot be read, is not as it was written, or is of another job.
         """
         if not self.path.exists():
             return None
         tensors, header = files.read(self.path, KIND)
+        record: Any = header.get("run")
         try:
-            run = Run.from_json(json.loads(header["run"]))
-        except (KeyError, TypeError, ValueError) as error:
+            run = Run.from_json(json.loads(record))
+        except (TypeError, ValueError, RecursionError) as error:
             raise FileError(f"{self.path} holds no record of a run: {error}.") from None
+        if not self.job.is_of(run) or not 0 < len(run.accuracy) <= len(run.tasks):
+            raise FileError(f"{self.path} is of another job: {run.method}, seed {run.seed}.")
+        wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+        if wrong:
+            raise FileError(f"{self.path} holds NaN or infinity in {', '.join(sorted(wrong))}.")
         return Standing(run, _under(tensors, "network."), _under(tensors, "method."))
+
+    def set_aside(self) -> Path:
+        """Where the file, which cannot be used, is now."""
+        aside = self.path.with_suffix(DAMAGED)
+        self.path.replace(aside)
+        return aside
 
     def remove(self) -> None:
         """Take the file away."""

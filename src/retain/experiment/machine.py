@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +25,35 @@ def chosen_device(name: str) -> torch.device:
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.ones(1, device=device).item()
+    # A device may be missing in many ways: RuntimeError, AssertionError, ImportError …
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"The device {name!r} cannot be used: {reason}") from None
     return device
+
+
+def memory_bytes() -> int | None:
+    """How much memory this machine has; None where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def refuse_too_large(image_size: int, batch_size: int) -> None:
+    """Raise where a batch of images cannot fit in this machine's memory, before it is made.
+
+    Raises:
+        ConfigError: it cannot; the message has the estimate.
+    """
+    room, needed = memory_bytes(), batch_size * 3 * image_size**2 * 4
+    if room is not None and needed > room:
+        raise ConfigError(
+            f"Images of {image_size} × {image_size} in batches of {batch_size}: a batch takes "
+            f"{needed / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f} GB. Give a smaller "
+            "image size or smaller batches."
+        )
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from retain.experiment.checks import visible
+
 LOSS_EVERY = 0.5  # seconds between looks at the loss, each of which waits for the device
 LINE_EVERY = 10.0  # seconds between lines while files are read
 
@@ -56,7 +58,7 @@ class Lines(Watcher):
 
     def say(self, line: str) -> None:
         """Print the line to standard error, at once."""
-        print(line, file=sys.stderr, flush=True)
+        print(visible(line), file=sys.stderr, flush=True)
 
 
 class Live(Watcher):
@@ -64,11 +66,11 @@ class Live(Watcher):
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("[bold]{task.fields[job]}"),
-            TextColumn("{task.fields[at]}"),
+            TextColumn("{task.fields[job]}", style="bold", markup=False),
+            TextColumn("{task.fields[at]}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[phase]:<28}"),
+            TextColumn("{task.fields[phase]:<28}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -82,7 +84,7 @@ class Live(Watcher):
     def reading(self, what: str, done: int, total: int) -> None:
         """Show a bar for the split, until all of it is read."""
         if what not in self.readings:
-            bar = self.progress.add_task("", total=total, job="reading", at=what, phase="")
+            bar = self.progress.add_task("", total=total, job="reading", at=visible(what), phase="")
             self.readings[what] = bar
             self.progress.start()
         bar = self.readings[what]
@@ -100,7 +102,7 @@ class Live(Watcher):
 
     def at(self, job: str, task: str) -> None:
         """Name the job and the task."""
-        self.progress.update(self.bar, job=job, at=task)
+        self.progress.update(self.bar, job=visible(job), at=visible(task))
 
     def phase(self, what: str) -> None:
         """Name the phase."""
@@ -119,7 +121,7 @@ class Live(Watcher):
 
     def say(self, line: str) -> None:
         """Print the line above the bar."""
-        self.progress.console.print(line, highlight=False)
+        self.progress.console.print(visible(line), highlight=False, markup=False, emoji=False)
 
     def stop(self) -> None:
         """Take the bar away."""

@@ -224,7 +224,10 @@ def read_content(results: Mapping[str, Any] | Path | str) -> Content:
     if isinstance(results, Mapping):
         return _checked(results, "these results")
     path = Path(results)
-    path = path / FILE if path.is_dir() else path
+    return _at(path / FILE if path.is_dir() else path)
+
+
+def _at(path: Path) -> Content:
     try:
         return _checked(loaded(path, REMEDY), str(path))
     except FileNotFoundError:
@@ -389,7 +392,7 @@ class Results:
             FileError: there are none, or the file is not one that this version has written.
         """
         path = folder / FILE
-        content = read_content(path)
+        content = _at(path)
         study = content.config.get("study")
         if study is not None:
             raise FileError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, RetainError
@@ -13,14 +16,23 @@ from retain.experiment.config import Config
 from retain.experiment.disk import uninterrupted
 from retain.experiment.folder import how_to_go_on, opened
 from retain.experiment.job import Checkpoint, Job, Work, jobs
-from retain.experiment.machine import chosen_device, reproducible, worthwhile_threads
+from retain.experiment.machine import (
+    chosen_device,
+    memory_bytes,
+    refuse_too_large,
+    reproducible,
+    worthwhile_threads,
+)
 from retain.experiment.progress import Watcher, watcher
-from retain.experiment.results import Results, Run
+from retain.experiment.results import FILE, REMEDY, Results, Run
 from retain.experiment.stage import Stage
 from retain.methods import METHODS
 from retain.methods.method import allocated
+from retain.models import TaskNetwork
+from retain.models.build import SMALL
 from retain.tasks import TaskOptions, TaskSequence, load_tasks
 
+LISTED = 20
 VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
 
 
@@ -61,7 +73,8 @@ def run(
     if resume and folder is None:
         raise ConfigError("resume=True needs out=, the folder of the run to go on with.")
     device = chosen_device(config.device)
-    with reproducible(device):
+    refuse_too_large(config.image_size or 0, config.batch_size)
+    with reproducible(device), contextlib.ExitStack() as held:
         watch = progress if isinstance(progress, Watcher) else watcher(progress)
         try:
             sequence = load_tasks(config.tasks, _task_options(config), progress=watch.reading)
@@ -69,10 +82,14 @@ def run(
             watch.stop()
         config = replace(config, scenario=sequence.scenario)
         refuse_what_does_not_fit(config, sequence)
+        _refuse_too_large_model(config, sequence)
         stage = Stage(config, sequence, device, watch)
-        needed = _bytes_needed(stage)
-        results = Results(config) if folder is None else opened(folder, config, resume, needed)
         network = stage.network(config.seeds[0])
+        results = Results(config)
+        if folder is not None:
+            needed = _bytes_needed(network, len(sequence.tasks))
+            results = held.enter_context(opened(folder, config, resume, needed))
+            _refuse_other_runs(results, stage, folder / FILE)
         with worthwhile_threads(network, sequence.input_shape, config.batch_size):
             _carry_out_all(stage, _Books(results, folder, resume))
     return results
@@ -120,7 +137,8 @@ def _carry_out(place: int, job: Job, stage: Stage, books: _Books) -> None:
     while run.status == "running":
         try:
             work = next(steps)
-        except Exception as error:  # a method that fails shall not take the others with it
+        # A method that fails, or ends the process, shall not take the others with it.
+        except (Exception, SystemExit) as error:
             run.status, run.error = "failed", described(error)
             stage.watch.say(f"{job.label}: failed. {run.error}")
         else:
@@ -155,9 +173,11 @@ def _resumed(job: Job, stage: Stage, checkpoint: Checkpoint) -> Work | None:
             return None
         work = Work(job, stage)
         work.resume(standing)
-    except (FileError, KeyError, RuntimeError, ValueError) as error:  # begun anew it ends the same
+    except Exception as error:  # whatever is wrong with it: begun anew the job ends the same
+        aside = checkpoint.set_aside()
         stage.watch.say(
-            f"{job.label}: begun anew, since its checkpoint cannot be used. {described(error)}"
+            f"{job.label}: begun anew, since its checkpoint cannot be used. {described(error)} "
+            f"It is now {aside}."
         )
         return None
     return work
@@ -176,12 +196,37 @@ def _task_options(config: Config) -> TaskOptions:
     )
 
 
-def _bytes_needed(stage: Stage) -> int:
+def _bytes_needed(network: TaskNetwork, tasks: int) -> int:
     """At most so many bytes are written at a time: the checkpoint of one job, twice."""
-    state = stage.network(stage.config.seeds[0]).state_dict()
     # Per task two copies (IMM, EWC), beside the network, Ω, θ* and SI's path.
-    copies = 4 + 2 * len(stage.sequence.tasks)
-    return 2 * copies * allocated(state.values())
+    copies = 4 + 2 * tasks
+    return 2 * copies * allocated(network.state_dict().values())
+
+
+def _refuse_too_large_model(config: Config, sequence: TaskSequence) -> None:
+    """The small networks grow with the images: one that cannot fit is not begun."""
+    if config.model not in SMALL:
+        return
+    with torch.device("meta"):
+        weights = allocated(SMALL[config.model](sequence.input_shape).parameters())
+    room, shape = memory_bytes(), "×".join(map(str, sequence.input_shape))
+    if room is not None and weights > room:
+        raise ConfigError(
+            f"{config.model} on inputs of {shape} has {weights / 1e9:,.0f} GB of weights, and this "
+            f"machine has {room / 1e9:,.0f} GB. Give a smaller image size or another model."
+        )
+
+
+def _refuse_other_runs(results: Results, stage: Stage, path: Path) -> None:
+    """The records on file must be those of the config's jobs, in their order."""
+    tasks = [task.name for task in stage.sequence.tasks]
+    expected = jobs(stage.config)
+    for place, run in enumerate(results.runs):
+        if place >= len(expected) or not expected[place].is_of(run) or run.tasks != tasks:
+            raise FileError(
+                f"{path} does not hold the runs of its own config: runs[{place}] is of "
+                f"{run.method}, seed {run.seed}, on {len(run.tasks)} tasks. {REMEDY}"
+            )
 
 
 def _steps(job: Job, stage: Stage, until: int | None = None) -> int:
@@ -202,9 +247,6 @@ def _how_to_go_on(folder: Path | None) -> str:
     if folder is None:
         return "Nothing was kept: the run had no out folder."
     return how_to_go_on("run", folder)
-
-
-LISTED = 20
 
 
 def refuse_what_does_not_fit(config: Config, sequence: TaskSequence) -> None:
@@ -239,7 +281,7 @@ def _unknown_classes(config: Config, sequence: TaskSequence) -> Iterator[str]:
             )
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """The message of an error of ours; also the type and the place of one that is not."""
     if isinstance(error, RetainError):
         return str(error)

@@ -9,7 +9,7 @@ from torch import nn
 
 from retain.errors import ConfigError, ModelError
 from retain.models.adapter import adapter_for, example
-from retain.models.from_file import model_from_file
+from retain.models.from_file import is_code, model_from_file
 from retain.models.head import find_head, without_head
 from retain.models.named import named_model
 from retain.models.network import TaskNetwork
@@ -85,6 +85,11 @@ def _with_head_taken_off(
     if weights is not None and weights != DEFAULT_WEIGHTS:
         notes += load_weights(model, Path(weights).expanduser(), head=head)
     backbone, feature_size = without_head(model, head)
+    if next(backbone.parameters(), None) is None:
+        raise ModelError(
+            f"{spec} has nothing to learn before its head {head!r}, so there is nothing that tasks "
+            "could share. Put a layer before it."
+        )
     network = TaskNetwork(
         backbone,
         feature_size,
@@ -104,7 +109,7 @@ def _with_head_taken_off(
 
 def _made(spec: str, default_weights: bool) -> tuple[nn.Module, int, tuple[str, ...]]:
     """(the model with its head, the smallest side worth trying, what is worth knowing)."""
-    if ".py:" not in spec and not spec.endswith(".py"):
+    if not is_code(spec):
         model, notes = named_model(spec, default_weights=default_weights)
         return model, SMALLEST_SIDE, notes
     if default_weights:

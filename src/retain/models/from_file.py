@@ -16,6 +16,11 @@ from retain.errors import ConfigError, ModelError
 USAGE = "path/to/file.py:function"
 
 
+def is_code(spec: str) -> bool:
+    """Whether a model is named by a file of Python, which is run to make it."""
+    return ".py:" in spec or spec.endswith(".py")
+
+
 def model_from_file(spec: str) -> nn.Module:
     """What the function in `path/to/file.py:function` returns, called without arguments.
 
@@ -36,7 +41,7 @@ def model_from_file(spec: str) -> nn.Module:
         )
     try:
         model = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # also where it would end the process
         raise ConfigError(
             f"{name}() in {path}, which is called without arguments, failed: "
             f"{type(error).__name__}: {error}"
@@ -58,7 +63,7 @@ def _module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"The model file {path} could not be run: {type(error).__name__}: {error}"
         ) from error

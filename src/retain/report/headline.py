@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from retain.experiment.checks import visible
 from retain.report.grid import Cell, Grid
 from retain.report.naming import BOUNDS, number
 from retain.report.results import Results, Sequence, Variant
@@ -186,14 +187,16 @@ def in_terminal(results: Results) -> Table:
         grids = [headline(sequence) for sequence in results.sequences]
     columns = grids[0].columns if grids else COLUMNS
     table = Table(caption_justify="left")
-    table.title = Text(str(results.config["title"])) if results.config.get("title") else None
+    table.title = (
+        Text(visible(str(results.config["title"]))) if results.config.get("title") else None
+    )
     table.caption = grids[0].caption.removesuffix(_BOLD) if grids else "Nothing was run yet."
     for place, column in enumerate((*(["Tasks"] if several else []), *columns)):
         table.add_column(column, justify="left" if place <= several else "right")
     for sequence, grid in zip(results.sequences, grids):
         table.add_section()
         for place, row in enumerate(grid.rows):
-            tasks = [Text(sequence.name if place == 0 else "")] if several else []
+            tasks = [Text(visible(sequence.name) if place == 0 else "")] if several else []
             table.add_row(*tasks, *(_styled(cell) for cell in row))
     return table
 
@@ -201,4 +204,6 @@ def in_terminal(results: Results) -> Table:
 def _styled(cell: Cell) -> Text:
     from rich.text import Text
 
-    return Text(cell.text, style={"best": "bold", "quiet": "dim", "bad": "red"}.get(cell.mark, ""))
+    return Text(
+        visible(cell.text), style={"best": "bold", "quiet": "dim", "bad": "red"}.get(cell.mark, "")
+    )

@@ -15,10 +15,10 @@ from retain.errors import ConfigError, FileError
 from retain.experiment import Results
 from retain.experiment.checks import loaded, shown
 from retain.experiment.disk import json_bytes, write_atomically
+from retain.experiment.folder import STUDY
 from retain.experiment.results import FILE, SCHEMA, Content
 from retain.studies.study import Part, Study
 
-STUDY = "study.json"
 PARTS = "parts"
 REMEDY = (
     f"If it was damaged, remove it and {FILE} beside it, and start the study again with the same "
@@ -36,11 +36,11 @@ def part_folder(folder: Path, part: Part) -> Path:
     return folder / PARTS / part.folder
 
 
-def begin(folder: Path, study: Study) -> None:
-    """Write what the study is into a folder that holds no run yet.
+def refuse_another(folder: Path) -> None:
+    """A folder that holds a run or a study is not written over.
 
     Raises:
-        ConfigError: it holds one, or cannot be written to.
+        ConfigError: it holds one.
     """
     for name in (STUDY, FILE):
         if (folder / name).exists():
@@ -48,7 +48,6 @@ def begin(folder: Path, study: Study) -> None:
                 f"{folder} holds a {'study' if name == STUDY else 'run'} already, and nothing is "
                 "overwritten. Go on with it with --resume, or choose another folder with --out."
             )
-    record(folder, study)
 
 
 def record(folder: Path, study: Study) -> None:
@@ -58,7 +57,6 @@ def record(folder: Path, study: Study) -> None:
         ConfigError: the folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / STUDY, json_bytes({"schema": SCHEMA, **study.to_json()}))
     except OSError as error:
         raise ConfigError(

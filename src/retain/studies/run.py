@@ -11,14 +11,22 @@ from torch import Tensor
 from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment import Config, Interrupted, UnwrittenError
 from retain.experiment import run as run_config
-from retain.experiment.folder import CHECKPOINTS, how_to_go_on
+from retain.experiment.disk import OccupiedError
+from retain.experiment.folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
 from retain.experiment.progress import Watcher, watcher
 from retain.experiment.results import FILE
 from retain.models import build_model
 from retain.models.build import SMALL
-from retain.studies.folder import begin, gather, part_folder, record, recorded, results_of
+from retain.studies.folder import (
+    gather,
+    part_folder,
+    record,
+    recorded,
+    refuse_another,
+    results_of,
+)
 from retain.studies.study import Part, Study
 from retain.tasks.crops import PAPER_SIZE
 
@@ -41,7 +49,15 @@ def carry_out(
 
     A part that cannot be run is skipped, with the reason; if that leaves none, it is an error.
     """
-    study = _opened(study, out, resume)
+    study = _possible(study, out, resume)
+    with made(out):
+        if not resume:
+            refuse_another(out)  # one may have been begun meanwhile
+        record(out, study)
+        return _carried_out(study, out, progress)
+
+
+def _carried_out(study: Study, out: Path, progress: bool) -> Study:
     todo = [part for part in study.parts if not _is_done(out, part)]
     watch = Whole(watcher(progress), len(todo))
     try:
@@ -49,7 +65,7 @@ def carry_out(
             watch.begin(part.name)
             try:
                 _run(part, out, watch)
-            except UnwrittenError:
+            except (UnwrittenError, OccupiedError):
                 raise
             except RetainError as error:
                 watch.say(f"{part.name}: not run. {error}")
@@ -75,14 +91,16 @@ def _how_to_go_on(study: Study, out: Path) -> str:
     return how_to_go_on(f"study {study.name}", out)
 
 
-def _opened(study: Study | None, out: Path, resume: bool) -> Study:
-    """The study, in a folder that can be written to and with a model that can be built."""
+def _possible(study: Study | None, out: Path, resume: bool) -> Study:
+    """The study, which fits what the folder holds and whose model can be built."""
     before = recorded(out) if resume else None
     if study is None:
         if before is None:
             raise ConfigError("Without resume=True, say which study is to be carried out.")
         study = before
-    if before is not None:
+    if before is None:
+        refuse_another(out)
+    else:
         differences = before.differences(study)
         if differences:
             raise ConfigError(
@@ -92,10 +110,6 @@ def _opened(study: Study | None, out: Path, resume: bool) -> Study:
     for config in _different_models(study):
         chosen_device(config.device)
         _build(config)
-    if before is None:
-        begin(out, study)
-    else:
-        record(out, study)
     return study
 
 

@@ -9,6 +9,7 @@ from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment import Config
 from retain.models.build import DEFAULT_WEIGHTS, SMALL
+from retain.models.from_file import is_code
 from retain.models.named import named_model
 from retain.studies.data import Digits, Folders, Material, Order, Orders, PaperData
 from retain.studies.paper import departures
@@ -111,7 +112,7 @@ def _weights(
     if asked is not None:
         return None if asked == UNTRAINED else asked
     model = settings["model"]
-    if usual != DEFAULT_WEIGHTS or model in SMALL or ".py:" in model:
+    if usual != DEFAULT_WEIGHTS or model in SMALL or is_code(model):
         return None
     if not quick:
         return DEFAULT_WEIGHTS

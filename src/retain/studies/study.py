@@ -35,8 +35,7 @@ class Asked(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
 
-    data: str = Field(
-        min_length=1,
+    data: Word = Field(
         description="the folder of the paper's data sets (retain datasets says what they need), or "
         "stand-ins: digits, or folders:NAME=PATH,NAME=PATH",
     )

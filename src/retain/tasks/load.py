@@ -22,6 +22,7 @@ from retain.tasks.task import Scenario, TaskSequence
 from retain.tasks.whole import tasks_by_classes
 
 Loader = Callable[[str, TaskOptions, Progress | None], TaskSequence]
+LONGEST_NUMBER = 5  # digits of a number of tasks
 SCENARIOS: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
 
 
@@ -127,8 +128,11 @@ def _digits(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequ
 
 
 def _permuted_digits(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequence:
-    if argument and not argument.isdigit():
-        raise ConfigError(f"permuted-digits={argument}: expected the number of tasks.")
+    if argument and not (argument.isdecimal() and len(argument) < LONGEST_NUMBER):
+        raise ConfigError(
+            f"permuted-digits={argument[:20]}: expected the number of tasks, such as 10; each "
+            f"takes 0.5 MB."
+        )
     _no_images("permuted-digits", SIDE, options)
     tasks = permuted_digits(int(argument or PERMUTATIONS), options)
     shape, splits = (1, SIDE, SIDE), _digit_splits(options)
