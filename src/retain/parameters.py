@@ -61,6 +61,20 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
     return found
 
 
+def what_became_of(model: nn.Module, name: str) -> str:
+    """In words, why `model` has no parameter that goes by this name alone."""
+    tied = next((n for n, (_p, names) in _with_aliases(model).items() if name in names), None)
+    if tied is not None:
+        return f"is now the same parameter as {tied}"
+    module, _, attribute = name.rpartition(".")
+    if f"{module}.base_layer.{attribute}" in named_parameters(model):
+        return (
+            "is below an adapter now, for which there is "
+            "retain.integrations.peft.LoraPenalty(memory, peft_model)"
+        )
+    return "is gone"
+
+
 @dataclass(frozen=True)
 class Selection:
     """What `include=` and `exclude=` pick from a model.

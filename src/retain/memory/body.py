@@ -287,6 +287,7 @@ class Memory:
             ModelError: parameters with importance that are gone or have another shape.
         """
         self._guard.look(closely=False)
+        self._guard.asked()
         held = self._held()
         if not held:
             p = next(iter(self.model.parameters()))
@@ -597,7 +598,7 @@ class Memory:
         devices = {name: p.device for name, p in self.selection.matching(self.model).items()}
         self._state = state.placed(devices, self.storage.device)
         self._take_more(tensors)
-        self._guard.anchored()
+        self._guard.loaded()
         self.output = output
         self._output_is_lost = custom_output and output is None
 

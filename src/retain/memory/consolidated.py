@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retain.errors import InputError, ModelError, NonFiniteError
 from retain.importance import Importance
-from retain.parameters import Selection, named_parameters, snapshot
+from retain.parameters import Selection, named_parameters, snapshot, what_became_of
 from retain.penalty import Hold
 from retain.sharding import is_sharded, local, sharded_like
 
@@ -151,7 +151,7 @@ def holds(
             elif p is not None:
                 wrong[name] = f"{name} was {tuple(omega.shape)} and is {tuple(p.shape)}"
             elif selection.picks(name) and name not in named_parameters(model):
-                wrong[name] = f"{name} {tuple(omega.shape)} is gone"
+                wrong[name] = f"{name} {tuple(omega.shape)} {what_became_of(model, name)}"
     if wrong:
         raise ModelError(
             f"The model no longer fits its importance: {'; '.join(wrong.values())}. "

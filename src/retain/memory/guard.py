@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from retain.memory.coverage import Coverage, listed, patterns
+from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
-from retain.memory.movement import Distance, Movement, alike
+from retain.memory.movement import Distance, Movement, alike, can_be_read
+from retain.memory.places import Place, places_in
 from retain.memory.steps import listen
 from retain.saying import warn
 from retain.statistics import layers_with_statistics, moves_statistics
@@ -25,27 +27,12 @@ PATIENCE = 2  # steps elsewhere before a word is said: the first may be another 
 REPLACED = 0.5  # of ‖θ*‖: nearer, a parameter in the place of another is taken for a copy of it
 
 
-class Place(NamedTuple):
-    """A held parameter, and where the model has it."""
-
-    name: str
-    parameter: nn.Parameter
-    module: nn.Module
-    attribute: str
-
-    @property
-    def is_taken(self) -> bool:
-        """Whether the model still has this very parameter there."""
-        return getattr(self.module, self.attribute, None) is self.parameter
-
-
 class Stepped(NamedTuple):
     """What is known of an optimizer: its parameters when it was looked at, and ours among them."""
 
     signature: tuple[tuple[int, bool], ...]
     places: object  # the dictionary of places then
-    here: tuple[Place, ...]  # those of its parameters
-    ours: tuple[nn.Parameter, ...]
+    ours: tuple[Place, ...]
 
 
 class Guard:
@@ -67,6 +54,9 @@ class Guard:
         self._known: WeakKeyDictionary[Optimizer, Stepped] = WeakKeyDictionary()
         self._attached: WeakKeyDictionary[Optimizer, _Attached] = WeakKeyDictionary()
         self._never_removed = 0  # attachments, those included whose optimizers are gone
+        self._steps = 0  # protected ones
+        self._asked = 0  # how often penalty() was called
+        self._asked_then = 0  # … when an optimizer last stepped
         self._entered = 0  # how often penalty() entered a gradient
         self._settled = 0  # … when the weights were last looked at
         self._consumed: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
@@ -83,6 +73,26 @@ class Guard:
         self._settled = self._entered
         listen(self)
 
+    def loaded(self) -> None:
+        """Ω and θ* come from elsewhere: the weights should be those that they were made for."""
+        self.anchored()
+        memory = self._memory()
+        if memory is None or not self._places:
+            return
+        anchor = memory.anchor
+        total = Distance.over(
+            Distance.of(place.parameter, anchor[name])
+            for name, place in self._places.items()
+            if place.parameter.shape == anchor[name].shape
+        )
+        if not total.relative <= REPLACED:
+            self._say(
+                "loaded",
+                f"The weights of the model are far from those that {_name(memory)} remembers: "
+                f"{total}. Load the model's own weights before its memory; as it is, they are "
+                "pulled to where the others were.",
+            )
+
     def attached(self, optimizers: Iterable[Optimizer], form: str) -> None:
         """Steps of these are protected from here on."""
         memory = self._memory()
@@ -90,19 +100,23 @@ class Guard:
             if optimizer not in self._attached:
                 self._never_removed += 1
                 mark = self._attached[optimizer] = _Attached(form)
-                mark.hook = optimizer.register_step_pre_hook(mark.runs)
+                mark.hooks.append(optimizer.register_step_pre_hook(mark.runs))
             if memory is not None and memory._state.terms:
-                self._look_at(optimizer)
+                self._wait_for_gradients(optimizer)
                 self._cover(memory, optimizer)
                 self._see_statistics(memory)
         listen(self)
 
     def removed(self, optimizer: Optimizer) -> None:
-        """A handle was removed: its optimizer is meant to be free."""
-        self._never_removed -= 1
+        """A handle was removed: the optimizer is meant to be free, if it was ever protected."""
         mark = self._attached.pop(optimizer, None)
-        if mark is not None and mark.hook is not None:
-            mark.hook.remove()
+        if mark is not None:
+            self._never_removed -= mark.steps > 0
+            mark.remove()
+
+    def asked(self) -> None:
+        """`penalty()` was called."""
+        self._asked += 1
 
     def entered(self) -> None:
         """`penalty()` is in a gradient."""
@@ -144,17 +158,19 @@ class Guard:
             return
         self._elsewhere.clear()
         entered = self._entered > self._consumed.get(optimizer, 0)
-        self._consumed[optimizer] = self._entered
+        asked = self._asked > self._asked_then
+        self._consumed[optimizer], self._asked_then = self._entered, self._asked
         if mark is not None:
             mark.ran = False
+            self._wait_for_gradients(optimizer)
         if mark is not None and not now.ours:
             self._say_lost(memory, optimizer)
         elif entered or (mark is not None and mark.form != "loss") or not memory.strength:
             if known is None or known.signature != now.signature:
                 self._cover(memory, optimizer)
             self._see_statistics(memory)
-        elif self._never_removed > 0 or self._in_use:
-            self._say_unprotected(memory, optimizer, now)
+        elif self._never_removed > 0 or self._in_use or asked:
+            self._say_unprotected(memory, optimizer, now, asked=asked)
 
     def after(self, optimizer: Optimizer) -> None:
         """It has stepped."""
@@ -165,49 +181,62 @@ class Guard:
         if mark is not None and mark.form != "loss":
             if mark.ran:
                 mark.steps += 1
-                self._movement.record(known.ours)
+                self._steps += 1
+                self._movement.record(place.parameter for place in known.ours)
             else:
                 self._say_unhooked(memory, optimizer)
         elif self._consumed.get(optimizer, 0) > self._settled:
-            self._movement.record(known.ours)
+            self._steps += 1
+            self._movement.record(place.parameter for place in known.ours)
+
+    def _wait_for_gradients(self, optimizer: Optimizer) -> None:
+        """Hear of gradients of one held parameter of the optimizer, while it is attached."""
+        mark, ours = self._attached[optimizer], self._look_at(optimizer).ours
+        usable = [
+            place.parameter
+            for place in ours
+            if place.parameter.requires_grad and can_be_read(place.parameter)
+        ]
+        if usable and not mark.waits:
+            mark.waits = True
+            us = weakref.ref(self)
+            hook = Gradients(
+                usable[-1],
+                lambda: guard._steps if (guard := us()) else 0,
+                lambda: guard._moved_by_hand() if (guard := us()) else None,
+            )
+            mark.hooks.append(usable[-1].register_hook(hook))
+
+    def _moved_by_hand(self) -> None:
+        """Held weights move between backward passes, without a step of an optimizer."""
+        if self._entered == self._settled:
+            self.look()
 
     def _look_at(self, optimizer: Optimizer) -> Stepped:
         """What the optimizer holds now, of all and of ours."""
         parameters = _parameters(optimizer)
         signature = tuple((id(p), p.requires_grad) for p in parameters)
         known = self._known.get(optimizer)
-        # What this costs follows what is stepped, not how much is held: of the places, only those
-        # of the optimizer's own parameters are looked at.
-        if (
-            known is not None
-            and known.signature == signature
-            and known.places is self._places
-            and self._is_placed
-            and all(place.is_taken for place in known.here)
-        ):
-            return known
-        places = self._placed()
-        held = {id(place.parameter): place for place in places.values()}
-        here = tuple(held[id(p)] for p in parameters if id(p) in held)
-        ours = tuple(place.parameter for place in here)
-        known = self._known[optimizer] = Stepped(signature, places, here, ours)
+        # What it costs follows what this optimizer steps: there may be one for each parameter.
+        at = self._placed(None if known is None or known.signature != signature else known.ours)
+        if known is None or known.signature != signature or known.places is not at:
+            held = {id(place.parameter): place for place in at.values()}
+            ours = tuple(held[id(p)] for p in parameters if id(p) in held)
+            known = self._known[optimizer] = Stepped(signature, at, ours)
         return known
 
-    @property
-    def _is_placed(self) -> bool:
-        """Whether places are those of what the memory holds now."""
-        memory, (terms, selection) = self._memory(), self._places_of
-        return memory is not None and terms is memory._state.terms and selection is memory.selection
-
-    def _placed(self) -> dict[str, Place]:
-        """Where the model has what is held, by name; anew if anything about that has changed."""
+    def _placed(self, looked_at: Iterable[Place] | None = None) -> dict[str, Place]:
+        """Where the model has what is held, by name; anew if any of `looked_at` has changed."""
         memory = self._memory()
         if memory is None:
             return {}
-        if self._is_placed and all(place.is_taken for place in self._places.values()):
+        terms, selection = self._places_of
+        same = terms is memory._state.terms and selection is memory.selection
+        some = self._places.values() if looked_at is None else looked_at
+        if same and all(place.is_taken for place in some):
             return self._places
         hold_grown(memory)
-        before, self._places = self._places, _places_in(memory)
+        before, self._places = self._places, places_in(memory)
         self._places_of = memory._state.terms, memory.selection
         replaced = [
             name
@@ -276,15 +305,18 @@ class Guard:
             "Attach every optimizer that steps them; memory.check(optimizer) shows what is held.",
         )
 
-    def _say_unprotected(self, memory: Memory, optimizer: Optimizer, now: Stepped) -> None:
-        names = {id(place.parameter): name for name, place in self._places.items()}
+    def _say_unprotected(
+        self, memory: Memory, optimizer: Optimizer, now: Stepped, *, asked: bool
+    ) -> None:
+        why = "it is not attached, as another one was or still is, and penalty() is in no gradient"
+        if asked:
+            why = "penalty() was called, but no gradient of it was asked for"
         self._say(
             "unprotected",
             f"This {_name(optimizer)} steps weights that {_name(memory)} holds "
-            f"({listed([names[id(p)] for p in now.ours])}), and nothing protects them: it is not "
-            "attached, as another one was or still is, and penalty() is in no gradient since the "
-            "last step. Call memory.attach(optimizer) for each optimizer that is made; where "
-            "protection is over, remove() the handle.",
+            f"({listed([place.name for place in now.ours])}), and nothing protects them: {why} "
+            "since the last step. Call memory.attach(optimizer) for each optimizer that is made, "
+            "or add penalty() to each loss; where protection is over, remove() the handle.",
         )
 
     def _say_lost(self, memory: Memory, optimizer: Optimizer) -> None:
@@ -379,22 +411,17 @@ class _Attached:
         self.form = form
         self.steps = 0
         self.ran = True
-        self.hook: RemovableHandle | None = None
+        self.waits = False
+        self.hooks: list[RemovableHandle] = []
 
     def runs(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-        """The hook."""
+        """The hook before its step."""
         self.ran = True
 
-
-def _places_in(memory: Memory) -> dict[str, Place]:
-    held = {name for term in memory._state.terms for name in term.importance}
-    at = {
-        id(p): (module, attribute)
-        for module in memory.model.modules()
-        for attribute, p in module.named_parameters(recurse=False)
-    }
-    picked = memory.selection.matching(memory.model)
-    return {name: Place(name, p, *at[id(p)]) for name, p in picked.items() if name in held}
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for hook in self.hooks:
+            hook.remove()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -28,25 +28,25 @@ class Movement:
     def start(self, parameters: Collection[nn.Parameter]) -> None:
         """Record these parameters, and no others."""
         self._versions, self._probes = {}, {}
-        usable = [p for p in parameters if p.numel() and p.device.type != "meta"]
+        usable = [p for p in parameters if can_be_read(p)]
         for p in usable[:: max(1, len(usable) // PROBED)]:
-            self._probes[id(p)] = _spread(p), torch.empty(0)
+            self._probes[id(p)] = spread(p), torch.empty(0)
         self.record(parameters)
 
     def record(self, parameters: Iterable[nn.Parameter]) -> None:
         """These have moved, and are to be seen as resting from here on."""
         for p in parameters:
-            self._versions[id(p)] = _version(p)
+            self._versions[id(p)] = version(p)
             if id(p) in self._probes:
                 indices, _before = self._probes[id(p)]
-                self._probes[id(p)] = indices, _elements(p, indices)
+                self._probes[id(p)] = indices, elements(p, indices)
 
     def moved(self, parameters: Mapping[str, nn.Parameter], *, closely: bool) -> list[str]:
         """Names of those that have moved; looks behind the counters if asked to, or if they tell.
 
         Where all the elements that are known are what they were, counters are not believed.
         """
-        written = [n for n, p in parameters.items() if self._versions.get(id(p)) != _version(p)]
+        written = [n for n, p in parameters.items() if self._versions.get(id(p)) != version(p)]
         if not written and not closely:
             return []
         known = {name: p for name, p in parameters.items() if id(p) in self._probes}
@@ -59,7 +59,7 @@ class Movement:
         if before.device != p.device or indices.device != p.device:
             before, indices = before.to(p.device), indices.to(p.device)
         # In the coarser type of the two: a model that was cast has not moved.
-        now = _elements(p, indices)
+        now = elements(p, indices)
         coarse = before.dtype if before.element_size() < now.element_size() else now.dtype
         return not torch.equal(now.to(coarse), before.to(coarse))
 
@@ -106,23 +106,30 @@ def alike(p: Tensor, q: Tensor) -> bool:
     """Whether some elements, spread over two tensors of one shape, are the same in both."""
     if is_sharded(p) != is_sharded(q):
         return False
-    if not p.numel() or "meta" in (p.device.type, q.device.type):
+    if not (can_be_read(p) and can_be_read(q)):
         return True
-    indices = _spread(p)
-    return torch.equal(_elements(p, indices), _elements(q, indices).to(p.device, p.dtype))
+    indices = spread(p)
+    return torch.equal(elements(p, indices), elements(q, indices).to(p.device, p.dtype))
 
 
-def _spread(p: Tensor) -> Tensor:
+def can_be_read(p: Tensor) -> bool:
+    """Whether there are any values to be looked at."""
+    return p.numel() > 0 and p.device.type != "meta"
+
+
+def spread(p: Tensor) -> Tensor:
     """Indices of a few elements, from the first to the last."""
     elements = local(p.detach()).numel()
     count = min(ELEMENTS, elements)
     return torch.linspace(0, max(0, elements - 1), count, dtype=torch.float64).long().to(p.device)
 
 
-def _version(p: Tensor) -> int:
+def version(p: Tensor) -> int:
+    """How often `p` was written to, other than through `.data`."""
     return 0 if p.is_inference() else int(local(p)._version)
 
 
-def _elements(p: Tensor, indices: Tensor) -> Tensor:
+def elements(p: Tensor, indices: Tensor) -> Tensor:
+    """A copy of the elements of `p` at these indices of the flattened tensor."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.take(local(p.detach()), indices.to(p.device))

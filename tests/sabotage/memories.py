@@ -1,0 +1,222 @@
+"""Memories: of another model, never consolidated, loaded into the wrong one, two at once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import retain
+
+from .cases import Ended, ended, sabotage
+from .optimizers import begun
+from .scene import RATE, STRENGTH, ByHand, Network, Scene
+
+case = functools.partial(sabotage, "memory", make=Network)
+
+
+@case("of another model of the same shape, attached", says="holds none of the protected parameters")
+def of_another(scene):
+    memory = Scene.new().memory()
+    memory.attach(scene.sgd())
+
+
+@case(
+    "of another model of the same shape, in the loss",
+    says="penalty.. is in the gradient, but this SGD steps none",
+)
+def of_another_loss(scene):
+    scene.train(scene.sgd(), memory=Scene.new().memory())
+
+
+@case("never observed", says="Nothing is protected yet")
+def never_observed(scene):
+    memory = retain.MAS(scene.model)
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+
+
+@case("never observed, penalty() in the loss", says="Nothing is protected yet")
+def never_observed_loss(scene):
+    scene.train(scene.sgd(), memory=retain.MAS(scene.model))
+
+
+@case("observed and never consolidated", says="observed and never consolidated")
+def never_consolidated(scene):
+    memory = retain.MAS(scene.model).observe([x for x, _ in scene.first], progress=False)
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+
+
+@case("penalty() is computed and not added", says="no gradient of it was asked for")
+def not_added(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        memory.penalty()
+        cross_entropy(scene.model(x), y).backward()
+        with scene.step():
+            optimizer.step()
+
+
+@case("penalty() is added as a number", says="no gradient of it was asked for")
+def as_a_number(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        (cross_entropy(scene.model(x), y) + memory.penalty().item()).backward()
+        with scene.step():
+            optimizer.step()
+
+
+@case("penalty() is computed under no_grad", says="no gradient of it was asked for")
+def without_gradient(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        with torch.no_grad():
+            penalty = memory.penalty()
+        (cross_entropy(scene.model(x), y) + penalty).backward()
+        with scene.step():
+            optimizer.step()
+
+
+@case("penalty() is in the loss of the first epoch only", says="penalty.. is in no gradient")
+def first_epoch_only(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    for number, (x, y) in enumerate(scene.data):
+        optimizer.zero_grad()
+        loss = cross_entropy(scene.model(x), y)
+        (loss if number else loss + memory.penalty()).backward()
+        with scene.step():
+            optimizer.step()
+
+
+def on_disk(memory):
+    path = Path(tempfile.mkdtemp()) / "memory.safetensors"
+    memory.save(path)
+    return path
+
+
+@case("loaded by name into a renamed model", says=r"unexpected, not in the model: body\.0\.weight")
+def renamed(scene):
+    path = on_disk(scene.memory())
+    retain.load(path, nn.ModuleDict({"trunk": scene.model.body, "head": scene.model.head}))
+
+
+@case("loaded into a model that has not its weights", says="far from those that MAS remembers")
+def other_weights(scene):
+    path = on_disk(scene.memory())
+    model = Network()
+    memory = retain.load(path, model)
+    optimizer = scene.sgd(model)
+    memory.attach(optimizer)
+    scene.train(optimizer, model=model)
+
+
+@case(
+    "its state is loaded into a memory of a model that has not its weights",
+    says="far from those that MAS remembers",
+)
+def other_weights_state(scene):
+    state = scene.memory().state_dict()
+    retain.MAS(Network()).load_state_dict(state)
+
+
+@case("saved and loaded, and attached")
+def loaded(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    again = retain.load(on_disk(memory), scene.model)
+    optimizer = scene.sgd()
+    again.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("its state is loaded while it is attached")
+def state_loaded(scene):
+    memory, start, optimizer = begun(scene)
+    memory.load_state_dict(copy.deepcopy(memory.state_dict()))
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("two memories hold one optimizer")
+def two(scene):
+    first, second = scene.memory(), scene.memory(exclude="head")
+    hand, free = ByHand(first), ByHand(first)
+    body = ByHand(second)
+    pull = hand.pull
+    hand.pull = lambda name, p: pull(name, p) + body.pull(name, p)
+    optimizer = scene.sgd()
+    first.attach(optimizer)
+    second.attach(optimizer)
+    scene.train(optimizer)
+    return Ended(scene.model, hand.train(scene.data), free.train(scene.data, protect=False))
+
+
+@case("it is the optimizer's only owner")
+def only_owner(scene):
+    optimizer = scene.sgd()
+
+    def prepare():
+        memory = scene.memory()
+        memory.attach(optimizer)
+        return ByHand(memory), ByHand(memory)
+
+    hand, free = prepare()
+    scene.train(optimizer)
+    return Ended(scene.model, hand.train(scene.data), free.train(scene.data, protect=False))
+
+
+@case("it is consolidated again while it is attached")
+def consolidated_again(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer, data=scene.data[:1])
+    memory.observe([x for x, _ in scene.data], progress=False).consolidate()
+    hand, free = ByHand(memory), ByHand(memory)
+    data = scene.data[1:] * 2
+    scene.train(optimizer, data=data)
+    return Ended(scene.model, hand.train(data), free.train(data, protect=False))
+
+
+@case("a layer left out with exclude= is meant to be free")
+def excluded(scene):
+    memory = scene.memory(exclude="head")
+    start = copy.deepcopy(scene.model)
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("SI is attached only after the task was learned", says="followed no step")
+def si_too_late(scene):
+    memory = retain.SI(scene.model, strength=STRENGTH)
+    memory.attach(scene.sgd())
+    memory.consolidate()
+
+
+@case(
+    "it holds only a part of what the optimizer of a later task trains",
+    says=r"Trained without importance.*second\.weight",
+)
+def a_later_part(scene):
+    memory = scene.memory()
+    scene.model.second = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(
+        [
+            {"params": scene.model.body.parameters(), "lr": RATE / 10},
+            {"params": scene.model.second.parameters()},
+        ],
+        lr=RATE,
+    )
+    memory.attach(optimizer)
+    scene.train(optimizer)

@@ -1,0 +1,189 @@
+"""Models: copied, wrapped, compiled, adapted, in the wrong mode."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+import retain
+
+from .cases import ended, sabotage
+from .optimizers import begun
+from .scene import RATE, Network
+
+case = functools.partial(sabotage, "model", make=Network)
+WITH_NORM = functools.partial(Network, norm=True)
+
+
+@case(
+    "a copy is trained, with the penalty of the original in its loss",
+    says="penalty.. is in the gradient, but this SGD steps none",
+)
+def copy_with_penalty(scene):
+    memory = scene.memory()
+    model = copy.deepcopy(scene.model)
+    scene.train(scene.sgd(model), model=model, memory=memory)
+
+
+@case(
+    "a copy is trained, the optimizer of the original is attached",
+    says="steps a copy of the weights",
+)
+def copy_with_attachment(scene):
+    memory, _start, optimizer = begun(scene)
+    model = copy.deepcopy(scene.model)
+    scene.train(scene.sgd(model), model=model)
+    del memory, optimizer
+
+
+@case("a copy's optimizer is attached", says="holds none of the protected parameters")
+def copy_attached(scene):
+    memory = scene.memory()
+    memory.attach(scene.sgd(copy.deepcopy(scene.model)))
+
+
+@case("saved and loaded with torch.save, and trained", says="steps a copy of the weights")
+def saved_and_loaded(scene):
+    memory, _start, optimizer = begun(scene)
+    file = io.BytesIO()
+    torch.save(scene.model, file)
+    file.seek(0)
+    model = torch.load(file, weights_only=False)
+    scene.train(scene.sgd(model), model=model)
+    del memory, optimizer
+
+
+@case("model and memory are copied together")
+def copied_together(scene):
+    memory = scene.memory()
+    start = copy.deepcopy(scene.model)
+    model, twin = copy.deepcopy((scene.model, memory))
+    optimizer = scene.sgd(model)
+    twin.attach(optimizer)
+    scene.train(optimizer, model=model)
+    return ended(scene, memory, model=model, start=start)
+
+
+@case("wrapped in DataParallel afterwards")
+def data_parallel(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    model = nn.DataParallel(scene.model)
+    optimizer = scene.sgd(model)
+    memory.attach(optimizer)
+    scene.train(optimizer, model=model)
+    return ended(scene, memory, start=start)
+
+
+@case("compiled afterwards (torch.compile)")
+def compiled(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    model = torch.compile(scene.model, backend="eager")
+    optimizer = scene.sgd(model)
+    memory.attach(optimizer)
+    scene.train(optimizer, model=model)
+    return ended(scene, memory, start=start)
+
+
+@case("put into another module")
+def put_inside(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    model = nn.Sequential(scene.model, nn.Identity())
+    optimizer = scene.sgd(model)
+    memory.attach(optimizer)
+    scene.train(optimizer, model=model)
+    return ended(scene, memory, start=start)
+
+
+@case(
+    "an adapter is put into it afterwards (PEFT)", says=r"retain\.integrations\.peft\.LoraPenalty"
+)
+def adapted(scene):
+    peft = pytest.importorskip("peft")
+    memory = scene.memory()
+    model = peft.get_peft_model(scene.model, peft.LoraConfig(target_modules=["head"], r=2))
+    memory.attach(scene.sgd(model))
+
+
+@case(
+    "trained through functional_call with weights of its own",
+    says="penalty.. is in the gradient, but this SGD steps none",
+)
+def functional(scene):
+    memory = scene.memory()
+    own = {n: p.detach().clone().requires_grad_() for n, p in scene.model.named_parameters()}
+    optimizer = torch.optim.SGD(own.values(), lr=RATE)
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        loss = cross_entropy(torch.func.functional_call(scene.model, own, (x,)), y)
+        (loss + memory.penalty()).backward()
+        with scene.step():
+            optimizer.step()
+
+
+@case("activation checkpointing")
+def checkpointed(scene):
+    class Checkpointed(Network):
+        def forward(self, x):
+            return self.head(checkpoint(self.body, x, use_reentrant=False))
+
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    scene.model.__class__ = Checkpointed
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case(
+    "batch-norm follows the new data",
+    says=r"running statistics.*body\.1.*retain\.frozen_statistics",
+    make=WITH_NORM,
+)
+def batch_norm(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer)
+    del memory
+
+
+@case(
+    "batch-norm put into train mode after attach",
+    says=r"running statistics.*body\.1",
+    make=WITH_NORM,
+)
+def batch_norm_later(scene):
+    memory = scene.memory()
+    scene.model.eval()
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.model.train()
+    scene.train(optimizer)
+
+
+@case("batch-norm, with penalty() in the loss", says=r"running statistics.*body\.1", make=WITH_NORM)
+def batch_norm_loss(scene):
+    scene.train(scene.sgd(), memory=scene.memory())
+
+
+@case("batch-norm under retain.frozen_statistics", make=WITH_NORM)
+def batch_norm_frozen(scene):
+    memory = scene.memory()
+    start = copy.deepcopy(scene.model).eval()
+    with retain.frozen_statistics(scene.model):
+        scene.model.train()
+        optimizer = scene.sgd()
+        memory.attach(optimizer)
+        scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("the new task's head is consolidated before it is trained", says="head: still as initialised")
+def fresh_head_consolidated(scene):
+    scene.model.head = nn.Linear(6, 3)
+    scene.memory()
