@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,8 +119,9 @@ class Batch:
         return replace(self, samples=samples, lists=frozenset(lists))
 
     def call(self, model: nn.Module) -> Any:
-        """What the model returns for this batch."""
-        return model(*self.args, **self.kwargs)
+        """What the model returns for this batch; it may add to a mapping without changing it."""
+        args = (copy(arg) if isinstance(arg, MutableMapping) else arg for arg in self.args)
+        return model(*args, **self.kwargs)
 
     # ---- its parts ----
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,18 @@ from retain.errors import InputError, NonFiniteError
 OutputPicker = Callable[[Any], Tensor]
 
 
-def first_tensor(returned: Any) -> Tensor:
+def first_tensor(returned: Any, given: Collection[int] = ()) -> Tensor:
     """F(x) in what a model returns: a tensor itself, `.logits`, else the first floating tensor.
 
-    Looks into tuples, lists, mappings and Hugging Face outputs, in their own order.
+    Looks into tuples, lists, mappings and Hugging Face outputs, in their own order. `given` are the
+    `id`s of the model's inputs, which are passed over where it returns them beside its outputs.
 
     Raises:
         InputError: there is no tensor in `returned`.
     """
-    found = _search(returned)
+    found = _search(returned, given)
+    if found is None:
+        found = _search(returned, ())
     if found is None:
         raise InputError(
             f"The model returns a {type(returned).__name__} without a tensor in it. "
@@ -31,9 +34,9 @@ def first_tensor(returned: Any) -> Tensor:
     return found
 
 
-def _search(returned: Any) -> Tensor | None:
+def _search(returned: Any, given: Collection[int]) -> Tensor | None:
     if isinstance(returned, Tensor):
-        return returned
+        return None if id(returned) in given else returned
     mapping = isinstance(returned, Mapping)
     logits = getattr(returned, "logits", returned.get("logits") if mapping else None)
     if isinstance(logits, Tensor):
@@ -44,11 +47,8 @@ def _search(returned: Any) -> Tensor | None:
         items = list(returned)
     else:
         return None
-    tensors = [tensor for tensor in map(_search, items) if tensor is not None]
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    # a model that returns what it was given as well means what it computed
-    computed = [tensor for tensor in floating if tensor.requires_grad]
-    return next(iter(computed or floating or tensors), None)
+    tensors = [t for t in (_search(item, given) for item in items) if t is not None]
+    return next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else None)
 
 
 def output_of(model: nn.Module, batch: Batch, pick: OutputPicker) -> Tensor:
@@ -62,7 +62,7 @@ def output_of(model: nn.Module, batch: Batch, pick: OutputPicker) -> Tensor:
 
 def picked_from(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
     """As `output_of`, of what the model returned for `batch`."""
-    picked = pick(returned)
+    picked = as_picked(returned, batch, pick)
     if not isinstance(picked, Tensor) or picked.ndim == 0:
         return picked
     output = picked if batch.rows is None else batch.rows.arranged(picked)
@@ -74,6 +74,13 @@ def picked_from(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
     # not by multiplying: what stands at a padded position may be infinite
     left_out = ~kept.view(*kept.shape, *[1] * (output.ndim - 2))
     return output.masked_fill(left_out, 0.0)
+
+
+def as_picked(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
+    """What is picked, as the model returned it."""
+    if pick is not first_tensor:
+        return pick(returned)
+    return first_tensor(returned, {id(tensor) for tensor in batch.inputs().values()})
 
 
 def counted(batch: Batch, output: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from retain.batches import Batch
 from retain.calls import asks_for
 from retain.containers import Path
 from retain.errors import InputError, ModelError
-from retain.outputs import OutputPicker, picked_from
+from retain.outputs import OutputPicker, as_picked, picked_from
 from retain.rows import Rows
 
 FEW = 3  # samples that a kind of batch is tried with
@@ -67,7 +67,7 @@ class Trial:
     def picked(self, batch: Batch) -> Tensor:
         """What is picked from what the model returns, as it is."""
         with torch.no_grad():
-            output = self.pick(batch.call(self.model))
+            output = as_picked(batch.call(self.model), batch, self.pick)
         return output if isinstance(output, Tensor) else torch.empty(())
 
     # ---- what holds the samples ----

@@ -192,7 +192,10 @@ def test_a_dict_that_the_model_takes_whole(wrap, dtype, key):
     name = key or "token_embeddings"
     truth = one_by_one(model, some, lambda text: model(padded([text], len(text)))[name])
     pick = None if key is None else lambda returned: returned[key]
-    assert_same(omega(model, [wrap(padded(some, 9, dtype=dtype))], output=pick), truth)
+    batch = wrap(padded(some, 9, dtype=dtype))
+    assert_same(omega(model, [batch], output=pick), truth)
+    given = batch[0] if isinstance(batch, tuple) else batch
+    assert given.keys() == {"input_ids", "attention_mask"}
 
 
 def test_an_encoding_of_a_tokenizer_that_the_model_takes_whole():
