@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable
 
 from retain.report.results import Run, Sequence, Variant
@@ -26,6 +29,22 @@ BOUNDS = ("finetune", "joint")  # the lower and the upper one: never marked as b
 def method_name(method: str) -> str:
     """The name that the paper uses, or the method's own where the paper has none."""
     return METHODS.get(method, method)
+
+
+SLUG = 60  # characters
+
+
+def slug(name: str) -> str:
+    """A name for ids and files: of a-z, 0-9 and -, short, and another one for another name.
+
+    Where letters or digits were left out, the beginning of a digest of the name stands behind it.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    lost = [c for c in name if not c.isascii() or unicodedata.category(c) == "Cc"]
+    if plain and len(plain) <= SLUG and not lost:
+        return plain
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{plain[:SLUG].strip('-')}-{digest}".strip("-")
 
 
 def number(value: float) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retain import experiment
+from retain.experiment.checks import visible
 from retain.experiment.results import FILE, Content, Record, read_content
 from retain.report.naming import in_sequences
 from retain.report.results import Results, Run
@@ -43,8 +44,21 @@ def read(results: Source) -> Results:
 
 
 def _shown(content: Content, source: str) -> Results:
+    # Here, once, for page, pictures and terminal: every text is one that can be written and seen.
+    content = Content.model_validate(_legible(content.model_dump()))
+    source = visible(source)
     runs = tuple(_run(record) for record in content.runs)
     return Results(source, content.versions, content.config, runs, in_sequences(runs))
+
+
+def _legible(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {_legible(key): _legible(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_legible(item) for item in value]
+    return value
 
 
 def _run(record: Record) -> Run:

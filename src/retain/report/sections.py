@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ from retain.report.figures.sequence import over_the_sequence
 from retain.report.figures.tradeoff import tradeoffs
 from retain.report.grid import Grid
 from retain.report.headline import cost, headline, kept_at_each_step, searches
+from retain.report.naming import slug
 from retain.report.paper import beside_the_paper
 from retain.report.results import Results, Sequence
 
@@ -157,7 +157,7 @@ def _per_sequence(
     several = len(results.sequences) > 1
     parts: list[Part] = []
     for sequence in results.sequences:
-        prefix = f"{_slug(sequence.name)}-" if several else ""
+        prefix = f"{slug(sequence.name)}-" if several else ""
         shown = tuple(grid for grid in grids(sequence) if grid)
         drawn = tuple(pictures(sequence, prefix))
         if shown or drawn:
@@ -200,8 +200,3 @@ def _failures(results: Results) -> Section | None:
     if not told:
         return None
     return Section("failures", f"What {' or '.join(words)}", failures=tuple(told))
-
-
-def _slug(name: str) -> str:
-    """A name that is safe in a file name and in an id."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "tasks"

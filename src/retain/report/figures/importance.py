@@ -10,6 +10,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas, fitted_end
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import GRID_LINE, INK, MUTED, look
+from retain.report.naming import slug
 from retain.report.results import Run, Sequence
 
 MOST = 14  # rows; what is less important is summed up in one line
@@ -27,7 +28,7 @@ def importance(sequence: Sequence, prefix: str) -> list[Picture]:
             continue
         largest = sorted(run.layers, key=lambda name: -_share(run.layers[name]))[:3]
         said = [f"{name} has {100 * _share(run.layers[name]):.1f} %" for name in largest]
-        name = f"{prefix}importance-{variant.method}"
+        name = f"{prefix}importance-{slug(variant.method)}"
         name += f"-{len(pictures) + 1}" if name in pictures else ""
         pictures[name] = Picture(
             name=name,

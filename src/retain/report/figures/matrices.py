@@ -9,6 +9,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas, fitted, wide, widest
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import COLOURS, MUTED
+from retain.report.naming import slug
 from retain.report.results import Sequence, Variant
 from retain.report.words import percent
 
@@ -26,9 +27,10 @@ def matrices(sequence: Sequence, prefix: str, floor: float) -> list[Picture]:
     pictures = []
     for place, variant in enumerate(shown):
         earlier = [other.method for other in shown[:place]].count(variant.method)
+        name = f"{prefix}matrix-{slug(variant.method)}"
         pictures.append(
             Picture(
-                name=f"{prefix}matrix-{variant.method}" + (f"-{earlier + 1}" if earlier else ""),
+                name=f"{name}-{earlier + 1}" if earlier else name,
                 caption="",
                 description=_description(sequence, variant),
                 draw=partial(_draw, sequence=sequence, variant=variant, floor=floor),

@@ -100,6 +100,7 @@ def styled() -> Iterator[None]:
 
 
 _SETTINGS = {
+    "text.parse_math": False,  # names are text: $5_$10 is no formula
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 12 * POINTS_PER_PIXEL,
