@@ -31,6 +31,7 @@ from retain.per_sample.fallback import (
     DEAR,
     DIFFERS,
     HOOKED,
+    LONG,
     LOST,
     OPAQUE,
     SHORT,
@@ -363,7 +364,7 @@ class PerSample:
         if passes > CHEAP:
             one = None if target is None else target[:1]
             alone = batch.samples * self._plain_seconds(batch.take(0, 1), one)
-            if alone < seconds / 2:
+            if seconds > LONG and alone < seconds / 2:
                 self._looped.update(dict.fromkeys(slow, DEAR))
             else:
                 self._prices.slow(self.routes, passes, batch.samples)

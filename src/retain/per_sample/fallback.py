@@ -14,6 +14,7 @@ DEAR = "one pass of a single sample at a time is quicker than what else there is
 REMEDY = "If that is too slow, observe fewer samples (max_samples=…) or leave them out (exclude=…)."
 CHEAP = 3.0  # plain passes: what costs more is said
 SHORT = 5e-3  # seconds: what a batch may take without a word, whatever it is compared with
+LONG = 0.2  # seconds: what takes less is not worth looking for another way
 SLOW_ROUTES = ("masked", "pulled back", "one by one")
 
 

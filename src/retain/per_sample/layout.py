@@ -128,11 +128,12 @@ def find_blocks(probes: list[Tensor], weights: list[Tensor], precision: Precisio
         index = torch.arange(size, device=ones.device)
         few = [_thinned(probe, dim) for probe in probes]
         largest = _lines(ones.abs(), dim)
+        floor = precision.zero * largest.max()
         for inner in _divisors(size // samples):
             layout = Blocks(dim, size // samples // inner, samples, inner)
             owner = index // inner % samples
             own = layout.split(largest, 0).amax((0, 2))[owner]  # what noise is relative to
-            allowed = precision.layout * own
+            allowed = precision.layout * own + floor
             factors = [w[owner] for w in weights]
             # a glance at a few elements refuses nearly every wrong one
             if all(_scaled(few[0], f, p, allowed, dim) for f, p in zip(factors, few[1:])) and all(
@@ -208,7 +209,7 @@ def _owners_of_lines(
         0, owner[known], largest[known], "amax"
     )
     held = owner.clamp_min(0)
-    allowed = precision.layout * own[held] * known
+    allowed = precision.layout * own[held] * known + precision.zero * largest.max()
     fits = all(
         _scaled(probes[0], w[held], probe, allowed, dim)
         for w, probe in zip(weights[1:], probes[1:])
@@ -231,7 +232,7 @@ def owners(
     granted.
     """
     ones, base = probes[0], precision.exponents
-    known = ones != 0
+    known = ones != 0 if exactly else ones > precision.zero * ones.max()
     owner = torch.zeros(ones.shape, dtype=torch.long, device=ones.device)
     for place, probe in enumerate(probes[1:]):
         if exactly and bool(((probe != 0) & ~known).any()):

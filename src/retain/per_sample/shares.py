@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -40,17 +38,17 @@ class Shares:
                 if (at, output) in self._likely:
                     self._whole[at, output] = grad.detach().clone()
 
-    def times(self, weights: Tensor) -> Mapping[Key, Tensor]:
-        """What each share must become when sample k's score is weighted with weights[k]."""
-        return {key: energy * weights for key, energy in self._of.items()}
-
     def agree(self, others: Shares, weights: Tensor) -> bool:
         """Whether `others`, seen with `weights`, is what the layouts say it must be."""
-        tolerance = self._precision.share
-        expected = self.times(weights.double())
-        return expected.keys() == others._of.keys() and all(
-            bool(((others._of[key] - value).abs() <= tolerance * value.abs()).all())
-            for key, value in expected.items()
+        precision = self._precision
+        return self._of.keys() == others._of.keys() and all(
+            bool(
+                (
+                    (others._of[key] / weights.double() - share).abs()
+                    <= precision.share * share + precision.zero * share.max()
+                ).all()
+            )
+            for key, share in self._of.items()
         )
 
     def prove(self, others: Shares, weights: Tensor) -> bool:
