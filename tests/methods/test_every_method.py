@@ -104,7 +104,7 @@ def test_goes_on_from_a_checkpoint_as_if_nothing_had_been(name, kind):
     copy = work(name, of, options=options(name))
     copy.resume(
         standing._replace(
-            run=dataclasses.replace(one.run, accuracy=list(one.run.accuracy)),
+            run=one.run.model_copy(update={"accuracy": list(one.run.accuracy)}),
             network={k: t.clone() for k, t in standing.network.items()},
             method={k: t.clone() for k, t in standing.method.items()},
         )

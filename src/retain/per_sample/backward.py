@@ -237,7 +237,7 @@ class PerSampleBackward:
             pulled = pull_back_several(self.graph, self.plan.frontier, grads)
             for leaf, gradients in pulled.items():
                 total = self.sums[self._names[leaf]]
-                total.add(total.over_samples_(gradients.to(total.total.dtype)))
+                total.add(total.over_samples(gradients))
 
     @property
     def _names(self) -> dict[Node, str]:

@@ -57,8 +57,12 @@ class Sum:
             return self.raised_(gradients[0])
         if gradients.device.type == "cpu":
             return self.raised_(gradients).sum(0)
-        # read once, and not written
-        norm: Tensor = torch.linalg.vector_norm(gradients, self.power, dim=0)
+        return self.over_samples(gradients)
+
+    def over_samples(self, gradients: Tensor) -> Tensor:
+        """The same, read once and never written: they may share memory with others."""
+        wide = gradients.to(self.total.dtype)
+        norm: Tensor = torch.linalg.vector_norm(wide, self.power, dim=0)
         return norm if self.power == 1 else norm.square_()
 
     def add_powers(self, gradients: Tensor, block: Tensor) -> None:
