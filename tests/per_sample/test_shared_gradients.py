@@ -1,4 +1,4 @@
-"""Parameters that meet in a sum receive one gradient: taking its power for one leaves the others'."""
+"""Parameters that meet in a sum receive one gradient: the power of one leaves the others' alone."""
 
 import pytest
 import torch
