@@ -16,6 +16,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+import retain
 from retain.borrowed import borrowed
 from retain.errors import StateError
 
@@ -407,3 +408,18 @@ def test_a_backward_pass_inside_leaves_no_gradient(own):
     assert layer.weight.grad is own
     assert own is None or own.sum() == 9
     assert layer.bias.grad is None
+
+
+def test_what_export_and_script_made_are_observed_and_given_back():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(6, 4)
+    expected = retain.MAS(plain).observe(x, progress=False).observed
+    batch = {0: torch.export.Dim.DYNAMIC}
+    exported = torch.export.export(plain, (x,), dynamic_shapes=(batch,)).module()
+    for made in (exported, torch.jit.script(plain)):
+        modes = [module.training for module in made.modules()]
+        found = retain.MAS(made).observe(x, progress=False).observed
+        assert [module.training for module in made.modules()] == modes
+        for name, omega in found.items():
+            assert torch.allclose(omega, expected[name], rtol=1e-5), name

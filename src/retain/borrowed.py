@@ -168,7 +168,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     try:
         for p in model.parameters():
             p.grad = None
-        model.eval()
+        _evaluating(model)
         yield
     finally:
         with _giving:
@@ -185,8 +185,18 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 def _lend(model: nn.Module, loan: _Loan, *, refusing: bool) -> None:
     lent = _lent.setdefault(id(model), _Lent([]))
     lent.loans.append(loan)
-    if refusing and lent.refusing is None:
+    # what TorchScript compiled takes no hooks; nor does its mode reach what was compiled
+    if refusing and lent.refusing is None and not isinstance(model, torch.jit.ScriptModule):
         lent.refusing = model.register_forward_pre_hook(_refuse_strangers, prepend=True)
+
+
+def _evaluating(model: nn.Module) -> None:
+    """Put the model into eval mode; what `torch.export` made has one mode for good, and no way."""
+    try:
+        model.eval()
+    except NotImplementedError:
+        for module in model.modules():
+            module.training = False
 
 
 def _end(model: nn.Module, loan: _Loan) -> None:

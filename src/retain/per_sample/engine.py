@@ -53,6 +53,7 @@ from retain.per_sample.lent import (
     versions,
     weights_aside,
 )
+from retain.per_sample.nodes import is_custom
 from retain.per_sample.plan import Plan, make_plan
 from retain.per_sample.precision import unrounded, without_autocast
 from retain.per_sample.reference import gradients_of, scored, sums_by_loop
@@ -320,13 +321,18 @@ class PerSample:
     # ---- what is computed one sample at a time ----
 
     def _missed(self, graph: Graph) -> list[str]:
-        """Parameters in the graph that got no gradient: rightly so, or the loop will tell."""
+        """Parameters that got no gradient: rightly so, or the loop will tell.
+
+        Those in the graph; and where a user's `Function` runs, which may call backward inside of
+        its own, also those outside of it.
+        """
+        outside = set() if not any(map(is_custom, graph.order)) else self.parameters.keys()
         return [
             name
-            for name in graph.leaves
+            for name in dict.fromkeys([*graph.leaves, *outside])
             if self.routes[name] == "unused"
             and name not in self._looped
-            and (graph.signature, name) not in self._silent
+            and (graph.wiring, name) not in self._silent
         ]
 
     def _loop(
@@ -348,7 +354,7 @@ class PerSample:
             self._sums[name].add(total)
             self.routes[name] = "loop"
         none = {name for name in lost if self.routes[name] == "loop" and not found[name].any()}
-        self._silent.update((graph.signature, name) for name in none)
+        self._silent.update((graph.wiring, name) for name in none)
         self.routes.update(dict.fromkeys(none, "no gradient"))
         told = {name: reason for name, reason in reasons.items() if name not in none}
         if not self._prices.knows(told):

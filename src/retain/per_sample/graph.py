@@ -35,10 +35,13 @@ class Graph:
         by_tensor = {id(p): name for name, p in parameters.items()}
         # name → the node in which the gradient of this parameter ends; absent where it is unused.
         self.leaves: dict[str, Node] = {}
+        self.other_leaves: list[Node] = []  # in which the gradients of other tensors end
         for node in self.order:
             variable = getattr(node, "variable", None)
             if variable is not None and id(variable) in by_tensor:
                 self.leaves[by_tensor[id(variable)]] = node
+            elif variable is not None:
+                self.other_leaves.append(node)
 
     @cached_property
     def wiring(self) -> int:
@@ -148,6 +151,12 @@ class Graph:
             count = max(output for n, output in wanted if n is node) + 1
             grads = tuple(arrived.pop((node, output), None) for output in range(count))
             watch[node](grads)
+
+
+def leaves_below(root: Node) -> list[Tensor]:
+    """The tensors in which the graph below a node ends: parameters, and inputs with gradients."""
+    variables = (getattr(node, "variable", None) for node in _inputs_first(root))
+    return [variable for variable in variables if variable is not None]
 
 
 def _inputs_first(root: Node) -> list[Node]:

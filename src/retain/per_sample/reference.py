@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.outputs import OutputPicker, output_of
-from retain.per_sample.graph import Graph
+from retain.per_sample.graph import Graph, leaves_below
 from retain.per_sample.lent import gradients_aside, taken_gradients
 from retain.per_sample.precision import without_autocast
 from retain.per_sample.scores import Score
@@ -44,7 +44,7 @@ def sums_by_loop(
                     scores = scored(score, out, cut, one)[0].reshape(-1)
             if outputs is not None:
                 outputs.append(out.detach())
-            leaves = list(parameters.values())
+            leaves = _with_side_doors(scores, parameters)
             for index, s in enumerate(scores):
                 last = index == len(scores) - 1
                 with without_autocast():
@@ -58,6 +58,22 @@ def sums_by_loop(
     unused = parameters.keys() - sums.keys()
     sums |= {name: torch.zeros_like(parameters[name], requires_grad=False) for name in unused}
     return {name: sums[name] for name in parameters}
+
+
+def _with_side_doors(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """The parameters, and behind them whatever else the graph ends in, if it may lead to them.
+
+    A parameter that the graph does not end in may still get a gradient, from a backward that an
+    operation calls inside of its own; and autograd runs only what leads to what is asked for.
+    """
+    asked = list(parameters.values())
+    if not asked or scores.grad_fn is None:
+        return asked
+    below = {id(leaf): leaf for leaf in leaves_below(scores.grad_fn)}
+    if all(id(p) in below for p in asked):
+        return asked
+    own = {id(p) for p in asked}
+    return [*asked, *(leaf for number, leaf in below.items() if number not in own)]
 
 
 def scored(
@@ -75,6 +91,8 @@ def gradients_of(
 ) -> dict[str, Tensor]:
     """∂(Σ weights·scores)/∂θ for every parameter that has one, by an ordinary backward pass."""
     ends = [(leaf, 0) for leaf in graph.leaves.values()]
+    if parameters.keys() - graph.leaves.keys():  # some may have theirs from a backward inside
+        ends += [(end, 0) for end in graph.other_leaves]
     return complete(dict(zip(graph.leaves, graph.gradients(weights, ends))), parameters)
 
 
