@@ -94,6 +94,16 @@ def layers_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the buffers of the layers that keep running statistics, by their names."""
+    return {
+        f"{name}.{buffer}": tensor.clone()
+        for name, layer in model.named_modules()
+        if layer in set(layers_with_statistics(model).values())
+        for buffer, tensor in layer.named_buffers(recurse=False)
+    }
+
+
 def moves_statistics(layer: nn.Module) -> bool:
     """Whether a call of such a layer would move its statistics now."""
     return layer.training and _kept.get(layer, 0) <= 0

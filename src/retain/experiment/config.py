@@ -22,7 +22,7 @@ from retain.tasks.options import LARGEST, LARGEST_SEED, TaskChoices, option
 AUTO = "auto"
 Strength = float | Literal["auto"]
 OptimizerName = Literal["sgd", "adam"]
-BatchNorm = Literal["frozen", "moving"]
+BatchNorm = Literal["frozen", "frozen-for-all", "moving"]
 # What changes how a run is carried out and none of its numbers.
 WITHOUT_EFFECT = frozenset({"workers"})
 SEEDS = "whole numbers, 0 or more, up to 2^53"
@@ -123,8 +123,9 @@ class Config(TaskChoices):
     optimizer: OptimizerName = option("adam", "which optimizer: adam, or sgd with momentum 0.9")
     batch_norm: BatchNorm = option(
         "frozen",
-        "running statistics after the first task: frozen for methods that hold weights, or moving "
-        "with the new data for all",
+        "running statistics after the first task: frozen for methods that hold weights; "
+        "frozen-for-all, so that no method is ahead because of them; or moving with the new data "
+        "for all",
     )
     amp: bool = option(
         False,

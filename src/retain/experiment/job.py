@@ -259,10 +259,20 @@ class Work:
             tried = choose(self.method, index, self.stage, self.job.seed)
             self.run.strength = tried[-1]["strength"]
             self.run.strength_search = [*(self.run.strength_search or []), *tried]
-        else:
-            order = start_drawing(self.job.seed, index)
-            stage = self.stage
-            learn(self.method, index, stage.sequence, stage.config, order=order, watch=stage.watch)
+            return
+        seed, method, stage = self.job.seed, self.method, self.stage
+        order, shared = start_drawing(seed, index), stage.first_tasks
+        common = index == 0 and method.first_as_finetune
+        if common and shared.weights and shared.seed == seed:
+            shared.put_into(method, stage.sequence)
+            self.run.train_seconds += shared.seconds
+            steps = method.steps(0, stage.sequence, stage.config.batch_size)
+            stage.watch.more(-stage.config.epochs * steps)
+            return
+        begun = time.perf_counter()
+        learn(method, index, stage.sequence, stage.config, order=order, watch=stage.watch)
+        if common:
+            shared.keep(seed, method.network, time.perf_counter() - begun)
 
     @contextmanager
     def _timed(self, clock: Clock) -> Iterator[None]:

@@ -10,7 +10,7 @@ from retain.experiment.config import Config
 from retain.experiment.evaluate import Score, importance_size, pass_size, score
 from retain.experiment.machine import Precision
 from retain.experiment.progress import Watcher
-from retain.experiment.train import optimizer_maker
+from retain.experiment.train import FirstTasks, optimizer_maker
 from retain.methods import ImportanceData, Setting
 from retain.models import TaskNetwork, build_model
 from retain.tasks import Examples, TaskSequence
@@ -24,6 +24,7 @@ class Stage:
     sequence: TaskSequence
     device: torch.device
     watch: Watcher
+    first_tasks: FirstTasks = field(default_factory=FirstTasks)
     _at_random: dict[int, list[float]] = field(default_factory=dict)
 
     def network(self, seed: int) -> TaskNetwork:

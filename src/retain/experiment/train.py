@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import StepLR
@@ -60,7 +61,7 @@ def learn(
         NonFiniteError: the loss became NaN or infinite.
     """
     network = method.network
-    network.freeze_statistics = method.holds_weights and config.batch_norm == "frozen" and index > 0
+    network.freeze_statistics = index > 0 and _freezes(method, config)
     method.begin(index, sequence)
     network.train()
     optimizer = method.setting.make_optimizer(p for p in network.parameters() if p.requires_grad)
@@ -91,6 +92,43 @@ def learn(
                     f"{sequence.tasks[index].name!r}. Lower the learning rate or the strength, or "
                     "use the adaptive form."
                 )
+
+
+@dataclass
+class FirstTasks:
+    """The first task as fine-tuning learns it: trained once, for all that would do the same.
+
+    Kept of one seed at a time, since jobs come seed after seed.
+
+    Attributes:
+        seed: that it was learned with.
+        weights: of the network right after it, on the CPU; empty before there is one.
+        seconds: that the training took.
+    """
+
+    seed: int = -1
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def keep(self, seed: int, network: nn.Module, seconds: float) -> None:
+        """Keep what was just learned, in place of what was there."""
+        state = network.state_dict().items()
+        self.weights = {name: tensor.to("cpu", copy=True) for name, tensor in state}
+        self.seed, self.seconds = seed, seconds
+
+    def put_into(self, method: Method[Any], sequence: TaskSequence) -> None:
+        """Leave `method` and its network as if they had learned the first task now."""
+        method.network.freeze_statistics = False
+        method.begin(0, sequence)
+        method.network.load_state_dict(self.weights)
+        method.network.train()
+
+
+def _freezes(method: Method[Any], config: Config) -> bool:
+    """Whether running statistics stay as the first task left them."""
+    if config.batch_norm == "frozen":
+        return method.holds_weights
+    return config.batch_norm == "frozen-for-all"
 
 
 def _normalises_batches(network: nn.Module) -> bool:

@@ -90,13 +90,13 @@ class EBLL(DistillsOldHeads[EBLLOptions]):
     def _trained_auto_encoder(self, index: int, sequence: TaskSequence) -> AutoEncoder:
         batches = sequence.tasks[index].train.batches
         device, order = self.setting.device, drawn_generator()
+        self.network.eval()  # nothing of it moves, its running statistics neither
         first = next(batches(2, device=device))
         with torch.no_grad():
             dim = self.network.conv_features(first.inputs).shape[1]
         seed = int(torch.randint(2**31, ()))
         auto_encoder = AutoEncoder(dim, self.options.code, seed=seed).to(device)
         optimizer = torch.optim.Adam(auto_encoder.parameters(), lr=self.options.encoder_lr)
-        self.network.eval()
         for _ in range(self.options.encoder_epochs):
             for batch in batches(self.setting.batch_size, shuffle=order, train=True, device=device):
                 loss = self._auto_encoder_loss(auto_encoder, batch)

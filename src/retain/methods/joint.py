@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retain.methods.method import Method, Setting
 from retain.models import TaskNetwork
+from retain.statistics import running_statistics
 from retain.tasks import Minibatch, TaskSequence
 
 
@@ -34,6 +35,7 @@ class Joint(Method[JointOptions]):
         "first weights to start again from."
     )
     needs = "all old data with labels"
+    first_as_finetune = False  # its batches are all of one size, and so others
 
     def __init__(self, network: TaskNetwork, options: JointOptions, setting: Setting) -> None:
         super().__init__(network, options, setting)
@@ -42,9 +44,14 @@ class Joint(Method[JointOptions]):
         self._sizes: list[int] = []
 
     def begin(self, index: int, sequence: TaskSequence) -> None:
-        """Go back to the first weights, with every head free to learn."""
+        """Go back to the first weights, with every head free to learn.
+
+        Where running statistics are frozen, those that the first task left stay: the first ones
+        are of no data at all.
+        """
         self._remember_new()
-        self.network.load_state_dict(self.first)
+        frozen = running_statistics(self.network) if self.network.freeze_statistics else {}
+        self.network.load_state_dict({**self.first, **frozen})
         for head in self.network.heads:
             head.requires_grad_(True)
 

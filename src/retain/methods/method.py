@@ -75,6 +75,8 @@ class Method(Generic[OptionsT]):
         holds_weights: whether it holds weights near old values or merges them, so that batch-norm
             statistics that drift would undo its work.
         chooses_data: whether `importance_on` says what its importance is computed on.
+        first_as_finetune: whether it learns the first task with the very steps of fine-tuning, so
+            that one training serves all such methods.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,7 @@ class Method(Generic[OptionsT]):
     knob: ClassVar[str | None] = None
     holds_weights: ClassVar[bool] = False
     chooses_data: ClassVar[bool] = False
+    first_as_finetune: ClassVar[bool] = True
 
     def __init__(self, network: TaskNetwork, options: OptionsT, setting: Setting) -> None:
         self.network = network

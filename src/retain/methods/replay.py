@@ -49,8 +49,10 @@ class Replay(Method[ReplayOptions]):
 
     def begin(self, index: int, sequence: TaskSequence) -> None:
         """Let every head learn again: there is something to learn it from."""
+        if index == 0:
+            return  # nothing is drawn either: the first task is that of fine-tuning
         self._order = drawn_generator()
-        if self.examples and self.options.share:
+        if self.options.share:
             for head in self.network.heads:
                 head.requires_grad_(True)
 

@@ -40,6 +40,7 @@ class SI(Quadratic[SIOptions]):
     )
     needs = "to have watched the old task being learned"
     knob = "strength"
+    first_as_finetune = False  # the path of the first task is followed, too
 
     def make_memory(self) -> Memory:
         """`retain.SI`."""
