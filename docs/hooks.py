@@ -1,0 +1,115 @@
+"""What `mkdocs build` does for the guide beside its pages: the commands, and files of the tree.
+
+`<!-- commands -->` becomes a description of every command, from the same place as `--help`. Links
+to examples and experiments, which are beside `docs/` and not in it, lead to copies in the site.
+The search takes what it needs to run from a disk from the site itself (`search.js`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+SHIM = "https://unpkg.com/iframe-worker/shim"
+COMMANDS = "<!-- commands -->"
+OUTSIDE = re.compile(r"\]\(\.\./((?:examples|experiments|benchmarks)/[^)#\s]+)\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The files that the pages link to outside of `docs/`, too."""
+    wanted = set()
+    for page in files.documentation_pages():
+        wanted |= set(OUTSIDE.findall(page.content_string))
+    for path in sorted(wanted):
+        if (ROOT / path).is_file():
+            made = File.generated(config, f"source/{path}.txt", abs_src_path=str(ROOT / path))
+            files.append(made)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_given: Any) -> str:
+    """The page with its links to such files, and with the commands where they belong."""
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, commands())
+    here = posixpath.dirname(page.file.src_uri) or "."
+
+    def inside(found: re.Match[str]) -> str:
+        return f"]({posixpath.relpath(f'source/{found[1]}.txt', here)})"
+
+    return OUTSIDE.sub(inside, markdown)
+
+
+def on_post_page(output: str, page: Page, **_given: Any) -> str:
+    """The page, which asks no other server for anything."""
+    return output.replace(SHIM, posixpath.relpath("search.js", posixpath.dirname(page.url) or "."))
+
+
+def on_post_template(output: str, **_given: Any) -> str:
+    """The page of what is not found, likewise."""
+    return output.replace(SHIM, "search.js")
+
+
+def commands() -> str:
+    """Every command of `retain`: what it does, what it is given, and its options."""
+    import typer
+
+    from retain.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    return "\n\n".join(_command(name, one) for name, one in sorted(group.commands.items()))
+
+
+def _command(name: str, command: Any) -> str:
+    shown = [p for p in command.params if not getattr(p, "hidden", False)]
+    arguments = [p for p in shown if p.param_type_name == "argument"]
+    usage = " ".join(
+        ["retain", name, *(_name(p) if p.required else f"[{_name(p)}]" for p in arguments)]
+    )
+    parts = [f"## retain {name}", _plain(command.help or ""), f"    {usage} [OPTIONS]"]
+    rows = [
+        f"| {_flags(p)} | {_default(p)} | {_cell(getattr(p, 'help', '') or '')} |" for p in shown
+    ]
+    if rows:
+        parts.append("\n".join(["| option | default | what it is |", "|---|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _name(argument: Any) -> str:
+    return str(argument.name).upper()
+
+
+def _flags(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{_name(parameter)}`"
+    return ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts))
+
+
+def _default(parameter: Any) -> str:
+    value = parameter.default
+    if parameter.required:
+        return "required"
+    if value is None or callable(value) or value in (False, (), [], "") or "UNSET" in repr(value):
+        return ""
+    return f"`{value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(_plain(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _plain(text: str) -> str:
+    """Help without the marks that colour it on a terminal; an example is a block of code."""
+    lines = inspect.cleandoc(text.replace("\b", "")).splitlines()
+    found = []
+    for line in lines:
+        bare = re.sub(r"\[/?(?:bold|dim|italic|cyan|yellow|green)?\]", "", line)
+        found.append(f"    {bare}" if re.match(r"(retain|pip|python) ", bare) else bare)
+    return "\n".join(found)

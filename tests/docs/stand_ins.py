@@ -1,0 +1,34 @@
+"""What blocks of README and the guide take for granted: a small `model`, a `loader`, …"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import retain
+
+
+def namespace() -> dict[str, Any]:
+    """The names that a reader has in a training script of his own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    inputs, labels = torch.randn(32, 5), torch.randint(3, (32,))
+    new_data = DataLoader(TensorDataset(inputs, labels), batch_size=8)
+    return {
+        "__name__": "__main__",
+        "torch": torch,
+        "nn": nn,
+        "retain": retain,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
+        "criterion": nn.functional.cross_entropy,
+        "unlabelled_loader": DataLoader(torch.randn(32, 5), batch_size=8),
+        "loader": DataLoader(torch.randn(32, 5), batch_size=8),
+        "new_data": new_data,
+        "new_inputs": inputs,
+        "x": inputs[:8],
+        "y": labels[:8],
+    }
