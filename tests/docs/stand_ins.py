@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ def namespace() -> dict[str, Any]:
         "nn": nn,
         "retain": retain,
         "model": model,
+        "other_model": copy.deepcopy(model),
+        "base": copy.deepcopy(model),
+        "tuned": copy.deepcopy(model),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.01),
         "criterion": nn.functional.cross_entropy,
         "unlabelled_loader": DataLoader(torch.randn(32, 5), batch_size=8),
@@ -32,3 +37,10 @@ def namespace() -> dict[str, Any]:
         "x": inputs[:8],
         "y": labels[:8],
     }
+
+
+def passport_of(model: nn.Module, folder: Path) -> Path:
+    """A passport of a small model, in place of one that is shipped for a large one."""
+    path = folder / "shipped.safetensors"
+    retain.passport(model, torch.randn(32, 5).split(8), progress=False).save(path)
+    return path
