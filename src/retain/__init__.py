@@ -4,6 +4,10 @@ memory = retain.MAS(model)            # any nn.Module, already trained
 memory.observe(unlabelled_loader)     # Ω from data, no labels
 memory.consolidate()                  # Ω and θ*
 memory.attach(optimizer)              # every step is protected from here on
+
+>>> import retain
+>>> retain.__version__ == retain.__version__.strip() != ""
+True
 """
 
 from __future__ import annotations

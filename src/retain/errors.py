@@ -2,7 +2,16 @@
 
 
 class RetainError(Exception):
-    """The base of all errors raised on purpose; catch this one to catch them all."""
+    """The base of all errors raised on purpose; catch this one to catch them all.
+
+    Example:
+        >>> import torch, retain
+        >>> try:
+        ...     retain.MAS(torch.nn.Linear(2, 2), strength=-1)
+        ... except retain.RetainError as error:
+        ...     print(error)
+        strength=-1; expected a finite number of at least 0.
+    """
 
 
 class InputError(RetainError, ValueError):

@@ -22,6 +22,15 @@ class Importance(Mapping[str, Tensor]):
     Attributes:
         samples: how many samples the means are over; for a sum over tasks, how many in all.
         routes: parameter name -> how its gradients were obtained ("linear", "loop", …), if known.
+
+    Example:
+        >>> import torch, retain
+        >>> monday = retain.Importance({"weight": torch.tensor([1.0, 3.0])}, samples=100)
+        >>> friday = retain.Importance({"weight": torch.tensor([5.0, 3.0])}, samples=300)
+        >>> retain.Importance.pool([monday, friday])["weight"]  # one task: the mean over samples
+        tensor([4., 3.])
+        >>> (monday + friday)["weight"]  # two tasks: the sum
+        tensor([6., 6.])
     """
 
     def __init__(

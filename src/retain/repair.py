@@ -62,6 +62,14 @@ def repair(
     Raises:
         InputError: an amount out of range, or weights of another model; every name is listed.
         StateError: a memory without importance.
+
+    Example:
+        >>> import torch, retain
+        >>> base = {"weight": torch.tensor([0.0, 0.0])}
+        >>> tuned = {"weight": torch.tensor([1.0, 1.0])}
+        >>> importance = retain.Importance({"weight": torch.tensor([2.0, 0.0])}, samples=10)
+        >>> retain.repair(base, tuned, importance, amount=1.0)["weight"]  # mean Ω is 1
+        tensor([0.3333, 1.0000])
     """
     number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
     if not number or not 0 <= amount <= sys.float_info.max:

@@ -62,7 +62,7 @@ class FrozenStatistics:
 
 
 def frozen_statistics(model: nn.Module) -> FrozenStatistics:
-    """A handle, while which lives the running statistics of `model` are used and never moved.
+    """A handle; until it is removed, running statistics of `model` are used and never moved.
 
     A network whose batch-norm statistics follow new data forgets the old however well its weights
     are held. With this, layers that keep running statistics (batch-norm of any kind, instance-norm
@@ -80,6 +80,14 @@ def frozen_statistics(model: nn.Module) -> FrozenStatistics:
 
     Raises:
         InputError: not a torch.nn.Module.
+
+    Example:
+        >>> import torch, retain
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
+        >>> with retain.frozen_statistics(model) as frozen:
+        ...     answer = model(torch.randn(8, 4))
+        >>> frozen.layers, int(model[1].num_batches_tracked)
+        (('1',), 0)
     """
     return FrozenStatistics(unwrapped(model))
 

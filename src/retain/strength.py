@@ -29,6 +29,12 @@ class StrengthChoice:
         reference: what the new task reaches when nothing is held.
         accepted: whether `accuracy` is at least (1 − drop) · `reference`.
         tried: everything that was tried, in order.
+
+    Example:
+        >>> import retain
+        >>> choice = retain.choose_strength(lambda strength: 0.9 / (1 + strength), start=1.0)
+        >>> type(choice) is retain.StrengthChoice, choice.accepted, round(choice.accuracy, 2)
+        (True, True, 0.72)
     """
 
     strength: float
@@ -68,6 +74,14 @@ def choose_strength(
 
     Raises:
         InputError: an argument out of its range, or `train` returned no finite number.
+
+    Example:
+        >>> import retain
+        >>> def train(strength):  # yours: from the same start, with this λ
+        ...     return 0.9 / (1 + strength)
+        >>> choice = retain.choose_strength(train, start=1.0)
+        >>> choice.strength, [one.strength for one in choice.tried]
+        (0.25, [1.0, 0.5, 0.25])
     """
     _refuse(start=start, drop=drop, decay=decay, tries=tries)
     if reference is None:

@@ -302,7 +302,7 @@ class Memory:
         return totals[0] if len(totals) == 1 else totals[0] + totals[1].to(totals[0])
 
     def attach(self, optimizer: object, *, form: str = "gradient") -> Handle:
-        """A handle, while which lives every `optimizer.step()` is protected.
+        """A handle; every `optimizer.step()` is protected as long as it is not removed.
 
         "gradient" adds 2λΩ(θ − θ*) to the gradients for the length of a step: once, however they
         were accumulated, after clipping (so only the task's gradient is clipped) and after a

@@ -52,6 +52,14 @@ class EWC(ReadsBatches, Memory):
         padding_mask: positions that do not count, where no attention_mask says so: the name of an
             input, or a function of the batch, that gives bools [n, T], True at padding.
         check: compare a few samples with the slow truth, once per model.
+
+    Example:
+        >>> import torch, retain
+        >>> model = torch.nn.Linear(4, 3)
+        >>> inputs, labels = torch.randn(32, 4), torch.randint(3, (32,))
+        >>> memory = retain.EWC(model, fisher="empirical")
+        >>> memory.observe([(inputs, labels)]).consolidate().importance
+        Importance(2 parameters, 15 weights, 32 samples)
     """
 
     coefficient: ClassVar[float] = 0.5

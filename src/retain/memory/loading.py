@@ -50,6 +50,14 @@ def load(
     Raises:
         FileError: missing, truncated, foreign or from a newer version; or it does not match the
             model, with every missing, unexpected and misshapen name.
+
+    Example:
+        >>> import torch, retain
+        >>> model = torch.nn.Linear(4, 2)
+        >>> retain.MAS(model).observe(torch.randn(8, 4)).consolidate().save("memory.safetensors")
+        >>> memory = retain.load("memory.safetensors", model)
+        >>> type(memory).__name__, memory.tasks, memory.strength
+        ('MAS', 1, 1.0)
     """
     flat, header = files.read(path, "memory", KIND)
     if header["kind"] == KIND:

@@ -47,6 +47,17 @@ class LocalMAS(ReadsBatches, Memory):
             nodes of graphs): the name of an input that numbers them, or a function of the batch.
         padding_mask: positions that do not count, where no attention_mask says so: the name of an
             input, or a function of the batch, that gives bools [n, T], True at padding.
+
+    Example:
+        >>> import torch, retain
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        ... )
+        >>> memory = retain.LocalMAS(model, exclude="2")
+        >>> with memory.observing(), torch.inference_mode():
+        ...     answer = model(torch.randn(5, 4))
+        >>> memory.consolidate().importance.samples
+        5
     """
 
     selective: ClassVar[bool] = True

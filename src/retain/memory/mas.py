@@ -50,6 +50,17 @@ class MAS(ReadsBatches, Memory):
         padding_mask: positions that do not count, where no attention_mask says so: the name of an
             input, or a function of the batch, that gives bools [n, T], True at padding.
         check: compare a few samples with the slow truth, once per model.
+
+    Example:
+        >>> import torch, retain
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+        >>> memory = retain.MAS(model, strength=2.0)
+        >>> memory.observe(torch.randn(32, 4)).consolidate().importance
+        Importance(2 parameters, 40 weights, 32 samples)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> handle = memory.attach(optimizer)  # every step is protected until handle.remove()
+        >>> memory.penalty().item()  # nothing has moved yet
+        0.0
     """
 
     _arguments: ClassVar[Mapping[str, str]] = {

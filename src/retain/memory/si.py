@@ -34,9 +34,9 @@ class SI(Memory):
     Ω ← Ω + max(ω, 0) / (Δ_task² + ξ); the penalty is λ Σ Ω (θ − θ*)².
 
     Attach it before the first task is learned, and call `consolidate()` at the end of each task;
-    there is no data to observe. `attach` adds the penalty itself; g is taken before that. Who wants
-    `penalty()` in the loss attaches with `form="loss"`: nothing is added then, and the gradient
-    that `penalty()` gave is taken out of g again. That needs gradients which are not rescaled
+    there is no data to observe. `attach` adds the penalty itself; g is taken before that. To have
+    `penalty()` in the loss instead, attach with `form="loss"`: then nothing is added, and the
+    gradient of `penalty()` is taken out of g again. That works only if gradients are not rescaled
     between `backward()` and `step()`; with clipping or a GradScaler, use another form.
 
     Args:
@@ -47,6 +47,17 @@ class SI(Memory):
         exclude: names or patterns of parameters to leave free.
         dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
         device: where Ω and θ* are kept; by default with the weights.
+
+    Example:
+        >>> import torch, retain
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> memory = retain.SI(model)
+        >>> with memory.attach(optimizer):
+        ...     model(torch.randn(8, 4)).square().sum().backward()
+        ...     optimizer.step()
+        >>> memory.consolidate().importance
+        Importance(2 parameters, 10 weights, 1 samples)
     """
 
     forms: ClassVar[tuple[str, ...]] = ("gradient", "proximal", "adaptive", "loss")

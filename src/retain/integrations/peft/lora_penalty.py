@@ -113,7 +113,7 @@ class LoraPenalty:
         return torch.stack([part.to(first.device, first.dtype) for part in parts]).sum()
 
     def attach(self, optimizer: Any, *, form: str = "gradient") -> Handle:
-        """A handle, while which lives every `optimizer.step()` is protected.
+        """A handle; every `optimizer.step()` is protected as long as it is not removed.
 
         "gradient" adds the gradients of `penalty()` for the length of a step, as `memory.attach`
         does. "proximal" follows the step by the exact minimiser of ½‖B − B₀‖² + ηλ Σ Ω (…)² in B,

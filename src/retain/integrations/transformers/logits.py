@@ -47,7 +47,7 @@ def logits_norm(model: nn.Module, head: nn.Module | None = None) -> LogitsNorm:
 
 
 class LogitsNorm:
-    """The norm of the logits; a context, while in which the head computes one token only."""
+    """The norm of the logits; a context, inside which the head computes one token only."""
 
     def __init__(self, head: nn.Linear) -> None:
         self.head = head
