@@ -34,6 +34,7 @@ def namespace() -> dict[str, Any]:
         "loader": DataLoader(torch.randn(32, 5), batch_size=8),
         "new_data": new_data,
         "new_inputs": inputs,
+        "labels": labels,
         "x": inputs[:8],
         "y": labels[:8],
     }
