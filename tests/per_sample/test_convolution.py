@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from retain.per_sample import devices
 from retain.per_sample.layout import Blocks
+from retain.per_sample.precision import unrounded
 from retain.per_sample.rules import convolution
 from retain.per_sample.rules.convolution import Settings, weight_gradient, weight_term
 from retain.per_sample.summing import sum_terms
@@ -34,8 +35,9 @@ def test_separate_channels_with_large_kernels(name, at_once, monkeypatch):
     settings = Settings(stride, padding, dilation, False, (0, 0), channels)
     inputs, weight = torch.randn(N, channels, *size), torch.randn(channels, 1, *kernel)
     grad = torch.randn_like(F.conv2d(inputs, weight, None, stride, padding, dilation, channels))
-    quick = convolution._as_kernels(inputs, grad, weight, settings)
-    term = weight_term(inputs, grad, weight, settings, Blocks(0, 1, N, 1))
+    with unrounded():  # for TF32 these sums are too close
+        quick = convolution._as_kernels(inputs, grad, weight, settings)
+        term = weight_term(inputs, grad, weight, settings, Blocks(0, 1, N, 1))
     assert isinstance(term, Rows)
     for k in range(N):
         one = slice(k, k + 1)
@@ -91,3 +93,47 @@ def test_every_kind_on_an_accelerator(name, way, held, power, monkeypatch):
         for alone in torch.diag_embed(grad.movedim(0, -1)).movedim((-2, -1), (0, 1))
     ]
     torch.testing.assert_close(total.result(), torch.stack(each).abs().pow(power).sum(0))
+
+
+WAYS = {
+    "1d": (F.conv1d, (6, 4, 3), (4, 30), {"padding": 1}),
+    "1d, groups, stride": (F.conv1d, (6, 2, 5), (4, 2100), {"groups": 2, "stride": 2}),
+    "2d, many pixels": (F.conv2d, (4, 3, 3, 3), (3, 26, 27), {"stride": (1, 1), "dilation": 2}),
+    "3d": (F.conv3d, (4, 3, 2, 3, 2), (3, 6, 7, 6), {"padding": (0, 1, 1)}),
+    "1d, transposed": (F.conv_transpose1d, (4, 6, 3), (4, 20), {"stride": 2}),
+    "2d, transposed, groups": (F.conv_transpose2d, (4, 3, 2, 3), (4, 9, 8), {"groups": 2}),
+}
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("way", ["each", "patches", "groups"])
+@pytest.mark.parametrize("name", WAYS)
+def test_whichever_way_is_the_quickest_on_a_cpu(name, way, power, monkeypatch):
+    tried = []
+
+    def chosen(of, ways, device):
+        tried.extend(ways)
+        for one in ways.values():
+            one()
+        return way
+
+    monkeypatch.setattr(convolution, "quickest", chosen)
+    call, shape, inputs, options = WAYS[name]
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(N, *inputs, dtype=torch.float64)
+    y = call(x, weight, **options)
+    grad = torch.randn_like(y)
+    settings = convolution._settings(y.grad_fn)
+    total = Sum(weight.shape, weight.dtype, weight.device, power)
+    with torch.no_grad():
+        term = weight_term(x, grad, weight, settings, Blocks(0, 1, N, 1))
+        sum_terms([term], N, total)
+    truth = sum(
+        torch.autograd.grad(y, weight, grad * one.view(-1, *[1] * (y.ndim - 1)), retain_graph=True)[
+            0
+        ].abs()
+        ** power
+        for one in torch.eye(N, dtype=torch.float64)
+    )
+    torch.testing.assert_close(total.result(), truth)
+    assert tried == ["each", "patches", "groups"]

@@ -119,4 +119,4 @@ def test_large_numbers_that_no_float_could_sum_are_no_infinities() -> None:
         found = engine(Batch.of(x))["weight"]
     assert found.isfinite().all()
     assert not found.sum().isfinite()
-    torch.testing.assert_close(found, truth(model, x)["weight"])
+    torch.testing.assert_close(found, truth(model, x)["weight"], rtol=1e-5, atol=0)

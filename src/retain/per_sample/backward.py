@@ -73,7 +73,7 @@ class PerSampleBackward:
                 also(self.graph.position[node], grads)
             for group, use in self._by_node[node]:
                 if any(g is not None for g in grads):
-                    terms[group].append(self._term(node, use, grads))
+                    terms[group].append(_behind_transposes(*self._term(node, use, grads)))
                 waiting[group] -= 1
                 if not waiting[group] and self._at_once(group, terms[group]):
                     del terms[group]
@@ -159,16 +159,9 @@ class PerSampleBackward:
         if len(group.names) > 1 or not found:
             return False
         leaf = self.graph.leaves[group.names[0]]
-        terms: list[Term] = []
-        for (node, _), term in found:
-            if node is leaf:
-                terms.append(term)
-            elif is_transpose(node) and node.next_functions[0][0] is leaf:
-                if not isinstance(term, Factors):
-                    return False
-                terms.append(term.transposed)
-            else:
-                return False
+        if any(node is not leaf for (node, _), _ in found):
+            return False
+        terms = [term for _, term in found]
         total = self.sums[group.names[0]]
         for term in terms:
             if isinstance(term, OneByOne) and term.route == "masked":
@@ -181,23 +174,23 @@ class PerSampleBackward:
 
     def _pull_back(self, group: Group, found: list[Found]) -> None:
         route = _route(found)
-        if self._copying(group):
+        if self._copying(group, found):
             self._pull_back_sums(found)
         else:
             self._pull_back_each(group, found)
             route += ", pulled back"
         self.routes.update(dict.fromkeys(group.names, route))
 
-    def _copying(self, group: Group) -> bool:
+    def _copying(self, group: Group, found: list[Found]) -> bool:
         """Whether sums can be pulled back; remembered unless the data decide what is copied."""
-        if group in self.habits.copying:
-            return self.habits.copying[group]
+        edges = dict.fromkeys(edge for edge, _ in found)
+        known = (group, frozenset((self.graph.position[node], output) for node, output in edges))
+        if known in self.habits.copying:
+            return self.habits.copying[known]
         nodes = chain(self.graph, self.plan.frontier, group)
-        if len(group.uses) == 1 and all(is_transpose(node) for node in nodes):
-            return True
-        answer = moves_and_scales(self.graph, self.plan.frontier, group, nodes)
+        answer = moves_and_scales(self.graph, self.plan.frontier, edges, nodes)
         if HIDDEN_INPUTS.isdisjoint(map(operation, nodes)):
-            self.habits.copying[group] = answer
+            self.habits.copying[known] = answer
         return answer
 
     def _pull_back_sums(self, found: list[Found]) -> None:
@@ -250,6 +243,16 @@ class PerSampleBackward:
     def _dtype(self, edge: Output) -> torch.dtype:
         dtype: torch.dtype = edge[0]._input_metadata[edge[1]].dtype
         return dtype
+
+
+def _behind_transposes(edge: Output, term: Term) -> Found:
+    """Factors of a transposed matrix as those of the matrix itself, where all its uses meet."""
+    while isinstance(term, Factors) and is_transpose(edge[0]):
+        below, output = edge[0].next_functions[0]
+        if below is None:
+            break
+        edge, term = (below, output), term.transposed
+    return edge, term
 
 
 def _route(found: list[Found]) -> str:

@@ -167,8 +167,10 @@ def chain(graph: Graph, frontier: Frontier, group: Group) -> list[Node]:
     return found
 
 
-def moves_and_scales(graph: Graph, frontier: Frontier, group: Group, nodes: Iterable[Node]) -> bool:
-    """Whether every element of the parameters reaches the uses at most once, moved and scaled.
+def moves_and_scales(
+    graph: Graph, frontier: Frontier, edges: Iterable[Output], nodes: Iterable[Node]
+) -> bool:
+    """Whether every element of the parameters reaches `edges` at most once, moved and scaled.
 
     Then |Jᵀg|ᵖ = (|J|ᵖ)ᵀ|g|ᵖ: sums of powers can be pulled back once instead of every sample.
     """
@@ -185,12 +187,8 @@ def moves_and_scales(graph: Graph, frontier: Frontier, group: Group, nodes: Iter
             for below, output in node.next_functions
         ]
 
-    ones: dict[Output, Tensor] = {}
-    for use in group.uses:
-        node, output = edge_of(graph, use)
-        device = graph.scores.device
-        one = torch.ones(shape_of(node, output), dtype=graph.scores.dtype, device=device)
-        ones[node, output] = ones[node, output] + one if (node, output) in ones else one
+    device, dtype = graph.scores.device, graph.scores.dtype
+    ones = {edge: torch.ones(shape_of(*edge), dtype=dtype, device=device) for edge in edges}
     covered = pull_back(graph, frontier, ones, step)
     # whole numbers, but for the rounding of the operations between
     return all(bool((count < 1.5).all()) for count in covered.values())

@@ -12,13 +12,12 @@ from retain.batches import Batch, tensors_in
 from retain.errors import RetainError
 from retain.outputs import OutputPicker, output_of
 from retain.per_sample.blame import raise_interaction, raise_size
-from retain.per_sample.precision import Precision, rounds
+from retain.per_sample.precision import Precision, unrounded
 from retain.per_sample.same import same
 
 MOST = 4  # samples of a batch that are computed alone as well, one in SHARE at most
 SHARE = 8
 CLOSELY = 8  # kinds of batches that are looked at so; of later ones a single sample
-TF32 = 2e-2  # outputs of other algorithms, where a card rounds operands
 
 Kind = tuple[int, tuple[torch.Size, ...]]
 
@@ -28,6 +27,10 @@ class Company:
 
     Of how many samples and what shapes a batch is decides whether they can be seen to interact:
     experts with a capacity, for one, drop tokens only when many want the same.
+
+    Where a card rounds operands (TF32), a deep network can make much of the other algorithms that
+    it takes for another number of samples. So outputs that differ are computed once more without
+    such rounding, and only what differs there as well is refused.
     """
 
     def __init__(self, model: nn.Module, output: Callable[[], OutputPicker]) -> None:
@@ -58,8 +61,11 @@ class Company:
         Raises:
             ModelError: naming the module with which it begins.
         """
-        if not same(self._again(batch), output, precision):
-            raise_interaction(self.model, batch, precision)
+        if same(self._again(batch), output, precision):
+            return
+        with unrounded():
+            if not same(self._again(batch), self._again(batch), precision):
+                raise_interaction(self.model, batch, precision)
 
     def look(self, batch: Batch, together: Tensor, precision: Precision) -> None:
         """Raise if samples of a batch of a new kind have other outputs when they are alone.
@@ -76,18 +82,24 @@ class Company:
         self._largest = max(self._largest, batch.samples)
         others = self._choice.sample(range(batch.samples - 1), min(count, batch.samples) - 1)
         for k in (*others, batch.samples - 1):  # where there are places, the last finds none
-            try:
-                alone = self._again(batch.take(k, k + 1))
-            except RetainError:
-                raise
-            except (RuntimeError, ValueError, IndexError):
-                raise_size(self.model, batch, batch.take(k, k + 1))
-            own = together[k : k + 1]
-            if alone.shape != own.shape:  # as long as the longest of a batch, perhaps
-                alone, own = alone.norm()[None], own.norm()[None]
-            loose = TF32 if own.device.type != "cpu" and rounds() else 0.0
-            if not same(alone, own, precision, floor=loose * float(own.norm())):
-                raise_interaction(self.model, batch, precision)
+            one = batch.take(k, k + 1)
+            if self._alike(batch, one, together[k : k + 1], precision):
+                continue
+            with unrounded():
+                if not self._alike(batch, one, self._again(batch)[k : k + 1], precision):
+                    raise_interaction(self.model, batch, precision)
+
+    def _alike(self, batch: Batch, one: Batch, own: Tensor, precision: Precision) -> bool:
+        """Whether a sample's `own` part of the outputs of a batch is what it has alone."""
+        try:
+            alone = self._again(one)
+        except RetainError:
+            raise
+        except (RuntimeError, ValueError, IndexError):
+            raise_size(self.model, batch, one)
+        if alone.shape != own.shape:  # as long as the longest of a batch, perhaps
+            alone, own = alone.norm()[None], own.norm()[None]
+        return same(alone, own, precision)
 
     def _again(self, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -19,7 +19,8 @@ from retain.per_sample.nodes import shape_of
 class Habits:
     """What passes along a plan have shown, so that the next ones need not look again."""
 
-    copying: dict[Group, bool] = field(default_factory=dict)  # whether its sums can be pulled back
+    # a group, and the results whose gradients it has → whether its sums can be pulled back
+    copying: dict[tuple[Group, frozenset[Key]], bool] = field(default_factory=dict)
     pulls_back: bool | None = None  # whether operations are asked again after a pass; None: not run
 
 

@@ -107,11 +107,6 @@ def unrounded() -> Iterator[None]:
         _off.leave()
 
 
-def rounds() -> bool:
-    """Whether float32 operands may be rounded where the device can (TF32)."""
-    return any(read() != best for read, _, best in _switches())
-
-
 def _switches() -> list[Switch]:
     """What may round float32 operands, by PyTorch's older names unless a program uses the newer.
 

@@ -20,6 +20,16 @@ def conv1d():
     )  # fmt: skip
 
 
+@specimen(images(3, 40))
+def conv1d_with_group_norm():
+    return nn.Sequential(
+        nn.Conv1d(3, 8, 5, padding=2), nn.GroupNorm(2, 8), nn.GELU(),
+        nn.Conv1d(8, 12, 3, stride=2, groups=2), nn.GroupNorm(3, 12), nn.GELU(),
+        nn.ConvTranspose1d(12, 8, 3, stride=2), nn.GroupNorm(1, 8), nn.Tanh(),
+        nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+
+
 @specimen(images(3, 10, 9))
 def conv2d_plain():
     return nn.Sequential(

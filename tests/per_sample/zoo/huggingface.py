@@ -112,6 +112,20 @@ def albert_of_one_shared_layer():
     )  # fmt: skip
 
 
+@specimen(tokens(6, V), **transformers)
+def deberta_v2_with_relative_positions():
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    return DebertaV2ForSequenceClassification(
+        DebertaV2Config(
+            vocab_size=V, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=12, max_position_embeddings=8, num_labels=3, relative_attention=True,
+            pos_att_type=["p2c", "c2p"], position_buckets=4, share_att_key=True,
+            norm_rel_ebd="layer_norm",
+        )
+    )  # fmt: skip
+
+
 @specimen(images(3, 8, 8), vanishing=("*.k_proj.bias",), **transformers)
 def vit_of_transformers():
     from transformers import ViTConfig, ViTForImageClassification

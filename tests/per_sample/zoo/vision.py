@@ -164,6 +164,14 @@ def convnext_tiny():
     return convnext_tiny(num_classes=5)
 
 
+@specimen(images(3, 16, 16), samples=4, **torchvision)
+def regnet_small():
+    from torchvision.models.regnet import BlockParams, RegNet
+
+    settings = BlockParams([8, 16], [8, 16], [4, 8], [2, 2], [1, 1], se_ratio=0.25)
+    return RegNet(settings, num_classes=5, stem_width=8)
+
+
 # The first block's windows are shifted, so that padding, rolling and masks all take part.
 SWIN = {
     "patch_size": [2, 2], "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4],

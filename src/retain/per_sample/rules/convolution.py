@@ -1,13 +1,13 @@
 """Convolutions in any number of dimensions, transposed or not.
 
-On a CPU one sample at a time, or what is quicker for few pixels and for separate channels. On an
-accelerator many at a time, as products of their patches or as groups of one large convolution:
-whichever turns out to be quicker there.
+One sample at a time, as products of their patches, or as groups of one large convolution: on a CPU
+by rules of thumb for few pixels and separate channels, and otherwise, as on an accelerator,
+whichever turns out to be the quickest where it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -34,6 +34,7 @@ HELD = 1 << 22  # numbers: gradients of samples that may be held at once
 # at 28² takes 60 × as long as `_as_kernels`, 7² at 56² 13 ×).
 QUICK_KERNEL = 3
 AT_ONCE = 1 << 20  # numbers: inputs of samples that are rearranged together, within the cache
+TRIED = 4  # samples with which ways are compared on a CPU
 
 
 def convolution(
@@ -83,12 +84,51 @@ def weight_term(
             return _as_kernels(inputs, grad, weight, settings)
         if pixels <= FEW_PIXELS_OF_CHANNELS:
             return _as_groups(inputs, grad, weight, settings)
+    if whole:
+        return _on_cpu(inputs, grad, weight, settings)
+    return _one_by_one(inputs, grad, weight, settings, layout)
 
+
+def _one_by_one(
+    inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, layout: Blocks
+) -> OneByOne:
     def gradient(sample: int) -> Tensor:
         d, x = (layout.split(t)[:, sample].flatten(0, 1) for t in (grad, inputs))
         return weight_gradient(x, d, weight, settings)
 
     return OneByOne(gradient, "convolution")
+
+
+def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Term:
+    """One sample after another, or all together where they fit: the quickest of three ways."""
+    n, still = len(grad), inputs if settings.transposed else grad
+    columns = settings.groups * still.shape[2:].numel() * weight[0].numel()  # of one sample
+
+    def each(x: Tensor, d: Tensor) -> Term:
+        return _one_by_one(x, d, weight, settings, Blocks(0, 1, len(d), 1))
+
+    ways: dict[str, Callable[[Tensor, Tensor], Term]] = {"each": each}
+    if columns <= HELD and max(inputs.numel(), grad.numel()) <= HELD:
+        ways["patches"] = lambda x, d: _patches(x, d, weight, settings)
+    if n * weight.numel() <= HELD:
+        ways["groups"] = lambda x, d: _as_groups(x, d, weight, settings)
+    if len(ways) == 1:
+        return each(inputs, grad)
+    few = min(n, TRIED)
+
+    def tried(way: Callable[[Tensor, Tensor], Term]) -> None:
+        way(inputs[:few], grad[:few]).add_samples(0, few, weight.new_zeros(few, *weight.shape))
+
+    about = _about(inputs, grad, weight, settings, few)
+    trials = {name: partial(tried, way) for name, way in ways.items()}
+    return ways[quickest(about, trials, grad.device)](inputs, grad)
+
+
+def _about(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, few: int) -> Hashable:
+    """By what it is known which way is the quickest."""
+    shapes = (inputs.shape[1:], grad.shape[1:], weight.shape, inputs.dtype, few)
+    listed = (tuple(s) if isinstance(s, Sequence) else s for s in settings)
+    return ("convolution", *shapes, *listed, torch.get_num_threads())
 
 
 def weight_gradient(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Tensor:
@@ -142,12 +182,7 @@ def _on_accelerator(
         term.add_samples(0, few, out)
         return out
 
-    shapes = (inputs.shape[1:], grad.shape[1:], weight.shape, inputs.dtype, few)
-    about = (
-        "convolution",
-        *shapes,
-        *(tuple(s) if isinstance(s, Sequence) else s for s in settings),
-    )
+    about = _about(inputs, grad, weight, settings, few)
     trials = {name: partial(gradients, term) for name, term in ways.items()}
     return ways[quickest(about, trials, grad.device)]
 
