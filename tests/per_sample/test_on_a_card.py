@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample, devices
+from retain.per_sample.check import disagreeing
 from retain.per_sample.precision import Precision
 from retain.per_sample.scores import SquaredNorm
 
@@ -135,3 +136,14 @@ def test_rounding_of_which_a_network_makes_much_is_no_company() -> None:
         assert float((alone - together).norm() / together.norm()) > allowed
         engine(Batch.of(images))
     assert "loop" not in engine.routes.values()
+
+
+def test_a_tie_may_change_all_of_what_few_units_have() -> None:
+    """Squeeze-and-excitation squeezes to a handful of units: one ReLU at zero is all of a bias."""
+    precision, half = Precision(torch.float32), torch.full((400,), 0.5)
+    few, none = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.0])
+    many, flipped = torch.ones(400), torch.cat([half[:40], torch.ones(360)])
+    found, truth = {"few": few, "many": flipped}, {"few": none, "many": many}
+    assert not disagreeing(found, truth, precision, ties=True)
+    assert disagreeing(found, truth, precision) == {"few", "many"}
+    assert disagreeing({"many": half}, {"many": many}, precision, ties=True) == {"many"}

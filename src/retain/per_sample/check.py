@@ -11,6 +11,7 @@ second can be excluded is believed; in any other, the sample alone is right.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -28,7 +29,7 @@ from retain.per_sample.reference import add_powers, gradients_of
 from retain.per_sample.same import distance, same
 
 SCORES = 2  # of several scores per sample, so many are looked at: not a thousand outputs
-TIES = 0.3  # of a gradient's norm: ties have never been seen to change more
+TIES = 0.3  # of a gradient's norm: ties have never been seen to change more, of many units
 
 Sums = Mapping[str, Tensor]
 Forward = Callable[..., tuple[Graph, Tensor | None]]
@@ -99,9 +100,16 @@ def disagreeing(
         floor = largest * kind.zero**power
         if same(found[name], value, kind, floor):
             continue
-        if not ties or not distance(found[name], value) <= TIES * power * float(value.norm()):
+        size = max(float(value.norm()), float(found[name].norm()))
+        if not ties or not distance(found[name], value) <= tied(value) * power * size:
             wrong.add(name)
     return wrong
+
+
+def tied(gradient: Tensor) -> float:
+    """How much of a gradient ties may change: of those of few units a single one changes much."""
+    units = len(gradient) if gradient.ndim else 1
+    return max(TIES, min(1.0, 3 / math.sqrt(units)))
 
 
 def only_ties(together: Graph, alone: Sequence[Graph], hooked: Iterable[str]) -> bool:

@@ -164,11 +164,11 @@ def convnext_tiny():
     return convnext_tiny(num_classes=5)
 
 
-@specimen(images(3, 16, 16), samples=4, **torchvision)
+@specimen(images(3, 32, 32), samples=4, **torchvision)
 def regnet_small():
     from torchvision.models.regnet import BlockParams, RegNet
 
-    settings = BlockParams([8, 16], [8, 16], [4, 8], [2, 2], [1, 1], se_ratio=0.25)
+    settings = BlockParams([1, 2], [8, 16], [4, 8], [1.0, 1.0], [2, 2], se_ratio=0.25)
     return RegNet(settings, num_classes=5, stem_width=8)
 
 
