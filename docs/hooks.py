@@ -2,7 +2,8 @@
 
 `<!-- commands -->` becomes a description of every command, from the same place as `--help`. Links
 to examples and experiments, which are beside `docs/` and not in it, lead to copies in the site.
-The search takes what it needs to run from a disk from the site itself (`search.js`).
+θ* is the anchor and no emphasis. The search takes what it needs to run from a disk from the site
+itself (`search.js`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.inlinepatterns import SimpleTextInlineProcessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -21,6 +25,20 @@ ROOT = Path(__file__).parents[1]
 SHIM = "https://unpkg.com/iframe-worker/shim"
 COMMANDS = "<!-- commands -->"
 OUTSIDE = re.compile(r"\]\(\.\./((?:examples|experiments|benchmarks)/[^)#\s]+)\)")
+
+
+class Anchor(Extension):
+    """θ* is the anchor, and its star begins no emphasis: in docstrings it is not escaped."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        """Take it as it is, before emphasis is looked for."""
+        md.inlinePatterns.register(SimpleTextInlineProcessor(r"(θ[₁₂]?\*)"), "anchor", 175)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The settings, with what the symbols of this project need."""
+    config.markdown_extensions.append(Anchor())  # type: ignore[arg-type]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -73,7 +91,7 @@ def _command(name: str, command: Any) -> str:
     usage = " ".join(
         ["retain", name, *(_name(p) if p.required else f"[{_name(p)}]" for p in arguments)]
     )
-    parts = [f"## retain {name}", _plain(command.help or ""), f"    {usage} [OPTIONS]"]
+    parts = [f"## retain {name}", f"    {usage} [OPTIONS]", _plain(command.help or "")]
     rows = [
         f"| {_flags(p)} | {_default(p)} | {_cell(getattr(p, 'help', '') or '')} |" for p in shown
     ]

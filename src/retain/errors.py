@@ -4,7 +4,7 @@
 class RetainError(Exception):
     """The base of all errors raised on purpose; catch this one to catch them all.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> try:
         ...     retain.MAS(torch.nn.Linear(2, 2), strength=-1)

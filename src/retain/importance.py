@@ -23,7 +23,7 @@ class Importance(Mapping[str, Tensor]):
         samples: how many samples the means are over; for a sum over tasks, how many in all.
         routes: parameter name -> how its gradients were obtained ("linear", "loop", …), if known.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> monday = retain.Importance({"weight": torch.tensor([1.0, 3.0])}, samples=100)
         >>> friday = retain.Importance({"weight": torch.tensor([5.0, 3.0])}, samples=300)

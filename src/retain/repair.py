@@ -63,7 +63,7 @@ def repair(
         InputError: an amount out of range, or weights of another model; every name is listed.
         StateError: a memory without importance.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> base = {"weight": torch.tensor([0.0, 0.0])}
         >>> tuned = {"weight": torch.tensor([1.0, 1.0])}

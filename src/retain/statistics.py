@@ -81,7 +81,7 @@ def frozen_statistics(model: nn.Module) -> FrozenStatistics:
     Raises:
         InputError: not a torch.nn.Module.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
         >>> with retain.frozen_statistics(model) as frozen:

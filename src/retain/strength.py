@@ -30,7 +30,7 @@ class StrengthChoice:
         accepted: whether `accuracy` is at least (1 − drop) · `reference`.
         tried: everything that was tried, in order.
 
-    Example:
+    Examples:
         >>> import retain
         >>> choice = retain.choose_strength(lambda strength: 0.9 / (1 + strength), start=1.0)
         >>> type(choice) is retain.StrengthChoice, choice.accepted, round(choice.accuracy, 2)
@@ -75,7 +75,7 @@ def choose_strength(
     Raises:
         InputError: an argument out of its range, or `train` returned no finite number.
 
-    Example:
+    Examples:
         >>> import retain
         >>> def train(strength):  # yours: from the same start, with this λ
         ...     return 0.9 / (1 + strength)

@@ -53,7 +53,7 @@ class EWC(ReadsBatches, Memory):
             input, or a function of the batch, that gives bools [n, T], True at padding.
         check: compare a few samples with the slow truth, once per model.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> model = torch.nn.Linear(4, 3)
         >>> inputs, labels = torch.randn(32, 4), torch.randint(3, (32,))

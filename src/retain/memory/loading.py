@@ -51,7 +51,7 @@ def load(
         FileError: missing, truncated, foreign or from a newer version; or it does not match the
             model, with every missing, unexpected and misshapen name.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> model = torch.nn.Linear(4, 2)
         >>> retain.MAS(model).observe(torch.randn(8, 4)).consolidate().save("memory.safetensors")

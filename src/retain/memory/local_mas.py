@@ -48,7 +48,7 @@ class LocalMAS(ReadsBatches, Memory):
         padding_mask: positions that do not count, where no attention_mask says so: the name of an
             input, or a function of the batch, that gives bools [n, T], True at padding.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)

@@ -51,7 +51,7 @@ class MAS(ReadsBatches, Memory):
             input, or a function of the batch, that gives bools [n, T], True at padding.
         check: compare a few samples with the slow truth, once per model.
 
-    Example:
+    Examples:
         >>> import torch, retain
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
         >>> memory = retain.MAS(model, strength=2.0)
