@@ -57,6 +57,7 @@ OPTIONAL = [
     "accelerate",
     "lightning",
     "pydantic",
+    "distributed",
 ]
 # Rooms that say at their door what to install.
 NEEDS_STUDY = ("cli", "experiment", "studies")

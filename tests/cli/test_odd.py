@@ -33,6 +33,14 @@ from tests.cli.test_commands import TINY, refused, retain
         [*TINY, "--out", "out", "--methods", ","],
         [*TINY, "--out", "out", "--seeds", "1" + "0" * 400],
         [*TINY, "--out", "out", "--epochs", "1" + "0" * 400],
+        *(
+            [*command, "--out", "out", "--workers", odd]
+            for command in (TINY, ["study", "table2", "--data", "digits"])
+            for odd in ("0", "-1", "1" + "0" * 400, "", "two")
+        ),
+        [*TINY, "--out", "out", "--scheduler", ""],
+        [*TINY, "--out", "out", "--scheduler", "localhost:8786"],
+        [*TINY, "--out", "out", "--workers", "2", "--scheduler", "tcp://localhost:8786"],
         [*TINY, "--out", "out", "--lr", "nan"],
         [*TINY, "--out", "out", "--device", "meta"],
         [*TINY, "--out", "out", "--device", "cuda:99"],

@@ -26,7 +26,7 @@ FULL = Config(
     augmentation="crop-flip",
     amp=True,
     device="cpu",
-    workers=2,
+    loaders=2,
     weights="default",
     image_size=64,
     classes_per_task=3,
@@ -57,7 +57,7 @@ def test_differences_are_told_by_name():
 
 
 def test_what_changes_no_number_is_no_difference():
-    assert FULL.differences(dataclasses.replace(FULL, workers=0)) == []
+    assert FULL.differences(dataclasses.replace(FULL, loaders=0)) == []
 
 
 def test_one_strength_and_several_are_numbers():
@@ -91,7 +91,7 @@ def test_one_strength_and_several_are_numbers():
         ({"lr": None}, "lr is None; expected a number."),
         ({"model": None}, "model is None; expected a word."),
         ({"strengths": [1.0]}, "strengths is [1.0]; expected a mapping with methods as keys."),
-        ({"workers": -1}, "workers is -1"),
+        ({"loaders": -1}, "loaders is -1"),
         ({"epochs": 10**400}, "epochs is 1000"),
         ({"seeds": (2**64,)}, "seeds has 18446744073709551616; expected whole numbers"),
         ({"seeds": (True,)}, "seeds has True; expected whole numbers"),

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from retain.cli.options import with_table
+from retain.cli.options import fields_of, with_table
 from retain.experiment import Config, Run, run
 from retain.experiment.config import FIELDS
+from retain.experiment.crew import Workforce
 from retain.experiment.results import MEASURES
 from retain.methods import METHODS
 
@@ -22,6 +23,8 @@ def section(heading):
 def test_the_table_of_options_is_that_of_the_fields():
     """If this fails: python -m retain.cli.options docs/runner.md."""
     assert with_table(PAGE, Config, FIELDS) == PAGE
+    assert with_table(PAGE, Workforce, fields_of(Workforce), "workforce") == PAGE
+    assert "`--scheduler`" in section("## Side by side")
     for name in FIELDS:
         assert f"| `{name}` |" in section("## What can be asked")
 

@@ -58,3 +58,30 @@ def test_lines_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     lines.reading("a train", 2, 4)
     assert capsys.readouterr().err == "reading a train: 2/4\n"
+
+
+def test_lines_say_now_and_then_how_far_all_is(monkeypatch, capsys):
+    lines = Lines()
+    lines.start(100)
+    lines.at("mas-seed0", "task 1/5 a")
+    lines.phase("epoch 1/3")
+    lines.step(torch.zeros(()))
+    assert not capsys.readouterr().err  # not every step
+    monkeypatch.setattr(progress, "WORK_LINE_EVERY", 0.0)
+    lines.since -= 240
+    lines.taken(29)
+    assert capsys.readouterr().err == (
+        "mas-seed0, task 1/5 a, epoch 1/3: 30% of all steps, about 9 min left\n"
+    )
+    lines.more(-70)
+    lines.taken(1)
+    assert "100% of all steps, about 0 s left" in capsys.readouterr().err
+
+
+def test_a_bar_moves_by_what_others_do():
+    live = Live(Console(file=io.StringIO(), force_terminal=True))
+    live.start(10)
+    live.taken(4)
+    live.taken(3)
+    live.stop()
+    assert live.progress.tasks[live.bar].completed == 7

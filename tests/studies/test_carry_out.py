@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from retain import report
-from retain.errors import ConfigError, FileError
-from retain.experiment import Interrupted, Results
+from retain.errors import ConfigError, FileError, StateError
+from retain.experiment import Interrupted, Results, WorkersLostError
+from retain.experiment.processes import Processes
 from retain.experiment.progress import Watcher
 from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
 from retain.studies import run as running
@@ -235,3 +236,23 @@ def test_a_damaged_record_of_a_study_costs_none_of_what_is_done(tmp_path, monkey
     monkeypatch.setattr(running, "run_config", lambda *_, **__: pytest.fail("ran again"))
     carry_out(study, out, progress=False)
     assert numbers(out) == before
+
+
+def test_two_processes_carry_out_a_study_to_the_same_numbers(finished, tmp_path):
+    study, out = finished
+    assert carry_out(study, tmp_path / "two", progress=False, workers=2) == study
+    assert numbers(tmp_path / "two") == numbers(out)
+    assert [one.name for one in (tmp_path / "two" / "parts").rglob("*") if one.is_file()] == [
+        "results.json"
+    ] * 2
+
+
+def test_a_study_without_workers_is_not_one_whose_parts_cannot_be_run(tmp_path, monkeypatch):
+    def lost(*_):
+        raise StateError("The scheduler tcp://a:1 is gone.")
+
+    monkeypatch.setattr(Processes, "carry_out", lost)
+    study = tiny()
+    with pytest.raises(WorkersLostError, match=r"is gone.*retain study table3 --resume"):
+        carry_out(study, tmp_path / "out", progress=False, workers=2)
+    assert recorded(tmp_path / "out") == study

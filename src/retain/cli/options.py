@@ -258,7 +258,7 @@ def _value(text: str) -> Any:
 
 # ---- the table in the documentation ----
 
-BEGIN, END = "<!-- options: python -m retain.cli.options docs/runner.md -->", "<!-- end -->"
+BEGIN, END = "<!-- {}: python -m retain.cli.options docs/runner.md -->", "<!-- end -->"
 
 
 def table(model: type, order: Iterable[str]) -> str:
@@ -277,16 +277,21 @@ def _row(name: str, field: Any) -> str:
     return f"| `{name}` | {option} | {said} | {field.description.replace('|', chr(92) + '|')} |"
 
 
-def with_table(page: str, model: type, order: Iterable[str]) -> str:
-    """The page with the table as it is now."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table(model, order)}\n{END}{rest.partition(END)[2]}"
+def with_table(page: str, model: type, order: Iterable[str], name: str = "options") -> str:
+    """The page with the table called `name` as it is now."""
+    begin = BEGIN.format(name)
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{table(model, order)}\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
     import sys
 
     from retain.experiment.config import FIELDS, Config
+    from retain.experiment.crew import Workforce
 
     page = Path(sys.argv[1])
-    page.write_text(with_table(page.read_text(encoding="utf-8"), Config, FIELDS), encoding="utf-8")
+    text = with_table(page.read_text(encoding="utf-8"), Config, FIELDS)
+    page.write_text(
+        with_table(text, Workforce, fields_of(Workforce), "workforce"), encoding="utf-8"
+    )

@@ -12,16 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from retain import report
-from retain.cli.options import described_by, given, out_option
+from retain.cli.options import described_by, fields_of, given, out_option
 from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
+from retain.experiment.carry_out import described
 from retain.experiment.checks import visible
 from retain.experiment.config import FIELDS
+from retain.experiment.crew import Workforce
 from retain.experiment.folder import previous
 from retain.experiment.results import FILE, Content
-from retain.experiment.run import described
 from retain.models.from_file import is_code
 
 EXAMPLES = """
@@ -33,11 +34,12 @@ retain run --tasks digits --model mlp --methods finetune,mas --seeds 0,1,2 --out
 retain run --tasks folders:flowers=PATH,birds=PATH --model resnet18 --weights default
 --methods finetune,lwf,mas --strength mas=0.1:1:10 --optimizer sgd --out out
 
-retain run --resume --out out
+retain run --resume --workers 4 --out out
 """
 
 
 @plainly
+@described_by(Workforce)
 @described_by(Config, FIELDS)
 def run(
     *,
@@ -48,11 +50,13 @@ def run(
     **written: Any,
 ) -> None:
     """Compare methods: accuracy, forgetting, memory and time, with a report in --out."""
+    by = given(Workforce, {field: written.pop(field) for field in fields_of(Workforce)}, ())
+    Workforce(**by)
     before = previous(out_folder).config if resume else None
     usual = before.methods if before else Config("digits").methods
     asked = written.get("methods")
     config = _config(before, given(Config, written, asked.split(",") if asked else usual))
-    show(run_config(config, out=out_folder, resume=resume), out_folder)
+    show(run_config(config, out=out_folder, resume=resume, **by), out_folder)
 
 
 run.__doc__ = (run.__doc__ or "") + EXAMPLES

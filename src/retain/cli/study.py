@@ -14,6 +14,7 @@ from retain.cli.speaking import err, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config
 from retain.experiment.checks import unknown
+from retain.experiment.crew import Workforce
 from retain.methods import METHODS
 from retain.studies.folder import recorded
 from retain.studies.study import SETTINGS, Asked
@@ -28,7 +29,7 @@ retain study table2 --data DATASETS --sets flowers,birds --device cuda --amp --o
 
 retain study adaptation --data digits --adapt-to 0,1 --out adaptation
 
-retain study table2 --resume --out table2
+retain study table2 --resume --workers 4 --out table2
 """
 # Where a run's option means something else, or has another default.
 SAID = {
@@ -44,11 +45,12 @@ SAID = {
 ALONE = {
     name: flag_of(name, field)
     for name, field in {**fields_of(Config), **fields_of(Asked)}.items()
-    if name not in ("data", "model", "workers")
+    if name not in ("data", "model", "loaders")
 }
 
 
 @plainly
+@described_by(Workforce)
 @described_by(Config, SETTINGS, defaults=False, said=SAID)
 @described_by(Asked)
 def study(
@@ -65,10 +67,12 @@ def study(
     **written: Any,
 ) -> None:
     """Run an experiment of the paper, and show it in the paper's own layout."""
+    by = given(Workforce, {field: written.pop(field) for field in fields_of(Workforce)}, ())
+    Workforce(**by)
     about_runs = {field: written.pop(field) for field in SETTINGS}
     asked = given(Asked, written, METHODS) | given(Config, about_runs, METHODS)
     planned = _planned(name, asked, folder if resume else None)
-    studies.carry_out(planned, folder, resume=resume)
+    studies.carry_out(planned, folder, resume=resume, **by)
     show(studies.gather(folder), folder, sentence=True)
 
 

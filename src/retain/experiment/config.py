@@ -24,7 +24,8 @@ Strength = float | Literal["auto"]
 OptimizerName = Literal["sgd", "adam"]
 BatchNorm = Literal["frozen", "frozen-for-all", "moving"]
 # What changes how a run is carried out and none of its numbers.
-WITHOUT_EFFECT = frozenset({"workers"})
+WITHOUT_EFFECT = frozenset({"loaders"})
+FORMERLY = {"workers": "loaders"}  # names of fields in files that were written earlier
 SEEDS = "whole numbers, 0 or more, up to 2^53"
 LISTS = ("methods", "seeds", "importance_on", "forms", "importance_classes")
 NOT_EMPTY = ("methods", "seeds", "importance_on")
@@ -174,7 +175,8 @@ class Config(TaskChoices):
         Raises:
             ConfigError: a name in it is none of the config's, or a value cannot be carried out.
         """
-        return cls(**{name: _frozen(value) for name, value in content.items()})
+        now = {old: new for old, new in FORMERLY.items() if new not in content}
+        return cls(**{now.get(name, name): _frozen(value) for name, value in content.items()})
 
     def differences(self, other: Config) -> list[str]:
         """A line `name: this value → the other's` for everything that makes their runs differ."""

@@ -13,6 +13,7 @@ from retain.experiment.checks import visible
 
 LOSS_EVERY = 0.5  # seconds between looks at the loss, each of which waits for the device
 LINE_EVERY = 10.0  # seconds between lines while files are read
+WORK_LINE_EVERY = 60.0  # and while networks are trained
 
 
 class Watcher:
@@ -36,6 +37,9 @@ class Watcher:
     def step(self, loss: Tensor) -> None:
         """One step of training was taken."""
 
+    def taken(self, count: int) -> None:
+        """So many steps of training were taken by others, who work side by side."""
+
     def say(self, line: str) -> None:
         """Something that is worth a line."""
 
@@ -44,10 +48,12 @@ class Watcher:
 
 
 class Lines(Watcher):
-    """A plain line per finished task, and now and then while files are read: for logs and pipes."""
+    """Plain lines for logs and pipes: one per finished task, and now and then how far all is."""
 
     def __init__(self) -> None:
-        self.told = time.monotonic()
+        self.told = self.since = time.monotonic()
+        self.expected = self.done = 0
+        self.where = self.what = ""
 
     def reading(self, what: str, done: int, total: int) -> None:
         """Print a line if the last one is a while ago."""
@@ -55,6 +61,42 @@ class Lines(Watcher):
         if now - self.told >= LINE_EVERY:
             self.told = now
             self.say(f"reading {what}: {done}/{total}")
+
+    def start(self, steps: int) -> None:
+        """Count from here."""
+        self.told = self.since = time.monotonic()
+        self.expected = steps
+
+    def more(self, steps: int) -> None:
+        """Count with them."""
+        self.expected += steps
+
+    def at(self, job: str, task: str) -> None:
+        """Remember it for the next line."""
+        self.where, self.what = ", ".join(part for part in (job, task) if part), ""
+
+    def phase(self, what: str) -> None:
+        """Remember it for the next line."""
+        self.what = what
+
+    def step(self, loss: Tensor) -> None:
+        """Count; print a line if the last one is a while ago."""
+        self.taken(1)
+
+    def taken(self, count: int) -> None:
+        """Count; print a line if the last one is a while ago."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.told < WORK_LINE_EVERY or not self.done:
+            return
+        self.told = now
+        left = max(self.expected - self.done, 0)
+        share = self.done / max(self.expected, self.done)
+        where = ", ".join(part for part in (self.where, self.what) if part)
+        self.say(
+            f"{where}: {share:.0%} of all steps, "
+            f"about {spoken((now - self.since) * left / self.done)} left"
+        )
 
     def say(self, line: str) -> None:
         """Print the line to standard error, at once."""
@@ -119,6 +161,11 @@ class Live(Watcher):
                 self.bar, completed=self.done, phase=f"{self.what}, loss {loss.item():.3f}"
             )
 
+    def taken(self, count: int) -> None:
+        """Move the bar."""
+        self.done += count
+        self.progress.update(self.bar, completed=self.done)
+
     def say(self, line: str) -> None:
         """Print the line above the bar."""
         self.progress.console.print(visible(line), highlight=False, markup=False, emoji=False)
@@ -126,6 +173,11 @@ class Live(Watcher):
     def stop(self) -> None:
         """Take the bar away."""
         self.progress.stop()
+
+
+def spoken(seconds: float) -> str:
+    """A time as one says it: 40 s, 12 min."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def watcher(progress: bool) -> Watcher:

@@ -1,21 +1,24 @@
-"""All jobs of a config, one after another: written after every task, resumable, interruptible."""
+"""All jobs of a config, by whoever carries them out: resumable, interruptible."""
 
 from __future__ import annotations
 
 import contextlib
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from retain.closest import did_you_mean
-from retain.errors import ConfigError, FileError, RetainError
+from retain.errors import ConfigError, FileError, StateError
+from retain.experiment.assignment import Assignment
+from retain.experiment.carry_out import carry_out, steps_of
 from retain.experiment.config import Config
-from retain.experiment.disk import uninterrupted
-from retain.experiment.folder import how_to_go_on, opened
-from retain.experiment.job import Checkpoint, Job, Work, jobs
+from retain.experiment.crew import Crew, Hearing, Workforce, crew
+from retain.experiment.disk import LOCK, uninterrupted
+from retain.experiment.folder import how_to_go_on, opened, sweep
+from retain.experiment.job import Checkpoint, Job, jobs
 from retain.experiment.machine import (
     chosen_device,
     memory_bytes,
@@ -26,18 +29,20 @@ from retain.experiment.machine import (
 from retain.experiment.progress import Watcher, watcher
 from retain.experiment.results import FILE, REMEDY, Results, Run
 from retain.experiment.stage import Stage
-from retain.methods import METHODS
 from retain.methods.method import allocated
 from retain.models import TaskNetwork
 from retain.models.build import SMALL
-from retain.tasks import TaskOptions, TaskSequence, load_tasks
+from retain.tasks import TaskSequence
 
 LISTED = 20
-VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with a message that says how to go on."""
+
+
+class WorkersLostError(StateError):
+    """There are no workers any more; `__cause__` says why, without how to go on."""
 
 
 class UnwrittenError(FileError):
@@ -50,6 +55,8 @@ def run(
     out: Path | str | None = None,
     resume: bool = False,
     progress: bool | Watcher = True,
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> Results:
     """The results of every job of `config`: each method, strength and seed on the tasks.
 
@@ -60,15 +67,32 @@ def run(
         resume: go on with the run in `out`; it ends with the accuracies of one that was never
             stopped.
         progress: show how far it is: a bar on a terminal, lines elsewhere; or who shall be told.
+        workers: processes of this machine that carry out jobs side by side.
+        scheduler: address of a Dask scheduler, whose workers then carry them out.
 
     Raises:
         ConfigError: something that cannot be carried out, found before anything is trained.
         FileError: data or results that cannot be read or written.
         Interrupted: Ctrl-C; what was finished is written.
         UnwrittenError: the disk is full, or the folder gone; what was finished is as it was.
+        WorkersLostError: the scheduler is gone, or processes cannot be started.
 
-    A method that fails is a failed run in the results, with its error; the others go on.
+    A method that fails is a failed run in the results, with its error; the others go on. Whoever
+    carries out the jobs, the numbers are the same.
     """
+    with crew(Workforce(workers=workers, scheduler=scheduler)) as hands:
+        return run_by(hands, config, out=out, resume=resume, progress=progress)
+
+
+def run_by(
+    hands: Crew | None,
+    config: Config,
+    *,
+    out: Path | str | None,
+    resume: bool,
+    progress: bool | Watcher,
+) -> Results:
+    """As `run`, with the jobs carried out by workers that are at hand; None is this process."""
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise ConfigError("resume=True needs out=, the folder of the run to go on with.")
@@ -77,13 +101,12 @@ def run(
     with reproducible(device), contextlib.ExitStack() as held:
         watch = progress if isinstance(progress, Watcher) else watcher(progress)
         try:
-            sequence = load_tasks(config.tasks, _task_options(config), progress=watch.reading)
+            stage = Stage.of(config, device, watch)
         finally:
             watch.stop()
-        config = replace(config, scenario=sequence.scenario)
+        config, sequence = stage.config, stage.sequence
         refuse_what_does_not_fit(config, sequence)
         _refuse_too_large_model(config, sequence)
-        stage = Stage(config, sequence, device, watch)
         network = stage.network(config.seeds[0])
         results = Results(config)
         if folder is not None:
@@ -91,7 +114,7 @@ def run(
             results = held.enter_context(opened(folder, config, resume, needed))
             _refuse_other_runs(results, stage, folder / FILE)
         with worthwhile_threads(network, sequence.input_shape, config.batch_size):
-            _carry_out_all(stage, _Books(results, folder, resume))
+            _carry_out_all(stage, _Books(results, folder, resume), hands)
     return results
 
 
@@ -113,87 +136,45 @@ class _Books:
                 self.results.write(self.folder)
 
 
-def _carry_out_all(stage: Stage, books: _Books) -> None:
+def _carry_out_all(stage: Stage, books: _Books, hands: Crew | None) -> None:
     finished = {place for place, run in enumerate(books.results.runs) if run.status == "done"}
-    todo = [(place, job) for place, job in enumerate(jobs(stage.config)) if place not in finished]
-    stage.watch.start(sum(_steps(job, stage) for _, job in todo))
+    todo = {place: job for place, job in enumerate(jobs(stage.config)) if place not in finished}
+    stage.watch.start(sum(steps_of(job, stage) for job in todo.values()))
     try:
-        for place, job in todo:
-            _carry_out(place, job, stage, books)
+        if hands is None:
+            for place, job in todo.items():
+                keep = partial(books.record, place)
+                carry_out(job, stage, books.checkpoint(job), resume=books.resume, keep=keep)
+        else:
+            _have_carried_out(todo, stage, books, hands)
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted. {_how_to_go_on(books.folder)}") from None
     except FileError as error:  # of our own files: what a job does wrong is in its record
         raise UnwrittenError(f"{error} {_how_to_go_on(books.folder)}") from error
+    except StateError as error:  # of workers, for the same reason
+        raise WorkersLostError(f"{error} {_how_to_go_on(books.folder)}") from error
     finally:
         stage.watch.stop()
 
 
-def _carry_out(place: int, job: Job, stage: Stage, books: _Books) -> None:
-    """Bring one job to its end, with its record in the books after every task."""
-    checkpoint = books.checkpoint(job)
-    steps = _task_by_task(job, stage, checkpoint if books.resume else None)
-    run = job.begun([task.name for task in stage.sequence.tasks])
-    books.record(place, run)
-    while run.status == "running":
-        try:
-            work = next(steps)
-        # A method that fails, or ends the process, shall not take the others with it.
-        except (Exception, SystemExit) as error:
-            run.status, run.error = "failed", described(error)
-            stage.watch.say(f"{job.label}: failed. {run.error}")
-        else:
-            run = work.run
-            if checkpoint is not None:
-                with uninterrupted():
-                    checkpoint.save(work.standing())
-            stage.watch.say(_line(job, run))
-        books.record(place, run)
-    if checkpoint is not None and run.status == "done":
-        checkpoint.remove()
-
-
-def _task_by_task(job: Job, stage: Stage, checkpoint: Checkpoint | None) -> Iterator[Work]:
-    """The work on a job, once for what is on disk and once after each task that is learned."""
-    work = _resumed(job, stage, checkpoint) if checkpoint is not None else None
-    if work is None:
-        work = Work(job, stage)
-    else:
-        stage.watch.more(-_steps(job, stage, until=len(work.run.accuracy)))
-        yield work
-    while not work.run.complete:
-        work.learn_next()
-        yield work
-
-
-def _resumed(job: Job, stage: Stage, checkpoint: Checkpoint) -> Work | None:
-    """The work where its checkpoint left it; None if there is none, or none that can be used."""
+def _have_carried_out(todo: dict[int, Job], stage: Stage, books: _Books, hands: Crew) -> None:
+    """Hand the jobs to workers, who look after the checkpoints; the records stay with us."""
+    folder, owner = books.folder, ""
+    if folder is not None:
+        owner = (folder / LOCK).read_text(encoding="utf-8")
+        if not books.resume:  # of a run whose results were removed
+            for job in todo.values():
+                Checkpoint(folder, job).remove()
+    tasks = [task.name for task in stage.sequence.tasks]
+    hearing = Hearing(todo, tasks, stage.watch, books.record)
+    assignments = [
+        Assignment(stage.config, place, job, folder, owner) for place, job in todo.items()
+    ]
     try:
-        standing = checkpoint.load()
-        if standing is None:
-            return None
-        work = Work(job, stage)
-        work.resume(standing)
-    except Exception as error:  # whatever is wrong with it: begun anew the job ends the same
-        aside = checkpoint.set_aside()
-        stage.watch.say(
-            f"{job.label}: begun anew, since its checkpoint cannot be used. {described(error)} "
-            f"It is now {aside}."
-        )
-        return None
-    return work
-
-
-def _task_options(config: Config) -> TaskOptions:
-    return TaskOptions(
-        scenario=config.scenario,
-        classes_per_task=config.classes_per_task,
-        class_order_seed=config.class_order_seed,
-        samples_per_class=config.samples_per_class,
-        image_size=config.image_size,
-        augmentation=config.augmentation,
-        workers=config.workers,
-        val_fraction=VALIDATION if config.chooses_strength else 0.0,
-    )
+        hands.carry_out(assignments, hearing.hear)
+    finally:
+        if folder is not None:
+            sweep(folder)  # what workers that were killed were just writing
 
 
 def _bytes_needed(network: TaskNetwork, tasks: int) -> int:
@@ -227,20 +208,6 @@ def _refuse_other_runs(results: Results, stage: Stage, path: Path) -> None:
                 f"{path} does not hold the runs of its own config: runs[{place}] is of "
                 f"{run.method}, seed {run.seed}, on {len(run.tasks)} tasks. {REMEDY}"
             )
-
-
-def _steps(job: Job, stage: Stage, until: int | None = None) -> int:
-    """Steps of training that the first `until` tasks take, by default all."""
-    kind, batch_size = METHODS[job.method], stage.config.batch_size
-    tasks = range(len(stage.sequence.tasks) if until is None else until)
-    return stage.config.epochs * sum(kind.steps(i, stage.sequence, batch_size) for i in tasks)
-
-
-def _line(job: Job, run: Run) -> str:
-    learned = len(run.accuracy)
-    row = ", ".join(f"{value:.3f}" for value in run.accuracy[-1] if value is not None)
-    name = run.tasks[learned - 1]
-    return f"{job.label}: task {learned}/{len(run.tasks)} {name} learned. Accuracy: {row}"
 
 
 def _how_to_go_on(folder: Path | None) -> str:
@@ -279,12 +246,3 @@ def _unknown_classes(config: Config, sequence: TaskSequence) -> Iterator[str]:
                 f"importance_classes has {name!r}, which is no class of these tasks."
                 f"{did_you_mean(name, known)} Their classes: {listed}."
             )
-
-
-def described(error: BaseException) -> str:
-    """The message of an error of ours; also the type and the place of one that is not."""
-    if isinstance(error, RetainError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"

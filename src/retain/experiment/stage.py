@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,7 +13,9 @@ from retain.experiment.progress import Watcher
 from retain.experiment.train import FirstTasks, optimizer_maker
 from retain.methods import ImportanceData, Setting
 from retain.models import TaskNetwork, build_model
-from retain.tasks import Examples, TaskSequence
+from retain.tasks import Examples, TaskOptions, TaskSequence, load_tasks
+
+VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,17 @@ class Stage:
     watch: Watcher
     first_tasks: FirstTasks = field(default_factory=FirstTasks)
     _at_random: dict[int, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: Config, device: torch.device, watch: Watcher) -> Stage:
+        """The stage for a config, with its tasks read; its config says their scenario.
+
+        Raises:
+            ConfigError: tasks that there are not.
+            FileError: data that cannot be read.
+        """
+        sequence = load_tasks(config.tasks, _task_options(config), progress=watch.reading)
+        return cls(replace(config, scenario=sequence.scenario), sequence, device, watch)
 
     def network(self, seed: int) -> TaskNetwork:
         """The network with its first weights, without heads."""
@@ -73,3 +86,16 @@ class Stage:
                 found.append(self.score(network, index).accuracy)
             self._at_random[seed] = found
         return self._at_random[seed]
+
+
+def _task_options(config: Config) -> TaskOptions:
+    return TaskOptions(
+        scenario=config.scenario,
+        classes_per_task=config.classes_per_task,
+        class_order_seed=config.class_order_seed,
+        samples_per_class=config.samples_per_class,
+        image_size=config.image_size,
+        augmentation=config.augmentation,
+        loaders=config.loaders,
+        val_fraction=VALIDATION if config.chooses_strength else 0.0,
+    )

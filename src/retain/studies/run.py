@@ -9,14 +9,15 @@ from pathlib import Path
 from torch import Tensor
 
 from retain.errors import ConfigError, FileError, RetainError
-from retain.experiment import Config, Interrupted, UnwrittenError
-from retain.experiment import run as run_config
+from retain.experiment import Config, Interrupted, UnwrittenError, WorkersLostError
+from retain.experiment.crew import Crew, Workforce, crew
 from retain.experiment.disk import OccupiedError
 from retain.experiment.folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
-from retain.experiment.progress import Watcher, watcher
+from retain.experiment.progress import Watcher, spoken, watcher
 from retain.experiment.results import FILE
+from retain.experiment.run import run_by as run_config
 from retain.models import build_model
 from retain.models.build import SMALL
 from retain.studies.folder import (
@@ -32,7 +33,13 @@ from retain.tasks.crops import PAPER_SIZE
 
 
 def carry_out(
-    study: Study | None, out: Path, *, resume: bool = False, progress: bool = True
+    study: Study | None,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> Study:
     """Run every part of a study that is not done; the study as it could be carried out.
 
@@ -41,31 +48,35 @@ def carry_out(
         out: its folder, with a folder for each part, and results.json with the runs of all.
         resume: go on with the study in `out`; it ends with the numbers of one never stopped.
         progress: show how far it is, and how much time is left.
+        workers: processes of this machine that carry out the jobs of a part side by side.
+        scheduler: address of a Dask scheduler, whose workers then carry them out.
 
     Raises:
         ConfigError: something that cannot be carried out, found before anything is trained.
         FileError: data, weights or results that cannot be read or written.
         Interrupted: Ctrl-C; what was finished is written.
+        WorkersLostError: the scheduler is gone, or processes cannot be started.
 
     A part that cannot be run is skipped, with the reason; if that leaves none, it is an error.
     """
+    workforce = Workforce(workers=workers, scheduler=scheduler)
     study = _possible(study, out, resume)
-    with made(out):
+    with crew(workforce) as hands, made(out):
         if not resume:
             refuse_another(out)  # one may have been begun meanwhile
         record(out, study)
-        return _carried_out(study, out, progress)
+        return _carried_out(study, out, progress, hands)
 
 
-def _carried_out(study: Study, out: Path, progress: bool) -> Study:
+def _carried_out(study: Study, out: Path, progress: bool, hands: Crew | None) -> Study:
     todo = [part for part in study.parts if not _is_done(out, part)]
     watch = Whole(watcher(progress), len(todo))
     try:
         for part in todo:
             watch.begin(part.name)
             try:
-                _run(part, out, watch)
-            except (UnwrittenError, OccupiedError):
+                _run(part, out, watch, hands)
+            except (UnwrittenError, WorkersLostError, OccupiedError):
                 raise
             except RetainError as error:
                 watch.say(f"{part.name}: not run. {error}")
@@ -80,6 +91,8 @@ def _carried_out(study: Study, out: Path, progress: bool) -> Study:
         raise Interrupted(f"Interrupted. {_how_to_go_on(study, out)}") from None
     except UnwrittenError as error:  # it says how to go on with the part alone
         raise FileError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
+    except WorkersLostError as error:
+        raise WorkersLostError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
     finally:
         watch.close()
         with suppress(FileError):  # what stopped the study is to be told, not what came of it
@@ -133,9 +146,10 @@ def _is_done(out: Path, part: Part) -> bool:
     return all(run.status == "done" for run in results.runs)
 
 
-def _run(part: Part, out: Path, watch: Whole) -> None:
+def _run(part: Part, out: Path, watch: Whole, hands: Crew | None) -> None:
     folder = part_folder(out, part)
-    run_config(part.config, out=folder, resume=(folder / FILE).exists(), progress=watch)
+    resume = (folder / FILE).exists()
+    run_config(hands, part.config, out=folder, resume=resume, progress=watch)
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
@@ -202,6 +216,11 @@ class Whole(Watcher):
         self.done += 1
         self.inner.step(loss)
 
+    def taken(self, count: int) -> None:
+        """Count, and pass it on."""
+        self.done += count
+        self.inner.taken(count)
+
     def say(self, line: str) -> None:
         """Pass it on."""
         self.inner.say(line)
@@ -211,8 +230,9 @@ class Whole(Watcher):
         left = self.expected - self.done
         if self.done and left > 0 and len(self.steps) < self.parts:
             seconds = left * (time.monotonic() - self.since) / self.done
-            said = f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-            self.inner.say(f"{len(self.steps)} of {self.parts} parts done, about {said} left")
+            self.inner.say(
+                f"{len(self.steps)} of {self.parts} parts done, about {spoken(seconds)} left"
+            )
 
     def close(self) -> None:
         """The study is over, or interrupted."""

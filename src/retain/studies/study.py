@@ -19,7 +19,7 @@ UNTRAINED = "none"  # said for --weights, where weights are the default
 # The options of a run that win over the protocol of the data.
 SETTINGS = (
     "model", "weights", "seeds", "epochs", "batch_size", "lr", "optimizer", "image_size",
-    "samples_per_class", "strengths", "forms", "device", "amp", "workers",
+    "samples_per_class", "strengths", "forms", "device", "amp", "loaders",
 )  # fmt: skip
 LONGEST = 60  # characters of a folder's name
 

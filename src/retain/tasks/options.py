@@ -36,7 +36,7 @@ class TaskChoices:
         "what is done to image files in training: none, or crop-flip (random squares, half of "
         "them mirrored); importance and evaluation always see the square in the middle",
     )
-    workers: int = option(
+    loaders: int = option(
         0, "processes that read image files which do not fit in memory; with 0 threads do",
         ge=0, le=1024,
     )  # fmt: skip

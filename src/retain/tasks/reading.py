@@ -75,8 +75,8 @@ class Reading:
 
     def _examples(self, split: str, pixels: Pixels, labels: torch.Tensor) -> ImageExamples:
         augmented = split == "train" and self.options.augmentation == "crop-flip"
-        workers = self.options.workers
-        return ImageExamples(pixels, labels, self.crops, augmented=augmented, workers=workers)
+        loaders = self.options.loaders
+        return ImageExamples(pixels, labels, self.crops, augmented=augmented, workers=loaders)
 
     def notes(self) -> tuple[str, ...]:
         """What is worth knowing about what was read.
