@@ -154,14 +154,14 @@ class Cluster:
     def _last(self, place: int, future: Any) -> Event:
         """What a job ended with, on a worker that may have been killed too often."""
         if future.status == "finished":
-            return tuple(future.result())
+            last = future.result()
+            if last is None:
+                raise StateError("The folder of the run is another run's now.")
+            return tuple(last)
         if future.status == "error":
-            error = visible(str(future.exception()))
-            return (
-                "gone",
-                place,
-                f"Its worker failed: {type(future.exception()).__name__} {error}",
-            )
+            error = future.exception()
+            why = f"Its worker failed: {type(error).__name__}: {visible(str(error))}"
+            return ("gone", place, why)
         raise StateError(f"The scheduler {self.address} is gone.")
 
     def _looked(self, place: int, told: float, hear: Hear) -> float:
@@ -170,14 +170,11 @@ class Cluster:
             raise StateError(f"The scheduler {self.address} is gone.")
         if time.monotonic() - told < SAY_EVERY or self.client.scheduler_info()["workers"]:
             return told
-        hear(
-            (
-                "say",
-                place,
-                f"The scheduler {self.address} has no workers yet, and jobs wait for some. One is "
-                f"started with: dask worker {self.address}",
-            )
+        line = (
+            f"The scheduler {self.address} has no workers yet, and jobs wait for some. One is "
+            f"started with: dask worker {self.address}"
         )
+        hear(("say", place, line))
         return time.monotonic()
 
     def close(self) -> None:

@@ -131,6 +131,7 @@ def owned(folder: Path) -> Iterator[None]:
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(Owner.of_this_process()).encode(), 0)
+        os.fsync(descriptor)  # workers on other machines know the folder by it
         yield
     finally:
         with contextlib.suppress(OSError):

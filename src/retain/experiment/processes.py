@@ -14,7 +14,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from retain.errors import StateError
-from retain.experiment.assignment import Assignment, Event, Hear, Worker
+from retain.experiment.assignment import AbandonedError, Assignment, Event, Hear, Worker
 
 ATTEMPTS = 3  # at a job whose worker is killed
 READY, DONE = ("ready",), ("done",)
@@ -45,7 +45,10 @@ def _serve(connection: Connection) -> None:
             assignment = connection.recv()
         except (EOFError, OSError):
             return
-        tell(worker.do(assignment, tell, is_wanted))
+        try:
+            tell(worker.do(assignment, tell, is_wanted))
+        except AbandonedError:
+            os._exit(1)
         tell(DONE)
 
 
