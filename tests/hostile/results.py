@@ -48,7 +48,7 @@ def stopped(folder: Path) -> Checkpoint:
 
     def learn(*args: object, **kwargs: object) -> None:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 3:  # the first task is trained once for both
             raise KeyboardInterrupt
         real(*args, **kwargs)  # type: ignore[arg-type]
 
