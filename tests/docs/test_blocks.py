@@ -14,7 +14,7 @@ import retain
 from tests.docs.stand_ins import namespace, passport_of
 
 ROOT = Path(__file__).parents[2]
-# On the line above a block that cannot run here: a GPU, a network, or a large package is needed.
+# On the line above a block that cannot run here: it needs a GPU, a network, SLURM, ….
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*$")
 FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
 # Pages whose blocks have a test of their own.
@@ -69,11 +69,11 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, as_torchrun, capf
     monkeypatch.setattr(retain.passports, "minilm", shipped)
     ran = 0
     for line, code, reason in blocks(page):
+        # Lines of a traceback are those of the page.
+        compiled = compile("\n" * (line - 1) + code, str(page), "exec")
         if reason is None:
             if "init_process_group(" in code:
                 as_torchrun()
-            # Lines of a traceback are those of the page.
-            compiled = compile("\n" * (line - 1) + code, str(page), "exec")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 exec(compiled, names)
@@ -83,6 +83,6 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch, as_torchrun, capf
 
 def test_what_is_not_run_says_why():
     reasons = [reason for page in pages() for _, _, reason in blocks(page) if reason is not None]
-    assert all(re.search(r"GPU|network|package", reason) for reason in reasons), reasons
+    assert all(re.search(r"GPU|network|package|SLURM", reason) for reason in reasons), reasons
     marks = sum(page.read_text(encoding="utf-8").count("<!-- not run:") for page in pages())
     assert marks == len(reasons)  # each stands right above a block
