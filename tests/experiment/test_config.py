@@ -10,13 +10,15 @@ from retain.experiment.job import jobs
 FULL = Config(
     tasks="folders:a=x,b=y",
     model="resnet18",
-    methods=("finetune", "lwf", "mas", "ewc"),
+    methods=("finetune", "si", "mas", "ewc", "wise-ft"),
     seeds=(3, 4),
-    strengths={"mas": (0.1, 1.0), "ewc": "auto", "lwf": 2},
+    strengths={"mas": (0.1, 1.0), "ewc": "auto", "si": 2},
     forms=("gradient", "proximal"),
     importance_on=("train", "train+test"),
     importance_classes=("rose", "3"),
-    options={"lwf": {"temperature": 1.0}, "ewc": {"fisher": "exact"}},
+    options={"si": {"damping": 0.01}, "ewc": {"fisher": "exact"}},
+    sweeps={"wise-ft": (0.2, 0.4)},
+    recipe="train.py:finetune",
     epochs=2,
     batch_size=32,
     lr=0.1,
@@ -61,7 +63,7 @@ def test_what_changes_no_number_is_no_difference():
 
 
 def test_one_strength_and_several_are_numbers():
-    assert FULL.strengths == {"mas": (0.1, 1.0), "ewc": ("auto",), "lwf": (2.0,)}
+    assert FULL.strengths == {"mas": (0.1, 1.0), "ewc": ("auto",), "si": (2.0,)}
     assert FULL.chooses_strength
     assert not Config("digits").chooses_strength
 
@@ -145,7 +147,7 @@ def test_jobs_seed_after_seed_and_only_what_applies():
     found = [(j.seed, j.method, j.strength, j.form, j.importance_on) for j in jobs(FULL)]
     first = [job[1:] for job in found if job[0] == 3]
     assert found == [(3, *job) for job in first] + [(4, *job) for job in first]
-    assert first[:2] == [("finetune", None, None, None), ("lwf", 2.0, None, None)]
+    assert first[:2] == [("finetune", None, None, None), ("si", 2.0, "gradient", None)]
     assert len([job for job in first if job[0] == "mas"]) == 2 * 2 * 2
     assert [job for job in first if job[0] == "ewc"] == [
         ("ewc", "auto", "gradient", None), ("ewc", "auto", "proximal", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from retain.cli.compare import compare
 from retain.cli.datasets import datasets
 from retain.cli.demo import demo
 from retain.cli.importance import importance
@@ -21,5 +22,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, run, study, datasets, report, importance, inspect, repair):
+for command in (demo, run, compare, study, datasets, report, importance, inspect, repair):
     app.command()(command)

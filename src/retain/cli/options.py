@@ -152,6 +152,8 @@ def _value_of(name: str, field: Any, written: Any, methods: Iterable[str]) -> An
     bare, flag = _bare(field.annotation), flag_of(name, field)
     if name == "strengths":
         return strengths(written, methods)
+    if name == "sweeps":
+        return sweeps(written)
     if _is_mapping(bare):
         return settings(written)
     if get_origin(bare) is tuple:
@@ -215,6 +217,29 @@ def strengths(given: Iterable[str], methods: Iterable[str]) -> dict[str, tuple[S
                     f"Methods that have one: {able}."
                 )
             found |= dict.fromkeys(having, chosen)
+    return found
+
+
+def sweeps(given: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """`replay=0.01:0.1`, also as `replay.share=0.01:0.1`, by method.
+
+    Raises:
+        ConfigError: something else, or an option that is not the method's knob.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for part in (part for text in given for part in names(text)):
+        name, _, values = part.partition("=")
+        method, dot, option = name.partition(".")
+        knob = method_named(method).knob
+        if dot and option != knob:
+            raise ConfigError(f"--sweep has {part!r}; the knob of {method} is {knob or 'nothing'}.")
+        try:
+            chosen = tuple(float(value) for value in values.split(":"))
+        except ValueError:
+            raise ConfigError(
+                f"--sweep has {part!r}; expected METHOD=NUMBER:NUMBER, such as replay=0.01:0.1."
+            ) from None
+        found[method] = (*found.get(method, ()), *chosen)
     return found
 
 

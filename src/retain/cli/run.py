@@ -52,31 +52,54 @@ def run(
     """Compare methods: accuracy, forgetting, memory and time, with a report in --out."""
     by = given(Workforce, {field: written.pop(field) for field in fields_of(Workforce)}, ())
     Workforce(**by)
-    before = previous(out_folder).config if resume else None
-    usual = before.methods if before else Config("digits").methods
-    asked = written.get("methods")
-    config = _config(before, given(Config, written, asked.split(",") if asked else usual))
+    before, asked = before_and_asked(out_folder, resume, written, Config("digits").methods)
+    config = config_of(before, asked)
     show(run_config(config, out=out_folder, resume=resume, **by), out_folder)
 
 
 run.__doc__ = (run.__doc__ or "") + EXAMPLES
 
 
-def _config(before: Config | None, asked: dict[str, Any]) -> Config:
+def before_and_asked(
+    folder: Path, resume: bool, written: dict[str, Any], usual: tuple[str, ...]
+) -> tuple[Config | None, dict[str, Any]]:
+    """The config to go on with, if there is one, and what was written behind options.
+
+    Args:
+        folder: of the run.
+        resume: whether a run is to be gone on with.
+        written: by the names of the config's fields.
+        usual: the methods, where none are named.
+    """
+    before = previous(folder).config if resume else None
+    asked = written.get("methods")
+    methods = asked.split(",") if asked else before.methods if before else usual
+    return before, given(Config, written, methods)
+
+
+def config_of(before: Config | None, asked: dict[str, Any]) -> Config:
+    """What is asked for: a config of its own, or the one before with what is asked for now.
+
+    Raises:
+        ConfigError: no tasks are named, or code that only the folder names.
+    """
     if before is not None:
         confirm_code([before.model], asked.get("model"))
+        if before.recipe is not None:
+            confirm_code([before.recipe], asked.get("recipe"), what="recipe")
         return dataclasses.replace(before, **asked)
     if "tasks" not in asked:
         raise ConfigError("Which tasks? Give --tasks, such as --tasks digits.")
     return Config(**asked)
 
 
-def confirm_code(models: Iterable[str], named: str | None) -> None:
+def confirm_code(models: Iterable[str], named: str | None, *, what: str = "model") -> None:
     """What a folder says is data: a file of Python that it names runs only if its user says so.
 
     Args:
         models: that the folder names.
         named: the model that the command line names.
+        what: it is in place of a model, and the option that names it.
 
     Raises:
         ConfigError: it is not named there, and nobody can be asked, or says no.
@@ -85,11 +108,11 @@ def confirm_code(models: Iterable[str], named: str | None) -> None:
         if not is_code(spec) or spec == named:
             continue
         path = Path(spec.rpartition(":")[0]).expanduser().resolve()
-        question = f"The folder names the code file {path} for its model. Run it?"
+        question = f"The folder names the code file {path} for its {what}. Run it?"
         if not (sys.stdin.isatty() and typer.confirm(visible(question), err=True)):
             raise ConfigError(
-                f"The folder names the code file {path} for its model, and no code is run because "
-                f"a folder says so. If it is yours, name it as well: --model {shlex.quote(spec)}"
+                f"The folder names the code file {path} for its {what}, and no code is run because "
+                f"a folder says so. If it is yours, name it as well: --{what} {shlex.quote(spec)}"
             )
 
 

@@ -26,6 +26,7 @@ BatchNorm = Literal["frozen", "frozen-for-all", "moving"]
 # What changes how a run is carried out and none of its numbers.
 WITHOUT_EFFECT = frozenset({"loaders"})
 FORMERLY = {"workers": "loaders"}  # names of fields in files that were written earlier
+WHOLE_KNOBS = ("blocks", "rank")  # knobs that count something
 SEEDS = "whole numbers, 0 or more, up to 2^53"
 LISTS = ("methods", "seeds", "importance_on", "forms", "importance_classes")
 NOT_EMPTY = ("methods", "seeds", "importance_on")
@@ -37,7 +38,7 @@ def _seed(value: Any) -> Any:
 
 
 def _by_method(strengths: Any) -> Any:
-    """Of each method one strength or several as several, whole numbers as numbers."""
+    """Of each method one value or several as several, whole numbers as numbers."""
     if not isinstance(strengths, Mapping):
         return strengths
     return {method: tuple(map(_number, several(given))) for method, given in strengths.items()}
@@ -113,6 +114,17 @@ class Config(TaskChoices):
         dict, "a method's own options, as METHOD.OPTION=VALUE",
         json_schema_extra=spelled("--set", "lwf.temperature=1"),
     )  # fmt: skip
+    sweeps: Annotated[Mapping[str, Any], BeforeValidator(_by_method)] = option(
+        dict,
+        "several values of a method's knob other than λ: freeze.blocks, low-lr.factor, "
+        "replay.share, lora.rank, wise-ft.alpha; as METHOD=VALUE:VALUE",
+        json_schema_extra=spelled("--sweep", "replay=0.01:0.1"),
+    )
+    recipe: Word | None = option(
+        None,
+        "a training function of one's own, path/to/file.py:function, called as "
+        "function(model, optimizer, loader) for each task in place of the epochs",
+    )
     epochs: int = option(10, "epochs per task", ge=1, le=LARGEST)
     batch_size: int = option(128, "samples per step", ge=1, le=LARGEST)
     lr: float = option(
@@ -207,6 +219,8 @@ def _problems(config: Config) -> Iterator[str]:
         if not name:
             yield "importance_classes has an empty name; expected names of classes."
     yield from _strength_problems(config)
+    yield from _sweep_problems(config)
+    yield from _recipe_problems(config)
     for method, options in config.options.items():
         if method not in METHODS:
             yield from _unknown_methods([method])
@@ -234,6 +248,48 @@ def _strength_problems(config: Config) -> Iterator[str]:
             if strength != AUTO and not _is_strength(strength):
                 said = shown(strength)
                 yield f"The strength of {method} is {said}; expected a number ≥ 0, or auto."
+
+
+def _sweep_problems(config: Config) -> Iterator[str]:
+    for method, values in config.sweeps.items():
+        if method not in METHODS:
+            yield from _unknown_methods([method])
+            continue
+        knob = METHODS[method].knob
+        if method not in config.methods:
+            yield f"A sweep is given for {method}, which is not among the methods."
+        elif knob is None:
+            able = ", ".join(m for m in METHODS if METHODS[m].knob not in (None, "strength"))
+            yield f"{method} has no knob to sweep. Methods that have one beside λ: {able}."
+        elif knob == "strength":
+            yield f"The knob of {method} is its strength; give several with --strength."
+        elif len(set(values)) < max(2, len(values)):
+            said = shown(list(values))
+            yield f"The sweep of {method}.{knob} is {said}; expected two different values or more."
+        else:
+            for value in values:
+                yield from _option_problems(method, {knob: knob_value(method, value)})
+
+
+def knob_value(method: str, value: Any) -> Any:
+    """A value of a method's knob, a whole number where the knob counts something."""
+    counts = METHODS[method].knob in WHOLE_KNOBS
+    return int(value) if counts and isinstance(value, float) and value.is_integer() else value
+
+
+def _recipe_problems(config: Config) -> Iterator[str]:
+    if config.recipe is None:
+        return
+    within = [m for m in config.methods if m in METHODS and not METHODS[m].protects_from_outside]
+    if within:
+        able = ", ".join(m for m in METHODS if METHODS[m].protects_from_outside)
+        yield (
+            f"A recipe has a loss and data of its own, which {', '.join(within)} would change. "
+            f"Methods that protect from outside: {able}."
+        )
+    for method, options in config.options.items():
+        if method in config.methods and options.get("drop_transfer"):
+            yield f"{method}.drop_transfer changes the forward pass, which a recipe has of its own."
 
 
 def _is_strength(value: object) -> bool:

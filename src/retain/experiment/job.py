@@ -7,7 +7,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from retain import files
 from retain.errors import FileError
-from retain.experiment.config import AUTO, Config, Strength
+from retain.experiment.config import AUTO, Config, Strength, knob_value
 from retain.experiment.evaluate import Score, by_layer
 from retain.experiment.folder import CHECKPOINTS
 from retain.experiment.results import Run, Tried
@@ -25,6 +26,7 @@ from retain.experiment.train import learn
 from retain.methods import METHODS, Form, ImportanceData, Method, options_of
 from retain.methods.finetune import FineTune, FineTuneOptions
 from retain.strength import choose_strength
+from retain.tasks import TaskSequence
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,20 @@ class Job:
     form: Form | None
     importance_on: ImportanceData | None
     seed: int
+    knob: float | None = None  # the value of a sweep over something other than λ
 
     @property
     def label(self) -> str:
         """What the job is called on the screen and in the names of its files."""
         parts = [self.method, self.form, self.importance_on, f"seed{self.seed}"]
-        if self.strength is not None:
-            parts.insert(1, str(self.strength))
+        parts[1:1] = [str(value) for value in (self.strength, self.knob) if value is not None]
         return "-".join(part for part in parts if part)
 
     def is_of(self, run: Run) -> bool:
         """Whether a record may be of this job."""
-        mine = (self.method, self.seed, self.form, self.importance_on)
+        mine = (self.method, self.seed, self.form, self.importance_on, self.knob)
         strength = self.strength if isinstance(self.strength, float) else run.strength
-        same = (run.method, run.seed, run.form, run.importance_on) == mine
+        same = (run.method, run.seed, run.form, run.importance_on, run.knob) == mine
         return same and run.strength == strength
 
     def begun(self, tasks: Sequence[str]) -> Run:
@@ -60,6 +62,7 @@ class Job:
             strength=self.strength if isinstance(self.strength, float) else None,
             form=self.form,
             importance_on=self.importance_on,
+            knob=self.knob,
             tasks=list(tasks),
         )
 
@@ -82,8 +85,9 @@ def _of_method(method: str, seed: int, config: Config) -> Iterator[Job]:
         strengths = config.strengths_of(method) or (float(defaults.strength),)
     forms = (config.forms or (defaults.form,)) if kind.has_form() else (None,)
     data = config.importance_on if kind.chooses_data else (None,)
-    for strength in strengths:
-        yield from (Job(method, strength, form, on, seed) for form in forms for on in data)
+    knobs = config.sweeps.get(method, (None,))
+    for strength, form, on, knob in product(strengths, forms, data, knobs):
+        yield Job(method, strength, form, on, seed, knob)
 
 
 def seed_for(*parts: object) -> int:
@@ -189,6 +193,9 @@ class Work:
             asked["form"] = self.job.form
         if isinstance(self.job.strength, float):
             asked["strength"] = self.job.strength
+        knob = METHODS[self.job.method].knob
+        if self.job.knob is not None and knob is not None:
+            asked[knob] = knob_value(self.job.method, self.job.knob)
         options = options_of(self.job.method, asked)
         return METHODS[self.job.method](
             self.network, options, self.stage.setting(self.job.seed, self.job.importance_on)
@@ -289,44 +296,69 @@ def _larger(learning: dict[str, int], after: dict[str, int]) -> dict[str, int]:
 # Times the method's default: high enough to hold the old tasks (the survey starts MAS at 3, LwF at
 # 10). Far beyond it LwF and EBLL take steps so large that they harm what they should keep.
 START = 10.0
+DECAY = 0.3
+VALIDATION = 0.1  # of a task's training data, where it has no validation data of its own
+ENOUGH = 500  # validation samples, of which one standard error is about a point or less
 
 
 def choose(method: Method[Any], index: int, stage: Stage, seed: int) -> list[Tried]:
     """What was tried; leaves `method` trained on task `index` with the strength that was chosen.
 
     Fine-tuning on the new task is the reference. The first search starts high; later ones start
-    from the strength that the last one ended with. No data of an old task is looked at.
+    one step above the strength that the last one ended with. Where no strength lets the new task
+    be learned, nothing is held. No data of an old task is looked at. Where validation data
+    is too little to tell a point, accuracy on the task's training data must not be lost either.
+    Validation data is the task's own, or cut from its training data: then it is learned once more
+    from all of them, with the strength that was chosen.
     """
-    network, task = method.network, stage.sequence.tasks[index]
+    network, whole = method.network, stage.sequence
+    task = whole.tasks[index].with_validation(VALIDATION)
+    assert task.val is not None
+    judged = [task.val] if len(task.val) >= ENOUGH else [task.val, task.train]
     first, kept = _copy(network.state_dict()), _copy(method.state_dict())
 
-    def trained(learner: Method[Any]) -> float:
-        steps = learner.steps(index, stage.sequence, stage.config.batch_size)
+    part = replace(whole, tasks=(*whole.tasks[:index], task, *whole.tasks[index + 1 :]))
+
+    def trained(learner: Method[Any], on: TaskSequence = part) -> list[float]:
+        steps = learner.steps(index, on, stage.config.batch_size)
         stage.watch.more(stage.config.epochs * steps)
         order = start_drawing(seed, index)
-        learn(learner, index, stage.sequence, stage.config, order=order, watch=stage.watch)
-        return stage.score(network, index, task.val).accuracy
+        learn(learner, index, on, stage.config, order=order, watch=stage.watch)
+        return [stage.score(network, index, examples).accuracy for examples in judged]
 
-    def trained_with(strength: float) -> float:
+    def trained_with(strength: float, on: TaskSequence = part) -> list[float]:
         network.load_state_dict(first)
         method.load_state_dict(_copy(kept))
         method.set_strength(strength)
-        return trained(method)
+        return trained(method, on)
 
     reference = trained(FineTune(network, FineTuneOptions(), method.setting))
     default = METHODS[method.name].Options().strength
-    start = START * default if index == 1 else method.options.strength
-    choice = choose_strength(trained_with, start=start, reference=reference)
-    return [
+    # later on one step above the last one, for it may have been noise that it was not higher
+    start = START * default if index == 1 else min(method.options.strength / DECAY, START * default)
+    choice = choose_strength(
+        trained_with,
+        start=start or START * default,
+        reference=reference,
+        samples=[len(examples) for examples in judged],
+        decay=DECAY,
+    )
+    if not choice.accepted or task is not whole.tasks[index]:
+        trained_with(choice.strength, whole)
+    found: list[Tried] = [
         {
             "task": task.name,
             "strength": one.strength,
             "accuracy": one.accuracy,
             "accepted": one.accepted,
-            "reference": reference,
+            "reference": choice.reference,
         }
         for one in choice.tried
     ]
+    if not choice.accepted:  # as if nothing was held
+        last: Tried = {"strength": 0.0, "accuracy": choice.reference, "accepted": True}
+        found.append({"task": task.name, "reference": choice.reference, **last})
+    return found
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,6 +57,7 @@ class Run(BaseModel):
 
     Attributes:
         strength: λ; with "auto" the one that was chosen last.
+        knob: the value of a sweep over the method's knob, where that is not λ.
         accuracy: R[i][j] on task j after learning task i, in [0, 1]; None where j > i.
         accuracy_by_class: {task: {class: accuracy}} at the end, of tasks of up to 200 classes.
         accuracy_by_class_learned: the same of each task right after it was learned.
@@ -74,6 +75,7 @@ class Run(BaseModel):
     strength: float | None = None
     form: str | None = None
     importance_on: str | None = None
+    knob: float | None = None
     tasks: list[Word]
     status: Literal["running", "done", "failed"] = "running"
     error: str | None = None
@@ -190,6 +192,7 @@ class Asked(TypedDict, total=False):
     image_size: Whole | None
     samples_per_class: Whole | None
     methods: list[str] | None
+    sweeps: dict[str, list[float]] | None
     seeds: list[Whole] | None
     departures: list[str] | None
     adapt_to: list[str] | None

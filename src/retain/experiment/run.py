@@ -18,7 +18,7 @@ from retain.experiment.config import Config
 from retain.experiment.crew import Crew, Hearing, Workforce, crew
 from retain.experiment.disk import LOCK, uninterrupted
 from retain.experiment.folder import how_to_go_on, opened, sweep
-from retain.experiment.job import Checkpoint, Job, jobs
+from retain.experiment.job import VALIDATION, Checkpoint, Job, jobs
 from retain.experiment.machine import (
     chosen_device,
     memory_bytes,
@@ -222,6 +222,9 @@ def refuse_what_does_not_fit(config: Config, sequence: TaskSequence) -> None:
     Raises:
         ConfigError: a task has fewer samples than a batch, or no task has a class of that name.
     """
+    if config.chooses_strength:
+        for task in sequence.tasks[1:]:
+            task.with_validation(VALIDATION)  # a task that is too small for one says so
     problems = [*_small_tasks(config, sequence), *_unknown_classes(config, sequence)]
     if problems:
         raise ConfigError(" ".join(problems))

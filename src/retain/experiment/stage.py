@@ -10,12 +10,11 @@ from retain.experiment.config import Config
 from retain.experiment.evaluate import Score, importance_size, pass_size, score
 from retain.experiment.machine import Precision
 from retain.experiment.progress import Watcher
+from retain.experiment.recipe import recipe_from_file
 from retain.experiment.train import FirstTasks, optimizer_maker
 from retain.methods import ImportanceData, Setting
 from retain.models import TaskNetwork, build_model
 from retain.tasks import Examples, TaskOptions, TaskSequence, load_tasks
-
-VALIDATION = 0.1  # of a task's training data, where a strength is chosen and it has no own split
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,10 @@ class Stage:
     first_tasks: FirstTasks = field(default_factory=FirstTasks)
     _at_random: dict[int, list[float]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.config.recipe is not None:
+            recipe_from_file(self.config.recipe)  # a wrong one is noticed before training
+
     @classmethod
     def of(cls, config: Config, device: torch.device, watch: Watcher) -> Stage:
         """The stage for a config, with its tasks read; its config says their scenario.
@@ -37,7 +40,7 @@ class Stage:
             ConfigError: tasks that there are not.
             FileError: data that cannot be read.
         """
-        sequence = load_tasks(config.tasks, _task_options(config), progress=watch.reading)
+        sequence = load_tasks(config.tasks, task_options(config), progress=watch.reading)
         return cls(replace(config, scenario=sequence.scenario), sequence, device, watch)
 
     def network(self, seed: int) -> TaskNetwork:
@@ -88,7 +91,8 @@ class Stage:
         return self._at_random[seed]
 
 
-def _task_options(config: Config) -> TaskOptions:
+def task_options(config: Config) -> TaskOptions:
+    """How the tasks of a config are made."""
     return TaskOptions(
         scenario=config.scenario,
         classes_per_task=config.classes_per_task,
@@ -97,5 +101,4 @@ def _task_options(config: Config) -> TaskOptions:
         image_size=config.image_size,
         augmentation=config.augmentation,
         loaders=config.loaders,
-        val_fraction=VALIDATION if config.chooses_strength else 0.0,
     )

@@ -16,6 +16,7 @@ from retain.errors import NonFiniteError
 from retain.experiment.config import Config
 from retain.experiment.machine import Precision
 from retain.experiment.progress import Watcher
+from retain.experiment.recipe import follow
 from retain.methods import Method
 from retain.tasks import TaskSequence
 
@@ -55,16 +56,22 @@ def learn(
     order: torch.Generator,
     watch: Watcher,
 ) -> None:
-    """Train the method's network on task `index` for the config's epochs.
+    """Train the method's network on task `index` for the config's epochs, or as its recipe does.
 
     Raises:
         NonFiniteError: the loss became NaN or infinite.
+        ConfigError: a recipe that fails, or trains nothing.
     """
     network = method.network
     network.freeze_statistics = index > 0 and _freezes(method, config)
     method.begin(index, sequence)
     network.train()
     optimizer = method.setting.make_optimizer(p for p in network.parameters() if p.requires_grad)
+    if config.recipe is not None:
+        watch.phase("recipe")
+        with method.protecting(index, optimizer):
+            follow(config.recipe, method, index, sequence, optimizer=optimizer, order=order)
+        return
     schedule = StepLR(optimizer, config.lr_drop_every or config.epochs, DROP)
     precision = Precision(config.amp, method.setting.device)
     scaler = precision.scaler()

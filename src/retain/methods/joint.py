@@ -35,6 +35,7 @@ class Joint(Method[JointOptions]):
         "first weights to start again from."
     )
     needs = "all old data with labels"
+    protects_from_outside = False
     first_as_finetune = False  # its batches are all of one size, and so others
 
     def __init__(self, network: TaskNetwork, options: JointOptions, setting: Setting) -> None:

@@ -41,6 +41,7 @@ class LoRA(Method[LoRAOptions]):
     stores = "Nothing but the network; while a task is learned, two thin matrices per layer."
     needs = "nothing"
     knob = "rank"
+    sweep = (1, 2, 4, 8, 16)
     holds_weights = True
 
     def __init__(self, network: TaskNetwork, options: LoRAOptions, setting: Setting) -> None:

@@ -32,6 +32,7 @@ class LowLR(Method[LowLROptions]):
     stores = "Nothing but the network."
     needs = "nothing"
     knob = "factor"
+    sweep = (0.01, 0.03, 0.1, 0.3, 0.6)
 
     def protecting(self, index: int, optimizer: Optimizer) -> AbstractContextManager[Any]:
         """A context in which the optimizer takes smaller steps; a schedule goes on from there."""

@@ -44,6 +44,8 @@ def distillation(new: Tensor, old: Tensor, temperature: float) -> Tensor:
 class DistillsOldHeads(Method[LwFOptionsT]):
     """What LwF and EBLL share: the old heads shall answer about the new data as they used to."""
 
+    protects_from_outside = False
+
     def __init__(self, network: TaskNetwork, options: LwFOptionsT, setting: Setting) -> None:
         super().__init__(network, options, setting)
         self.old: OldAnswers | None = None

@@ -77,6 +77,9 @@ class Method(Generic[OptionsT]):
         chooses_data: whether `importance_on` says what its importance is computed on.
         first_as_finetune: whether it learns the first task with the very steps of fine-tuning, so
             that one training serves all such methods.
+        protects_from_outside: whether it leaves the loss and the batches as they are, so that it
+            can protect a training that is not the runner's.
+        sweep: values of the knob to compare, where it is not λ and not the network's to say.
     """
 
     name: ClassVar[str]
@@ -87,6 +90,8 @@ class Method(Generic[OptionsT]):
     holds_weights: ClassVar[bool] = False
     chooses_data: ClassVar[bool] = False
     first_as_finetune: ClassVar[bool] = True
+    protects_from_outside: ClassVar[bool] = True
+    sweep: ClassVar[tuple[float, ...]] = ()
 
     def __init__(self, network: TaskNetwork, options: OptionsT, setting: Setting) -> None:
         self.network = network

@@ -41,6 +41,8 @@ class Replay(Method[ReplayOptions]):
     stores = "A part of every task's training data, with labels."
     needs = "old data with labels"
     knob = "share"
+    sweep = (0.002, 0.005, 0.01, 0.03, 0.1)
+    protects_from_outside = False
 
     def __init__(self, network: TaskNetwork, options: ReplayOptions, setting: Setting) -> None:
         super().__init__(network, options, setting)

@@ -31,6 +31,7 @@ class WiSEFT(FromStart[WiSEFTOptions]):
     stores = "The shared weights from before the task, while it is learned."
     needs = "nothing"
     knob = "alpha"
+    sweep = (0.1, 0.3, 0.5, 0.7, 0.9)
 
     def end(self, index: int, sequence: TaskSequence) -> None:
         """Put the average into the network."""

@@ -1,12 +1,14 @@
-"""A user's own network: what a function in a Python file returns."""
+"""A user's own code: a function in a Python file, and the network that it returns."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -28,17 +30,8 @@ def model_from_file(spec: str) -> nn.Module:
         ConfigError: the file or the function is not there, or fails.
         ModelError: it returns something other than an `nn.Module`.
     """
+    function = function_from_file(spec, "model")
     path, _, name = spec.rpartition(":")
-    if not path or not name:
-        raise ConfigError(f"{spec!r} names no function; expected {USAGE}.")
-    module = _module(Path(path).expanduser())
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = _functions(module)
-        raise ConfigError(
-            f"{path} has no function {name!r}.{did_you_mean(name, functions)} "
-            f"It has: {', '.join(functions) or 'none'}."
-        )
     try:
         model = function()
     except (Exception, SystemExit) as error:  # also where it would end the process
@@ -51,10 +44,31 @@ def model_from_file(spec: str) -> nn.Module:
     return model
 
 
-def _module(path: Path) -> ModuleType:
+def function_from_file(spec: str, what: str) -> Callable[..., Any]:
+    """What `path/to/file.py:function` names; `what` the file is for, such as "model", is said.
+
+    Raises:
+        ConfigError: the file or the function is not there, or the file cannot be run.
+    """
+    path, _, name = spec.rpartition(":")
+    if not path or not name:
+        raise ConfigError(f"{spec!r} names no function; expected {USAGE}.")
+    module = _module(Path(path).expanduser(), what)
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = _functions(module)
+        raise ConfigError(
+            f"{path} has no function {name!r}.{did_you_mean(name, functions)} "
+            f"It has: {', '.join(functions) or 'none'}."
+        )
+    found: Callable[..., Any] = function
+    return found
+
+
+def _module(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"The model file {path} does not exist; expected {USAGE}.")
-    name = f"retain_model_file_{path.stem}"
+        raise ConfigError(f"The {what} file {path} does not exist; expected {USAGE}.")
+    name = f"retain_{what}_file_{path.stem}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:
         raise ConfigError(f"{path} is not a Python file; expected {USAGE}.")
@@ -65,7 +79,7 @@ def _module(path: Path) -> ModuleType:
         found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"The model file {path} could not be run: {type(error).__name__}: {error}"
+            f"The {what} file {path} could not be run: {type(error).__name__}: {error}"
         ) from error
     return module
 

@@ -7,9 +7,10 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from retain.methods import METHODS as ALL
 from retain.report.results import Run, Sequence, Variant
 
-# In the order of the paper's tables, the two bounds first.
+# In the order of the paper's tables, the two bounds first, then what people do instead.
 METHODS = {
     "finetune": "FineTune",
     "joint": "Joint",
@@ -22,6 +23,14 @@ METHODS = {
     "si": "SI",
     "mas": "MAS",
     "local-mas": "l-MAS",
+    "l2-sp": "L2-SP",
+    "low-lr": "Low LR",
+    "freeze": "Freeze",
+    "replay": "Replay",
+    "kl": "KL",
+    "lora": "LoRA",
+    "wise-ft": "WiSE-FT",
+    "model-soup": "Model soup",
 }
 BOUNDS = ("finetune", "joint")  # the lower and the upper one: never marked as best
 
@@ -29,6 +38,12 @@ BOUNDS = ("finetune", "joint")  # the lower and the upper one: never marked as b
 def method_name(method: str) -> str:
     """The name that the paper uses, or the method's own where the paper has none."""
     return METHODS.get(method, method)
+
+
+def knob_name(method: str) -> str:
+    """What is turned to trade old for new: λ, or an option's name."""
+    knob = ALL[method].knob if method in ALL else None
+    return "λ" if knob == "strength" else knob or "value"
 
 
 SLUG = 60  # characters
@@ -60,7 +75,8 @@ def in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:
     return tuple(Sequence(tasks, _variants(own)) for tasks, own in by_tasks.items())
 
 
-Key = tuple[str, str | None, tuple[str, ...], str | None, str]  # method, Ω on, classes, form, λ
+# method, Ω on, classes, form, λ, another knob
+Key = tuple[str, str | None, tuple[str, ...], str | None, str, float | None]
 NAMED_CLASSES = 3  # more are counted
 
 
@@ -68,7 +84,8 @@ def _variants(runs: list[Run]) -> tuple[Variant, ...]:
     order = {method: place for place, method in enumerate(METHODS)}
     groups: dict[Key, list[Run]] = {}
     for run in runs:
-        key = (run.method, run.importance_on, run.importance_classes, run.form, _strength(run))
+        about = (run.importance_on, run.importance_classes, run.form, _strength(run), run.knob)
+        key = (run.method, *about)
         groups.setdefault(key, []).append(run)
     keys = sorted(
         groups,
@@ -86,7 +103,7 @@ def _strength(run: Run) -> str:
 
 def _label(key: Key, keys: list[Key]) -> str:
     """The method's name, and only what tells it from the same method's other variants."""
-    method, importance_on, classes, form, strength = key
+    method, importance_on, classes, form, strength, knob = key
     others = [other for other in keys if other[0] == method]
     parts = [method_name(method)]
     if importance_on and len({other[1] for other in others}) > 1:
@@ -97,6 +114,8 @@ def _label(key: Key, keys: list[Key]) -> str:
         parts.append(form)
     if strength and len({other[4] for other in others}) > 1:
         parts.append(f"λ = {strength}")
+    if knob is not None:
+        parts.append(f"{knob_name(method)} = {number(knob)}")
     return ", ".join(parts)
 
 

@@ -73,6 +73,7 @@ def _run(record: Record) -> Run:
         status=record.status,
         error=record.error,
         strength=record.strength,
+        knob=record.knob,
         form=record.form,
         importance_on=record.importance_on,
         importance_classes=tuple(record.importance_classes or ()),

@@ -23,6 +23,7 @@ class Run:
     status: str = "done"  # done, running or failed
     error: str | None = None
     strength: float | None = None
+    knob: float | None = None  # the value of a sweep over something other than λ
     form: str | None = None
     importance_on: str | None = None
     importance_classes: tuple[str, ...] = ()  # those that Ω was computed on; () is all

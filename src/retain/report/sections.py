@@ -11,6 +11,7 @@ from retain.report import facts
 from retain.report.adaptation import adapted
 from retain.report.facts import listed
 from retain.report.figures.adaptation import adaptation
+from retain.report.figures.frontier import frontier
 from retain.report.figures.importance import importance
 from retain.report.figures.matrices import colour_floor, matrices
 from retain.report.figures.memory import memory
@@ -18,6 +19,7 @@ from retain.report.figures.picture import Picture
 from retain.report.figures.plasticity import plasticity
 from retain.report.figures.sequence import over_the_sequence
 from retain.report.figures.tradeoff import tradeoffs
+from retain.report.frontier import compared, sentences
 from retain.report.grid import Grid
 from retain.report.headline import cost, headline, kept_at_each_step, searches
 from retain.report.naming import slug
@@ -66,6 +68,7 @@ def sections(results: Results) -> list[Section]:
         paper if paper and paper.parts else None,
         _adaptation(results) if study == "adaptation" else None,
         _per_sequence(results, "results", "How it ended", grids=lambda s: [headline(s)]),
+        _frontier(results),
         _per_sequence(results, "plasticity", "Forgetting against plasticity", pictures=plasticity),
         _per_sequence(results, "tradeoff", "Trade-off over λ", pictures=tradeoffs),
         _per_sequence(
@@ -132,6 +135,20 @@ def _adaptation(results: Results) -> Section | None:
         "then the second task is learned.",
         grids=lambda s: [adapted(s, chosen)],
         pictures=partial(adaptation, chosen=chosen),
+    )
+
+
+def _frontier(results: Results) -> Section | None:
+    """A comparison at equal accuracy on new tasks, where methods were swept along their knobs."""
+    if not results.config.get("sweeps"):
+        return None
+    return _per_sequence(
+        results,
+        "frontier",
+        "What is forgotten at equal accuracy on new tasks",
+        " ".join(sentences(sequence) for sequence in results.sequences),
+        grids=lambda s: [compared(s)],
+        pictures=frontier,
     )
 
 

@@ -55,13 +55,21 @@ LOOKS = {
     "si": Look(COLOURS["orange"][0], "D"),
     "mas": Look(COLOURS["blue"][0], "o"),
     "local-mas": Look(COLOURS["blue"][0], "o", filled=False, line=(0, (4, 2))),
+    "l2-sp": Look(COLOURS["sky"][0], "D", filled=False, line=(0, (5, 1.5, 1, 1.5))),
+    "low-lr": Look(COLOURS["grey"][0], "v", line=(0, (1, 1.5))),
+    "freeze": Look(COLOURS["grey"][0], "X", filled=False, line=(0, (4, 2))),
+    "replay": Look(COLOURS["ink"][0], "*", filled=False, line=(0, (4, 2))),
+    "kl": Look(COLOURS["green"][0], "^", filled=False, line=(0, (5, 1.5, 1, 1.5))),
+    "lora": Look(COLOURS["purple"][0], "h", line=(0, (5, 1.5, 1, 1.5))),
+    "wise-ft": Look(COLOURS["orange"][0], "p", line=(0, (4, 2))),
+    "model-soup": Look(COLOURS["orange"][0], "P", filled=False, line=(0, (1, 1.5))),
 }
 AGAIN: tuple[dict[str, Any], ...] = (
     {"marker": "s", "line": (0, (1, 1.5))},
     {"marker": "^", "line": (0, (5, 1.5, 1, 1.5))},
     {"marker": "D", "line": (0, (8, 2))},
 )
-OTHER = Look(COLOURS["muted"][0], "h", line=(0, (1, 1.5)))
+OTHER = Look(COLOURS["muted"][0], "H", line=(0, (1, 1.5)))
 
 # What a method keeps, in the order in which it is stacked.
 KINDS = {

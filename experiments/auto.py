@@ -1,0 +1,111 @@
+"""λ chosen on the new task alone, beside the best of seven values and no protection at all.
+
+    python experiments/auto.py --out DIR [--fashion ROOT] [--only digits,permuted,fashion]
+
+Three sequences of tasks, a small network with few images, three seeds. For every method that has
+a strength: final accuracy with each of seven strengths around its default, with `auto`, and of
+FineTune. The best of seven is picked with the old test data; auto sees no old data at all. Runs
+that are there are not run again. Prints the table of docs/methods.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from retain.experiment import Config, Results, run
+from retain.methods import METHODS
+
+FACTORS = (1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0)  # times the default
+CHOOSING = ("mas", "ewc", "lwf", "ebll", "si", "imm-mean", "imm-mode", "l2-sp", "kl")
+WITHIN = 0.01  # of the best of the seven is what auto should be
+
+
+def configs(fashion: str) -> dict[str, Config]:
+    """The sequences of tasks, and how they are learned."""
+    few = {"methods": ("finetune",), "seeds": (0, 1, 2), "epochs": 3, "batch_size": 16}
+    one = Config(tasks="digits", device="cpu", **few)
+    given = one.to_json()
+    return {
+        "digits": one,
+        "permuted": Config.from_json({**given, "tasks": "permuted-digits=3"}),
+        "fashion": Config.from_json(
+            {**given, "tasks": f"fashion-mnist={fashion}", "samples_per_class": 200}
+        ),
+    }
+
+
+def swept(config: Config) -> Config:
+    """FineTune, and every method with seven strengths."""
+    strengths = {m: [f * METHODS[m].Options().strength for f in FACTORS] for m in CHOOSING}
+    return Config.from_json(
+        {**config.to_json(), "methods": ["finetune", *CHOOSING], "strengths": strengths}
+    )
+
+
+def chosen(config: Config) -> Config:
+    """Every method with the strength that it chooses."""
+    return Config.from_json(
+        {
+            **config.to_json(),
+            "methods": list(CHOOSING),
+            "strengths": {method: ["auto"] for method in CHOOSING},
+        }
+    )
+
+
+def results(config: Config, folder: Path) -> Results:
+    """What the run ends with, which goes on where it was stopped."""
+    resume = (folder / "results.json").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run(config, out=folder, resume=resume, progress=False)
+
+
+def accuracy(results: Results, method: str, strength: float | None = None) -> float:
+    """Final accuracy, the mean over seeds."""
+    own = [r for r in results.of(method) if strength is None or r.strength == strength]
+    return fmean(float(r.measures()["average_accuracy"] or 0) for r in own)
+
+
+def row(name: str, method: str, sweep: Results, auto: Results) -> str:
+    """A line of the table."""
+    default = METHODS[method].Options().strength
+    tried = {f: accuracy(sweep, method, f * default) for f in FACTORS}
+    factor, best = max(tried.items(), key=lambda item: item[1])
+    finetune, own = accuracy(sweep, "finetune"), accuracy(auto, method)
+    at = {r.seed: r.strength for r in auto.of(method)}
+    ended = ", ".join(f"{(value or 0) / default:.3g}" for value in at.values())
+    missed = " ✗" if own < best - WITHIN or own < finetune else ""
+    return (
+        f"| {name} | {method} | {100 * finetune:.1f} | {100 * tried[1.0]:.1f} | {100 * best:.1f} "
+        f"({factor:g}) | {100 * own:.1f}{missed} | {ended} |"
+    )
+
+
+def main() -> None:
+    """Run what is asked for, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--fashion", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--only", default="digits,permuted,fashion")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        "| tasks | method | FineTune | default | best of 7 (× default) | auto | λ/default at last |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, config in configs(asked.fashion).items():
+        if name in asked.only.split(","):
+            sweep = results(swept(config), asked.out / f"{name}-sweep")
+            auto = results(chosen(config), asked.out / f"{name}-auto")
+            for method in CHOOSING:
+                print(row(name, method, sweep, auto), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""`retain compare`: every method along its knob, forgetting against accuracy on new tasks."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retain.cli.options import described_by, fields_of, given, out_option
+from retain.cli.run import before_and_asked, config_of, show
+from retain.cli.speaking import out, plainly
+from retain.experiment import Config
+from retain.experiment import run as run_config
+from retain.experiment.config import FIELDS
+from retain.experiment.crew import Workforce
+from retain.experiment.sweeping import swept
+from retain.methods import METHODS
+from retain.report.frontier import sentences
+from retain.report.reading import read
+
+# What people do, what the paper proposes, and the bounds.
+USUAL = (
+    *("finetune", "joint", "mas", "ewc", "lwf", "l2-sp", "low-lr", "freeze", "replay", "kl"),
+    *("lora", "wise-ft", "model-soup"),
+)
+EXAMPLES = """
+
+[bold]Examples[/]
+
+retain compare --tasks digits --seeds 0,1,2 --out out
+
+retain compare --tasks folders:flowers=PATH,birds=PATH --model resnet18 --weights default
+--methods mas,replay,low-lr --strength mas=0.1:1:10 --sweep replay=0.01:0.1 --out out
+
+retain compare --tasks digits --recipe train.py:finetune --methods mas,l2-sp,wise-ft --out out
+"""
+
+
+@plainly
+@described_by(Workforce)
+@described_by(
+    Config,
+    FIELDS,
+    said={"methods": f"which methods; if left out {', '.join(USUAL)}; FineTune is always there"},
+)
+def compare(
+    *,
+    out_folder: Annotated[Path, out_option("Folder for results and report.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what is in --out; options may be left out.")
+    ] = False,
+    **written: Any,
+) -> None:
+    """Compare methods at equal accuracy on new tasks: each along its knob, the Pareto front."""
+    by = given(Workforce, {field: written.pop(field) for field in fields_of(Workforce)}, ())
+    Workforce(**by)
+    usual = tuple(m for m in USUAL if m != "lora" or importlib.util.find_spec("peft"))
+    before, asked = before_and_asked(out_folder, resume, written, usual)
+    if before is None:
+        asked.setdefault("methods", _able(usual, asked))
+    config = swept(config_of(before, asked))
+    results = run_config(config, out=out_folder, resume=resume, **by)
+    for sequence in read(results).sequences:
+        out.print(sentences(sequence), soft_wrap=True, markup=False, highlight=False)
+    show(results, out_folder)
+
+
+def _able(usual: tuple[str, ...], asked: dict[str, Any]) -> tuple[str, ...]:
+    """The usual methods; with a recipe those that protect from outside."""
+    return tuple(m for m in usual if "recipe" not in asked or METHODS[m].protects_from_outside)
+
+
+compare.__doc__ = (compare.__doc__ or "") + EXAMPLES

@@ -1,0 +1,95 @@
+"""A training function of the user's own in place of the runner's, protected from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from retain.errors import ConfigError, NonFiniteError
+from retain.methods import Method
+from retain.models.from_file import function_from_file
+from retain.tasks import TaskSequence
+
+Recipe = Callable[[Any, Optimizer, "Loader"], Any]
+
+
+@lru_cache
+def recipe_from_file(spec: str) -> Recipe:
+    """The function that `path/to/file.py:function` names.
+
+    Raises:
+        ConfigError: the file or the function is not there, or the file cannot be run.
+    """
+    return function_from_file(spec, "recipe")
+
+
+class Loader:
+    """The training data of a task: batches of inputs and labels, in another order each time."""
+
+    def __init__(
+        self, method: Method[Any], index: int, sequence: TaskSequence, order: torch.Generator
+    ) -> None:
+        self._next = (method, index, sequence, order)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        method, index, sequence, order = self._next
+        for batch in method.batches(index, sequence, order):
+            yield batch.inputs, batch.labels
+
+    def __len__(self) -> int:
+        method, index, sequence, _ = self._next
+        return method.steps(index, sequence, method.setting.batch_size)
+
+
+def follow(
+    spec: str,
+    method: Method[Any],
+    index: int,
+    sequence: TaskSequence,
+    *,
+    optimizer: Optimizer,
+    order: torch.Generator,
+) -> None:
+    """Let the recipe train the method's network on task `index`.
+
+    Raises:
+        ConfigError: it raised, returned something, took no step with the optimizer that it was
+            given, or moved no weight.
+        NonFiniteError: it ended in weights that are not finite.
+    """
+    network, steps = method.network, 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    before = [p.detach().clone() for p in network.parameters()]
+    counting = optimizer.register_step_post_hook(count)
+    loader = Loader(method, index, sequence, order)
+    try:
+        returned = recipe_from_file(spec)(network, optimizer, loader)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"The recipe {spec} failed: {type(error).__name__}: {error}") from error
+    finally:
+        counting.remove()
+    if returned is not None and returned is not network:
+        raise ConfigError(
+            f"The recipe {spec} returned a {type(returned).__name__}; expected None, or the model "
+            "that it was given. What it trains is that model, in place."
+        )
+    moved = any(not torch.equal(a, b) for a, b in zip(before, network.parameters()))
+    if moved and not steps:
+        raise ConfigError(
+            f"The recipe {spec} changed the weights without a step of the optimizer that it was "
+            "given, so nothing protected them. Call that optimizer's step()."
+        )
+    if not moved:
+        why = f"{steps} steps of the optimizer left every weight as it was" if steps else "no step"
+        raise ConfigError(f"The recipe {spec} trained nothing: {why}.")
+    if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
+        raise NonFiniteError(f"The recipe {spec} ended in weights that are not finite.")

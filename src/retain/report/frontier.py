@@ -1,0 +1,147 @@
+"""What each method forgets at equal accuracy on new tasks, in a table and in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from retain.methods import METHODS
+from retain.report.grid import Cell, Grid
+from retain.report.naming import knob_name, method_name, number
+from retain.report.results import Sequence, Spread, Variant, spread
+from retain.report.words import percent
+
+FREE = "finetune"
+LESS = 0.01  # of FineTune's accuracy on new tasks that may be given up for what is kept
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method with one value of its knob, over the seeds."""
+
+    method: str
+    value: float | None
+    new: Spread  # accuracy on the tasks after the first, right after each was learned
+    forgotten: Spread
+    front: bool = False  # no other point is better in one of the two and no worse in the other
+
+    @property
+    def name(self) -> str:
+        """The method, and the value of its knob where there is one."""
+        said = method_name(self.method)
+        if self.value is None:
+            return said
+        return f"{said}, {knob_name(self.method)} = {number(self.value)}"
+
+
+def points(sequence: Sequence) -> list[Point]:
+    """Every variant that finished a seed, those of the Pareto front marked."""
+    found = [point for variant in sequence.variants if (point := _point(variant))]
+    return [
+        Point(p.method, p.value, p.new, p.forgotten, not any(_better(q, p) for q in found))
+        for p in found
+    ]
+
+
+def _point(variant: Variant) -> Point | None:
+    learned = [run.new_tasks() for run in variant.done]
+    new = spread([value for value in learned if value is not None])
+    forgotten = variant.measure("average_forgetting")
+    if new is None or forgotten is None:
+        return None
+    first = variant.runs[0]
+    chosen = None if first.search else first.strength
+    return Point(variant.method, chosen if first.knob is None else first.knob, new, forgotten)
+
+
+def _better(one: Point, other: Point) -> bool:
+    """Whether `one` is at least as good in both, and better in one."""
+    a = (one.new.mean, -one.forgotten.mean)
+    b = (other.new.mean, -other.forgotten.mean)
+    return a != b and a[0] >= b[0] and a[1] >= b[1]
+
+
+def target(found: list[Point]) -> float | None:
+    """The accuracy on new tasks at which methods are compared; None without FineTune."""
+    free = [point.new.mean for point in found if point.method == FREE]
+    return free[0] - LESS if free else None
+
+
+def at_target(found: list[Point], method: str) -> Point | None:
+    """Where the method forgets least among its values that reach the target, if one does."""
+    wanted = target(found)
+    own = [p for p in found if p.method == method and wanted is not None and p.new.mean >= wanted]
+    return min(own, key=lambda p: p.forgotten.mean, default=None)
+
+
+def sentences(sequence: Sequence) -> str:
+    """For each method what it forgets at the accuracy of FineTune minus one point on new tasks."""
+    found = points(sequence)
+    wanted = target(found)
+    if wanted is None:
+        return ""
+    free = next(point for point in found if point.method == FREE)
+    said = [
+        f"FineTune forgets {_points(free.forgotten)} points and reaches "
+        f"{100 * free.new.mean:.1f} % on new tasks. At that accuracy minus 1 point:"
+    ]
+    for method in dict.fromkeys(p.method for p in found if p.method != FREE):
+        best = at_target(found, method)
+        if best is not None:
+            said.append(f"{_named(best)} forgets {_points(best.forgotten)}.")
+        else:
+            near = max((p for p in found if p.method == method), key=lambda p: p.new.mean)
+            said.append(
+                f"{method_name(method)} never gets there: {100 * near.new.mean:.1f} % at best, "
+                f"forgetting {_points(near.forgotten)}."
+            )
+    return " ".join(said)
+
+
+def _named(point: Point) -> str:
+    if point.method == "replay" and point.value is not None:
+        return f"replay of {100 * point.value:g} %"
+    name, comma, value = point.name.partition(", ")
+    return f"{name} ({value})" if comma else name
+
+
+def _points(value: Spread) -> str:
+    return percent(value, 1)
+
+
+def compared(sequence: Sequence) -> Grid | None:
+    """One row a method: what it needs, and what it forgets where it learns as well as FineTune."""
+    found = points(sequence)
+    if target(found) is None:
+        return None
+    rows = []
+    for method in dict.fromkeys(point.method for point in found):
+        best = at_target(found, method)
+        front = sum(point.front for point in found if point.method == method)
+        needs = METHODS[method].needs if method in METHODS else "–"
+        cells = [Cell(method_name(method)), Cell(needs)]
+        if best is None:
+            near = max((p for p in found if p.method == method), key=lambda p: p.new.mean)
+            cells += [
+                Cell("never gets there", mark="bad"),
+                Cell("–", mark="quiet"),
+                Cell(percent(near.new, 1), near.new.mean),
+            ]
+        else:
+            knob = "–" if best.value is None else f"{knob_name(method)} = {number(best.value)}"
+            cells += [
+                Cell(knob),
+                Cell(_points(best.forgotten), best.forgotten.mean),
+                Cell(percent(best.new, 1), best.new.mean),
+            ]
+        rows.append((*cells, Cell(str(front), front)))
+    return Grid(
+        title=f"At the new-task accuracy of FineTune minus 1 point: {sequence.name}",
+        columns=("Method", "Needs", "With", "Forgetting, points", "New tasks, %", "On the front"),
+        rows=tuple(rows),
+        caption="Of each method the value of its knob that forgets least among those that learn "
+        "new tasks at most 1 point worse than FineTune, on the mean over seeds; where none does, "
+        "its best accuracy on new tasks. Needs: from before the new task, beside the network. On "
+        "the front: how many of its values no other method's beats in both.",
+        heads=2,
+        sortable=True,
+    )

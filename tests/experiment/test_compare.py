@@ -1,0 +1,192 @@
+"""A comparison along every method's knob, and a training of the user's own."""
+
+import json
+import re
+
+import pytest
+
+from retain.errors import ConfigError
+from retain.experiment import Config, Results, run
+from retain.experiment.sweeping import swept
+from retain.methods import METHODS
+
+from .tiny import accuracies, tiny
+
+RECIPES = """
+import torch
+import torch.nn.functional as F
+
+
+def finetune(model, optimizer, loader):
+    steps = 0
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        steps += 1
+    assert steps == len(loader)
+
+
+def hands_back(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    return model
+
+
+def nothing(model, optimizer, loader):
+    pass
+
+
+def without_gradients(model, optimizer, loader):
+    optimizer.zero_grad()
+    optimizer.step()
+
+
+def raises(model, optimizer, loader):
+    raise ValueError("made to fail")
+
+
+def leaves(model, optimizer, loader):
+    raise SystemExit(0)
+
+
+def another(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    return 3
+
+
+def its_own(model, optimizer, loader):
+    finetune(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+
+
+def too_far(model, optimizer, loader):
+    for group in optimizer.param_groups:
+        group["lr"] = float("inf")
+    finetune(model, optimizer, loader)
+"""
+
+
+def test_every_method_with_a_knob_is_swept_around_its_default():
+    config = swept(tiny(methods=tuple(METHODS)))
+    for method, kind in METHODS.items():
+        given = config.strengths.get(method, config.sweeps.get(method, ()))
+        assert (len(given) >= 2) == (kind.knob is not None), method
+    assert kind.Options
+    assert METHODS["mas"].Options().strength in config.strengths["mas"]
+    assert config.sweeps["freeze"] == (1.0, 2.0)  # the network's two layers
+    assert swept(config) == config
+    assert swept(tiny(methods=("mas",))).methods == ("finetune", "mas")
+    assert swept(tiny(strengths={"mas": (1, 2)})).strengths["mas"] == (1.0, 2.0)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_a_sweep_is_a_run_for_each_value_and_can_be_resumed(tmp_path):
+    asked = tiny(
+        methods=("finetune", "freeze", "replay"),
+        sweeps={"freeze": (1, 2), "replay": (0, 0.5)},
+        classes_per_task=5,
+    )
+    results = run(asked, out=tmp_path, progress=False)
+    assert [r.error for r in results.runs] == [None] * 5
+    assert [(r.method, r.knob) for r in results.runs] == [
+        ("finetune", None), ("freeze", 1), ("freeze", 2), ("replay", 0), ("replay", 0.5),
+    ]  # fmt: skip
+    finetune, one, two, none, half = (r.accuracy for r in results.runs)
+    assert none == finetune
+    assert one != two != finetune
+    assert half != none
+    alone = run(tiny(methods=("freeze",), options={"freeze": {"blocks": 1}}, classes_per_task=5),
+                progress=False)  # fmt: skip
+    assert alone.runs[0].accuracy == one
+    again = Results.read(tmp_path)
+    again.runs[2].status, again.runs[2].accuracy = "failed", []
+    again.write(tmp_path)
+    assert accuracies(run(asked, out=tmp_path, resume=True, progress=False)) == accuracies(results)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sweeps": {"replay": (0.1,)}}, r"sweep of replay.share is .*two different values"),
+        ({"sweeps": {"replay": (0.1, 0.1)}}, "two different values"),
+        ({"sweeps": {"replay": (0.1, 1.5)}}, r"share.*1\.5.*≤ 1"),
+        ({"sweeps": {"replay": (-0.1, 1)}}, r"share.*-0\.1"),
+        ({"sweeps": {"wise-ft": (0.5, 2)}}, r"alpha.*2"),
+        ({"sweeps": {"freeze": (0.5, 2)}}, r"blocks.*0\.5"),
+        ({"sweeps": {"freeze": ("one", 2)}}, r"blocks.*one"),
+        ({"sweeps": {"mas": (1, 2)}}, "--strength"),
+        ({"sweeps": {"finetune": (1, 2)}}, "finetune has no knob"),
+        ({"sweeps": {"lora": (1, 2)}}, "lora, which is not among the methods"),
+        ({"sweeps": {"replai": (1, 2)}}, "replai"),
+    ],
+)
+def test_sweeps_that_cannot_be(given, said):
+    methods = ("finetune", "mas", "replay", "wise-ft", "freeze")
+    with pytest.raises(ConfigError, match=said):
+        tiny(methods=methods, **given)
+
+
+def test_a_comparison_of_one_value():
+    with pytest.raises(ConfigError, match=r"sweep of mas.strength is one value, 1; .*mas=1:10"):
+        swept(tiny(strengths={"mas": 1}))
+
+
+# ---- recipes ----
+
+
+def asked(tmp_path, name="finetune", **more):
+    (tmp_path / "train.py").write_text(RECIPES)
+    given = {"recipe": f"{tmp_path / 'train.py'}:{name}", "classes_per_task": 5}
+    return tiny(**{**given, **more})
+
+
+ABLE = tuple(name for name in METHODS if METHODS[name].protects_from_outside)
+
+
+def test_a_recipe_that_does_what_we_do_ends_where_we_end(tmp_path):
+    own = run(tiny(methods=ABLE, classes_per_task=5), progress=False)
+    theirs = run(asked(tmp_path, methods=ABLE), progress=False)
+    assert [r.error for r in theirs.runs] == [None] * len(ABLE)
+    assert accuracies(theirs) == accuracies(own)
+    assert {"mas", "ewc", "si", "l2-sp", "wise-ft", "freeze", "low-lr"} <= set(ABLE)
+    assert not {"lwf", "ebll", "kl", "replay", "joint"} & set(ABLE)
+    back = run(asked(tmp_path, "hands_back", methods=("mas",)), progress=False)
+    assert accuracies(back)[0] in accuracies(own)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "trained nothing: no step"),
+        ("without_gradients", "trained nothing: 1 steps? .* left every weight"),
+        ("raises", "failed: ValueError: made to fail"),
+        ("leaves", "failed: SystemExit: 0"),
+        ("another", "returned a int; expected None, or the model"),
+        ("its_own", "without a step of the optimizer that it was given"),
+        ("too_far", "weights that are not finite"),
+    ],
+)
+def test_a_recipe_that_does_not_train(tmp_path, name, said):
+    record = run(asked(tmp_path, name, methods=("finetune",)), progress=False).runs[0]
+    assert record.status == "failed"
+    assert re.search(said, record.error), record.error
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nowhere.py:finetune", "The recipe file nowhere.py does not exist"),
+        ("train.py", "names no function"),
+        ("{folder}/train.py:finetun", "no function 'finetun'.*finetune"),
+    ],
+)
+def test_a_recipe_that_is_not_there(tmp_path, spec, said):
+    config = asked(tmp_path, recipe=spec.format(folder=tmp_path))
+    with pytest.raises(ConfigError, match=said):
+        run(config, progress=False)
+
+
+def test_methods_that_change_the_loss_take_no_recipe(tmp_path):
+    with pytest.raises(ConfigError, match=r"which lwf, replay would change.*finetune.*mas"):
+        asked(tmp_path, methods=("finetune", "lwf", "replay"))
+    with pytest.raises(ConfigError, match="drop_transfer changes the forward"):
+        asked(tmp_path, methods=("imm-mean",), options={"imm-mean": {"drop_transfer": 0.2}})
