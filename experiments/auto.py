@@ -1,6 +1,6 @@
 """λ chosen on the new task alone, beside the best of seven values and no protection at all.
 
-    python experiments/auto.py --out DIR [--fashion ROOT] [--only digits,permuted,fashion]
+    python experiments/auto.py --out DIR [--only digits,permuted,fashion] [--methods a,b]
 
 Three sequences of tasks, a small network with few images, three seeds. For every method that has
 a strength: final accuracy with each of seven strengths around its default, with `auto`, and of
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -34,26 +35,26 @@ def configs(fashion: str) -> dict[str, Config]:
         "digits": one,
         "permuted": Config.from_json({**given, "tasks": "permuted-digits=3"}),
         "fashion": Config.from_json(
-            {**given, "tasks": f"fashion-mnist={fashion}", "samples_per_class": 200}
+            {**given, "tasks": f"fashion-mnist={fashion}", "samples_per_class": 100}
         ),
     }
 
 
-def swept(config: Config) -> Config:
+def swept(config: Config, methods: Sequence[str] = CHOOSING) -> Config:
     """FineTune, and every method with seven strengths."""
-    strengths = {m: [f * METHODS[m].Options().strength for f in FACTORS] for m in CHOOSING}
+    strengths = {m: [f * METHODS[m].Options().strength for f in FACTORS] for m in methods}
     return Config.from_json(
-        {**config.to_json(), "methods": ["finetune", *CHOOSING], "strengths": strengths}
+        {**config.to_json(), "methods": ["finetune", *methods], "strengths": strengths}
     )
 
 
-def chosen(config: Config) -> Config:
+def chosen(config: Config, methods: Sequence[str] = CHOOSING) -> Config:
     """Every method with the strength that it chooses."""
     return Config.from_json(
         {
             **config.to_json(),
-            "methods": list(CHOOSING),
-            "strengths": {method: ["auto"] for method in CHOOSING},
+            "methods": list(methods),
+            "strengths": {method: ["auto"] for method in methods},
         }
     )
 
@@ -93,17 +94,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--fashion", default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--only", default="digits,permuted,fashion")
+    parser.add_argument("--methods", default=",".join(CHOOSING))
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    methods = asked.methods.split(",")
     print(
         "| tasks | method | FineTune | default | best of 7 (× default) | auto | λ/default at last |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, config in configs(asked.fashion).items():
         if name in asked.only.split(","):
-            sweep = results(swept(config), asked.out / f"{name}-sweep")
-            auto = results(chosen(config), asked.out / f"{name}-auto")
-            for method in CHOOSING:
+            sweep = results(swept(config, methods), asked.out / f"{name}-sweep")
+            auto = results(chosen(config, methods), asked.out / f"{name}-auto")
+            for method in methods:
                 print(row(name, method, sweep, auto), flush=True)
 
 
