@@ -35,7 +35,7 @@ class StrengthChoice:
         >>> import retain
         >>> choice = retain.choose_strength(lambda strength: 0.9 / (1 + strength), start=1.0)
         >>> type(choice) is retain.StrengthChoice, choice.accepted, round(choice.accuracy, 2)
-        (True, True, 0.72)
+        (True, True, 0.9)
     """
 
     strength: float
@@ -86,8 +86,8 @@ def choose_strength(
         >>> def train(strength):  # yours: from the same start, with this λ
         ...     return 0.9 / (1 + strength)
         >>> choice = retain.choose_strength(train, start=1.0)
-        >>> choice.strength, [one.strength for one in choice.tried]
-        (0.25, [1.0, 0.5, 0.25])
+        >>> round(choice.strength, 5), [round(one.strength, 5) for one in choice.tried]
+        (0.00243, [1.0, 0.3, 0.09, 0.027, 0.0081, 0.00243])
     """
     _refuse(start=start, samples=samples, drop=drop, decay=decay, tries=tries)
     if reference is None:
