@@ -15,6 +15,7 @@ REMEDY = "If that is too slow, observe fewer samples (max_samples=…) or leave 
 CHEAP = 3.0  # plain passes: what costs more is said
 SHORT = 5e-3  # seconds: what a batch may take without a word, whatever it is compared with
 LONG = 0.2  # seconds: what takes less is not worth looking for another way
+WARM = 2.0  # seconds: what takes less is timed once more when it is warm
 SLOW_ROUTES = ("masked", "pulled back", "one by one")
 
 

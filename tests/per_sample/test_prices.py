@@ -1,0 +1,49 @@
+"""What is said to be slow is slow when it is warm, too."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retain.batches import Batch
+from retain.borrowed import borrowed
+from retain.per_sample import PerSample
+from retain.per_sample.scores import SquaredNorm
+
+
+class Normed(nn.Module):
+    """A weight that is pulled back sample by sample, and a first pass that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(30, 200))
+        self.wide = nn.Linear(200, 3000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.wide(x)) @ self.wide.weight
+        return x @ (self.weight / self.weight.norm(dim=1, keepdim=True)).T
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_first_pass_is_no_measure(cold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what takes long again is warned of."""
+    model, ran = Normed(), PerSample._run
+    engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+    calls = []
+
+    def running(self, *args, **more) -> None:
+        ran(self, *args, **more)
+        calls.append(time.perf_counter())
+        self._seconds = 1.0 if not cold or len(calls) == 1 else 1e-9
+
+    monkeypatch.setattr(PerSample, "_run", running)
+    with warnings.catch_warnings(record=True) as told, borrowed(model):
+        warnings.simplefilter("always")
+        sums = engine(Batch.of(torch.randn(8, 200)))
+    assert len(calls) == 2
+    assert all(total.isfinite().all() and total.any() for total in sums.values())
+    assert bool(told) is not cold or "loop" in engine.routes.values()
