@@ -1,4 +1,4 @@
-"""Measures everything, piece by piece, and writes docs/performance.md.
+"""Measures everything, piece by piece, and writes the ledger: every figure beside its target.
 
     python benchmarks/everything.py [--only WORD …] [--through COMMAND] [--list]
 

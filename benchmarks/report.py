@@ -1,8 +1,8 @@
-"""Writes docs/performance.md, and its pictures, from what was measured.
+"""Writes the ledger, every figure beside its target, and its pictures, from what was measured.
 
-    python benchmarks/report.py [--results benchmarks/results] [--out docs/performance.md]
+    python benchmarks/report.py [--results benchmarks/results] [--out benchmarks/results/ledger.md]
 
-The prose is in performance.md.j2; why a target is missed is in limits.md, one section for each
+The prose is in ledger.md.j2; why a target is missed is in limits.md, one section for each
 reason, under a heading that says for which work and models it holds.
 """
 
@@ -140,7 +140,7 @@ def main() -> None:
     """Read, draw, write; say which missed target has no paragraph."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--results", type=Path, default=HERE / "results")
-    options.add_argument("--out", type=Path, default=HERE.parent / "docs" / "performance.md")
+    options.add_argument("--out", type=Path, default=HERE / "results" / "ledger.md")
     options.add_argument("--limits", type=Path, default=HERE / "limits.md")
     given = options.parse_args()
     kept = {name: read(given.results / f"{name}.json") for name in NAMES}
@@ -152,7 +152,7 @@ def main() -> None:
     template = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
-    ).get_template("performance.md.j2")  # fmt: skip
+    ).get_template("ledger.md.j2")  # fmt: skip
     text = template.render(
         met=sum(row.met is True for row in judged_rows),
         targets=sum(row.met is not None for row in judged_rows),
