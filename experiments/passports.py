@@ -234,7 +234,7 @@ def images(animals: Path, vehicles: Path, out: Path, seeds: int) -> None:
             model = wrapped(copy.deepcopy(network))
             head = nn.Linear(1000, len(new.classes))
             optimizer = torch.optim.SGD(
-                [*model.parameters(), *head.parameters()], lr=0.01, momentum=0.9
+                [*model.parameters(), *head.parameters()], lr=1e-3, momentum=0.9
             )
             if strength is not None:
                 memory = retain.load(path, model)

@@ -20,6 +20,7 @@ SOURCE = Path(retain.__file__).parent
 LEVELS = [
     {"errors", "starting"},
     {"closest", "extras", "header", "saying", "sharding"},
+    {"arguments"},
     {"parameters", "files", "borrowed", "containers", "masks"},
     {"rows"},
     {"batches", "packing"},

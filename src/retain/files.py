@@ -171,7 +171,7 @@ def _unfinished(target: Path) -> str:
 
 def _short(target: Path) -> str:
     """The file's name, as far as there is room for more behind it."""
-    return target.name.encode()[:150].decode(errors="ignore")
+    return os.fsdecode(os.fsencode(target.name)[:150]).encode("utf-8", "ignore").decode()
 
 
 def _escaped(name: str) -> str:

@@ -80,6 +80,16 @@ class Fields:
         )
         return {parameter: tuple(shape) for parameter, shape in found.items()}
 
+    def correlation(self, name: str) -> float | None:
+        """A number from −1 to 1, or None."""
+        return self._of(name, _is_correlation, "a number from -1 to 1 or null", None)
+
+    def mappings(self, name: str) -> list[dict[str, Any]]:
+        """Several, each with fields of its own."""
+        fits = _all(lambda value: isinstance(value, Mapping))
+        nothing: list[Mapping[str, Any]] = []
+        return [dict(one) for one in self._of(name, fits, "a list of fields", nothing)]
+
     def mapping(self, name: str) -> dict[str, Any]:
         """Fields within a field."""
         return dict(self._of(name, lambda v: isinstance(v, Mapping), "fields of its own", {}))
@@ -120,6 +130,11 @@ def is_number(value: object) -> bool:
         return math.isfinite(float(value)) and value >= 0
     except OverflowError:
         return False
+
+
+def _is_correlation(value: object) -> bool:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (fits and -1.001 <= value <= 1.001)  # type: ignore[operator]
 
 
 def _is_text(value: object) -> bool:

@@ -77,7 +77,7 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             InputError: no parts, parts of different models, or parts without samples.
         """
-        given = list(parts)
+        given = list(parts) if isinstance(parts, Iterable) else [parts]
         wrong = sorted({type(part).__name__ for part in given if not isinstance(part, Importance)})
         if not given or wrong:
             raise InputError(

@@ -167,6 +167,10 @@ def _picks(selection: Selection, aliases: tuple[str, ...]) -> bool:
 
 
 def _patterns(what: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(given, (str, Iterable)) or isinstance(given, (bytes, Tensor)):
+        raise InputError(
+            f"{what}= is a {type(given).__name__}; expected names or patterns of parameters."
+        )
     items = (given,) if isinstance(given, str) else tuple(given)
     wrong = sorted({type(item).__name__ for item in items if not isinstance(item, str)})
     if wrong:
@@ -205,6 +209,12 @@ def _refuse_unusable(picked: dict[str, nn.Parameter]) -> None:
         raise ModelError(
             f"Parameters without a shape yet: {', '.join(lazy)}. "
             "Run one batch through the model first."
+        )
+    meta = [name for name, p in picked.items() if p.is_meta and name not in lazy]
+    if meta:
+        raise ModelError(
+            f"Parameters on the meta device, which hold no numbers: {', '.join(meta[:5])}"
+            f"{' …' if len(meta) > 5 else ''}. Load the model's weights first."
         )
     complex_ = [name for name, p in picked.items() if p.is_complex()]
     if complex_:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain import masks
+from retain import arguments, masks
 from retain.batches import Batch, input_of
 from retain.calls import Call, calls
 from retain.containers import Path
@@ -53,7 +53,7 @@ class Reader:
                     f"{name} is a {type(given).__name__}; expected the name of an input, or a "
                     "function of the batch."
                 )
-        self.batch_dim = batch_dim
+        self.batch_dim = arguments.whole("batch_dim", batch_dim, least=0)
         self.samples_of = samples_of
         self.padding_mask = padding_mask
         self._kinds: dict[object, Kind] = {}

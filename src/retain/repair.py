@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 
+from retain import arguments
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
@@ -71,9 +71,7 @@ def repair(
         >>> retain.repair(base, tuned, importance, amount=1.0)["weight"]  # mean Ω is 1
         tensor([0.3333, 1.0000])
     """
-    number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-    if not number or not 0 <= amount <= sys.float_info.max:
-        raise InputError(f"amount={amount!r}; expected a finite number of at least 0.")
+    arguments.number("amount", amount, least=0)
     importance = memory.importance if isinstance(memory, Memory) else memory
     if not isinstance(importance, Importance):
         raise InputError(

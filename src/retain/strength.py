@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from retain.errors import InputError
+from retain.header import is_count, is_number, shown
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,15 @@ def choose_strength(
         >>> round(choice.strength, 5), [round(one.strength, 5) for one in choice.tried]
         (0.00243, [1.0, 0.3, 0.09, 0.027, 0.0081, 0.00243])
     """
+    if not callable(train):
+        raise InputError(f"choose_strength got train={shown(train)}; expected a function.")
     _refuse(start=start, samples=samples, drop=drop, decay=decay, tries=tries)
     if reference is None:
         reference = _accuracy(train, 0.0)
-    references = reference if isinstance(reference, Sequence) else (reference,)
-    if not all(math.isfinite(one) and one >= 0 for one in references) or not references:
-        raise InputError(f"reference={reference!r}; expected an accuracy of at least 0.")
-    numbers = samples if isinstance(samples, Sequence) else (samples,) * len(references)
+    references = reference if isinstance(reference, (list, tuple)) else (reference,)
+    if not all(map(is_number, references)) or not references:
+        raise InputError(f"reference={shown(reference)}; expected an accuracy of at least 0.")
+    numbers = samples if isinstance(samples, (list, tuple)) else (samples,) * len(references)
     # accept when A(λ) ≥ A_reference − max(p · A_reference, s), up to rounding
     enough = [
         (one - max(drop * one, _standard_error(one, n))) * (1 - 1e-12)
@@ -138,11 +141,11 @@ def _accuracy(
     several = given if isinstance(given, (list, tuple)) else (given,)
     try:
         reached = tuple(map(float, several))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         reached = ()
     if not reached or not all(map(math.isfinite, reached)):
         raise InputError(
-            f"train({strength:g}) returned {given!r}; expected the accuracy on the new task's "
+            f"train({strength:g}) returned {shown(given)}; expected the accuracy on the new task's "
             "validation data, a finite number."
         )
     return reached
@@ -157,15 +160,16 @@ def _refuse(
     tries: int,
 ) -> None:
     wrong = []
-    if samples is not None and min(samples if isinstance(samples, Sequence) else [samples]) < 1:
-        wrong.append(f"samples={samples!r}; expected at least 1, or None")
-    if not (math.isfinite(start) and start > 0):
-        wrong.append(f"start={start!r}; expected a finite number above 0")
-    if not 0 <= drop < 1:
-        wrong.append(f"drop={drop!r}; expected at least 0 and below 1")
-    if not 0 < decay < 1:
-        wrong.append(f"decay={decay!r}; expected between 0 and 1")
-    if tries < 1:
-        wrong.append(f"tries={tries!r}; expected at least 1")
+    numbers = list(samples) if isinstance(samples, (list, tuple)) else [samples]
+    if samples is not None and not (numbers and all(is_count(n) and n for n in numbers)):
+        wrong.append(f"samples={shown(samples)}; expected at least 1, or None")
+    if not (is_number(start) and start > 0):
+        wrong.append(f"start={shown(start)}; expected a finite number above 0")
+    if not (is_number(drop) and drop < 1):
+        wrong.append(f"drop={shown(drop)}; expected at least 0 and below 1")
+    if not (is_number(decay) and 0 < decay < 1):
+        wrong.append(f"decay={shown(decay)}; expected between 0 and 1")
+    if not (is_count(tries) and tries):
+        wrong.append(f"tries={shown(tries)}; expected at least 1")
     if wrong:
         raise InputError(f"choose_strength got {'; '.join(wrong)}.")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from retain import files
+from retain import arguments, files
 from retain.borrowed import borrowed
 from retain.drift import Drift
 from retain.errors import InputError, ModelError, StateError
@@ -80,9 +80,9 @@ class Memory:
         self.strength = strength
         self.selection = Selection.of(include, exclude)
         self.selection.trainable(self.model)
-        if dtype is not None and not dtype.is_floating_point:
-            raise InputError(f"dtype={dtype} cannot hold Ω and θ*; expected a floating type.")
-        self.storage = Storage(dtype, None if device is None else torch.device(device))
+        self.storage = Storage(
+            arguments.floating("dtype", dtype), arguments.place("device", device)
+        )
         self._reader = Reader()
         self._state = State()
         self._routes: dict[str, str] = {}
@@ -101,10 +101,7 @@ class Memory:
 
     @strength.setter
     def strength(self, given: float) -> None:
-        number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not number or not math.isfinite(given) or given < 0:
-            raise InputError(f"strength={given!r}; expected a finite number of at least 0.")
-        self._strength = float(given)
+        self._strength = arguments.number("strength", given, least=0)
 
     @property
     def include(self) -> tuple[str, ...] | None:
@@ -146,8 +143,9 @@ class Memory:
             ModelError: the samples of a batch influence each other.
             StateError: the model changed since the first sample; call `consolidate()` before that.
         """
-        if max_samples is not None and max_samples < 1:
-            raise InputError(f"max_samples={max_samples}; expected at least 1, or None for all.")
+        if max_samples is not None:
+            arguments.whole("max_samples", max_samples, least=1)
+        arguments.flag("progress", progress)
         if self._output_is_lost:
             raise StateError(
                 "This memory was saved with output=…, a function that a file cannot hold. "
@@ -388,6 +386,8 @@ class Memory:
             ModelError: parameters with importance that are gone or have another shape.
         """
         held = {name: p for name, (p, _) in self._holding().items()}
+        arguments.function("loss", loss)
+        arguments.number("lr", lr, above=0)
         if not held:
             raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
         anchor, importance = self.anchor, self.importance

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import RetainError
-from retain.importance import Importance
+from retain.header import Fields
+from retain.importance import Importance, not_importance
 from retain.memory.mas import MAS
 from retain.parameters import named_parameters
 
@@ -47,6 +48,14 @@ def expanded(
         ValueError: sizes that do not fit the shapes.
     """
     found = {}
+    bad = not_importance(kept)
+    if bad:
+        raise ValueError(bad)
+    flat = [
+        name for name, tensor in kept.items() if tensor.ndim != 1 and not name.startswith(WHOLE)
+    ]
+    if flat:
+        raise ValueError(f"{', '.join(flat)} is no row and no column")
     for name, shape in shapes.items():
         if len(shape) < 2:
             omega = kept[f"{WHOLE}/{name}"].float()
@@ -77,13 +86,16 @@ def memory_of(
     Raises:
         RetainError: what `refusal` makes, if the header is damaged or the model another one.
     """
+    fields = Fields(header)
+    expected, shapes = fields.named_texts("weights"), fields.shapes("shapes")
+    samples, routes = fields.count("samples"), fields.named_texts("routes")
     try:
-        expected = {str(name): str(mark) for name, mark in header["weights"].items()}
-        shapes = {str(name): tuple(map(int, s)) for name, s in header["shapes"].items()}
-        samples, routes = int(header["samples"]), dict(header["routes"])
+        fields.finish()
+        if not expected or expected.keys() != shapes.keys():
+            raise ValueError("weights and shapes are not of the same parameters")
         omega = expanded(kept, shapes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise refusal(f"is a damaged passport: {error!r}.") from error
+    except (KeyError, ValueError) as error:
+        raise refusal(f"is a damaged passport: {error}.") from error
     at = _place_in(model, expected)
     own = named_parameters(model.get_submodule(at))
     missing = [name for name in expected if name not in own]

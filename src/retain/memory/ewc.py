@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from retain.closest import did_you_mean
+from retain import arguments
 from retain.errors import InputError
 from retain.importance import Importance
 from retain.memory.body import Memory
@@ -90,11 +90,11 @@ class EWC(ReadsBatches, Memory):
         padding_mask: PaddingMask = None,
         check: bool = True,
     ) -> None:
-        if fisher not in FISHERS:
-            raise InputError(
-                f"fisher={fisher!r}; expected one of {', '.join(FISHERS)}."
-                + did_you_mean(str(fisher), FISHERS)
-            )
+        arguments.among("fisher", fisher, FISHERS)
+        arguments.function("output", output)
+        arguments.flag("online", online)
+        arguments.whole("seed", seed)
+        arguments.flag("check", check)
         super().__init__(
             model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
         )

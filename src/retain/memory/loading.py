@@ -6,7 +6,7 @@ import os
 
 from torch import nn
 
-from retain import files
+from retain import arguments, files
 from retain.errors import FileError
 from retain.header import Fields
 from retain.importance import Importance, not_importance
@@ -59,9 +59,12 @@ def load(
         >>> type(memory).__name__, memory.tasks, memory.strength
         ('MAS', 1, 1.0)
     """
+    arguments.function("output", output)
+    arguments.flag("strict", strict)
+    inner, left_out = unwrapped(model), Selection.of(None, exclude).exclude
     flat, header = files.read(path, "memory", KIND)
     if header["kind"] == KIND:
-        memory = memory_of(unwrapped(model), flat, header, lambda said: FileError(f"{path} {said}"))
+        memory = memory_of(inner, flat, header, lambda said: FileError(f"{path} {said}"))
         memory.output = output
         memory.exclude = exclude
         return memory
@@ -70,12 +73,12 @@ def load(
         raise FileError(f"{path} has a damaged header: it is of no known method ({method!r}).")
     return restored(
         KINDS[method],
-        unwrapped(model),
+        inner,
         grouped(flat),
         header,
         refusal=lambda said: FileError(f"{path} {said}"),
         output=output,
-        exclude=Selection.of(None, exclude).exclude,
+        exclude=left_out,
         strict=strict,
     )
 

@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from retain.closest import did_you_mean
-from retain.errors import InputError
+from retain import arguments
 from retain.memory.body import Memory
 from retain.memory.estimator import Estimator
 from retain.memory.reads_batches import READING, ReadsBatches
@@ -85,11 +84,9 @@ class MAS(ReadsBatches, Memory):
         padding_mask: PaddingMask = None,
         check: bool = True,
     ) -> None:
-        if score not in SCORES:
-            raise InputError(
-                f"score={score!r}; expected one of {', '.join(SCORES)}."
-                + did_you_mean(str(score), SCORES)
-            )
+        arguments.among("score", score, SCORES)
+        arguments.function("output", output)
+        arguments.flag("check", check)
         super().__init__(
             model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
         )

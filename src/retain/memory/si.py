@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from retain.errors import InputError, StateError
+from retain import arguments
+from retain.errors import StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, grad_scale, skipped
 from retain.memory.body import Memory
@@ -78,8 +78,7 @@ class SI(Memory):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if not math.isfinite(damping) or damping <= 0:
-            raise InputError(f"damping={damping!r}; expected a finite number above 0.")
+        arguments.number("damping", damping, above=0)
         super().__init__(
             model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
         )

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from retain import files
+from retain import arguments, files
 from retain.errors import FileError, InputError
+from retain.header import Fields, shown
 from retain.importance import Importance
 from retain.memory.compact import KIND, compacted, expanded, fingerprints
 from retain.memory.mas import MAS
@@ -56,10 +57,10 @@ class Passport:
         """
         kept, card = files.read(path, KIND)
         try:
-            shapes = {name: tuple(shape) for name, shape in card["shapes"].items()}
+            shapes = _checked(card)
             omega = Importance(expanded(kept, shapes), card["samples"], card["routes"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileError(f"{path} is a damaged passport: {error!r}.") from error
+        except (KeyError, ValueError) as error:
+            raise FileError(f"{path} is a damaged passport: {error}.") from error
         return cls(omega, card, kept)
 
     def __str__(self) -> str:
@@ -85,6 +86,36 @@ class Passport:
         except OSError as error:
             raise FileError(f"Cannot write {target}: {error}.") from error
         return target
+
+
+def _checked(card: Card) -> dict[str, tuple[int, ...]]:
+    """The shapes on a card, if each of its fields is as `passport` writes it.
+
+    Raises:
+        ValueError: with every field that is not.
+    """
+    fields = Fields(card)
+    for name in ("name", "model", "data"):
+        fields.text(name)
+    for name in ("parameters", "samples", "bytes"):
+        fields.count(name)
+    fields.number("seconds")
+    fields.named_texts("weights")
+    fields.named_texts("routes")
+    shapes = fields.shapes("shapes")
+    fields.correlation("stability")
+    fields.correlation("fidelity")
+    for place, layer in enumerate(fields.mappings("layers")):
+        own = Fields(layer)
+        own.text("name")
+        own.counts("shape")
+        own.number("mean")
+        own.number("share")
+        own.correlation("stability")
+        own.correlation("fidelity")
+        fields.take(f"layers.{place}", own)
+    fields.finish()
+    return shapes
 
 
 def passport(
@@ -114,6 +145,11 @@ def passport(
     Raises:
         InputError: fewer than two batches, or what `observe` refuses.
     """
+    if max_samples is not None:
+        arguments.whole("max_samples", max_samples, least=1)
+    for what, text in (("name", name), ("described", described)):
+        if not isinstance(text, str):
+            raise InputError(f"{what}={shown(text)}; expected a text.")
     started = time.perf_counter()
     halves = [MAS(model, output=output), MAS(model, output=output)]
     batches = iter(batches_in(data, batch_dim=0))

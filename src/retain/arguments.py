@@ -1,0 +1,96 @@
+"""Arguments, checked before work begins: a wrong one is named, with what is expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import torch
+
+from retain.closest import did_you_mean
+from retain.errors import InputError
+from retain.header import LARGEST, shown
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+T = TypeVar("T")
+
+
+def flag(name: str, value: T) -> T:
+    """`value`, if it is true or false."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={shown(value)}; expected True or False.")
+    return value
+
+
+def whole(name: str, value: T, *, least: int | None = None, most: int = LARGEST) -> T:
+    """`value`, if it is a whole number within bounds."""
+    number = isinstance(value, int) and not isinstance(value, bool)
+    low = -most if least is None else least
+    if not number or not low <= value <= most:  # type: ignore[operator]
+        bounds = "a whole number" if least is None else f"at least {least}, a whole number"
+        beyond = f" of at most {most:,}" if number and value > most else ""  # type: ignore[operator]
+        raise InputError(f"{name}={shown(value)}; expected {bounds}{beyond}.")
+    return value
+
+
+def number(
+    name: str, value: Any, *, least: float | None = None, above: float | None = None
+) -> float:
+    """`value` as a float, if it is a finite number within bounds."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        found = float(value) if fits else math.nan
+    except OverflowError:
+        found = math.inf
+    inside = (least is None or found >= least) and (above is None or found > above)
+    if not math.isfinite(found) or not inside:
+        bounds = f" of at least {least:g}" if least is not None else ""
+        bounds += f" above {above:g}" if above is not None else ""
+        raise InputError(f"{name}={shown(value)}; expected a finite number{bounds}.")
+    return found
+
+
+def among(name: str, value: T, options: Iterable[str]) -> T:
+    """`value`, if it is one of a few words."""
+    known = list(options)
+    if not isinstance(value, str) or value not in known:
+        listed = ", ".join(known)
+        near = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise InputError(f"{name}={shown(value)}; expected one of {listed}.{near}")
+    return value
+
+
+def function(name: str, value: T) -> T:
+    """`value`, if it can be called or is None."""
+    if value is not None and not callable(value):
+        raise InputError(f"{name}={shown(value)}; expected a function, or None.")
+    return value
+
+
+def floating(name: str, value: T) -> T:
+    """`value`, if it is None or a type that torch computes with, for Ω and θ*."""
+    if value is not None and value not in FLOATING:
+        listed = ", ".join(str(dtype) for dtype in FLOATING)
+        raise InputError(
+            f"{name}={shown(value)} cannot hold Ω and θ*; expected None or one of {listed}."
+        )
+    return value
+
+
+def place(name: str, value: object) -> torch.device | None:
+    """The device, if it is None or one that is here."""
+    if value is None:
+        return None
+    try:
+        device: torch.device = torch.device(value)  # type: ignore[call-overload]
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        why = str(error).strip().splitlines()
+        raise InputError(
+            f"{name}={shown(value)}; expected a device that is here, such as 'cpu'. "
+            f"(torch: {why[0] if why else type(error).__name__})"
+        ) from error
+    return device
