@@ -48,7 +48,7 @@ def test_processes_give_what_memory_gives(tmp_path, stored, kept):
     root = write_folder(tmp_path, size=stored)
     memory = examples(root, image_size=16 if stored[0] > 30 else 64)
     kept_bytes = kept * memory.pixels.get(0).numel()
-    read = examples(root, image_size=memory.crops.size, cache_bytes=kept_bytes, workers=2)
+    read = examples(root, image_size=memory.crops.size, cache_bytes=kept_bytes, loaders=2)
     assert not read.pixels.in_memory(range(12))
     state = torch.get_rng_state()
     for a, b in zip(epoch(memory, 0), epoch(read, 0), strict=True):
@@ -68,7 +68,7 @@ def test_splits_that_share_a_generator_do_not_depend_on_reading_ahead(tmp_path):
         streams = [split.batches(4, shuffle=generator, train=True) for _ in range(2)]
         return [batch.inputs for pair in zip(*streams) for batch in pair]
 
-    for a, b in zip(mixed(), mixed(cache_bytes=0, workers=1), strict=True):
+    for a, b in zip(mixed(), mixed(cache_bytes=0, loaders=1), strict=True):
         assert torch.equal(a, b)
 
 
@@ -88,7 +88,7 @@ def test_only_training_data_is_augmented(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_vanishes_is_an_error_with_its_name(tmp_path, workers):
-    split = examples(write_folder(tmp_path), image_size=32, cache_bytes=0, workers=workers)
+    split = examples(write_folder(tmp_path), image_size=32, cache_bytes=0, loaders=workers)
     (tmp_path / "train" / "red" / "2.png").unlink()
     with pytest.raises(FileError, match=r"2\.png cannot be read any more"):
         list(split.batches(5))
