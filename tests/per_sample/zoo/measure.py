@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from retain.batches import Batch
 from retain.borrowed import borrowed
+from retain.outputs import output_of
 from retain.per_sample import PerSample, Score, sums_by_loop
 from retain.per_sample.scores import SquaredNorm
 
@@ -93,7 +94,7 @@ class Watched:
         """Σₖ|gₖ|ᵖ, one sample at a time."""
         with borrowed(self.model):
             with torch.no_grad():
-                out = self.output(batch.call(self.model))
+                out = output_of(self.model, batch, self.output)
             return sums_by_loop(
                 self.model, batch, self.parameters, self.score,
                 power=self.power, output=self.output,
@@ -104,7 +105,7 @@ class Watched:
         """Σₖ|gₖ|ᵖ, a backward for each sample through one forward of the whole batch."""
         sums = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         with borrowed(self.model):
-            out = self.output(batch.call(self.model))
+            out = output_of(self.model, batch, self.output)
             scores = self.score(out, self.score.target(out.detach(), batch))
             leaves = list(self.parameters.values())
             for s in scores.reshape(-1):
@@ -117,7 +118,7 @@ class Watched:
     def power_of_the_sum(self, batch: Batch) -> dict[str, Tensor | None]:
         """|Σₖ gₖ|, what one ordinary backward pass gives; None for what is not used."""
         with borrowed(self.model):
-            score = self.score(self.output(batch.call(self.model)), None).sum()
+            score = self.score(output_of(self.model, batch, self.output), None).sum()
             leaves = list(self.parameters.values())
             gradients = torch.autograd.grad(score, leaves, allow_unused=True)
         return {
