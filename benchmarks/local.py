@@ -14,7 +14,7 @@ import retain
 from cases import Case, chosen
 from measure import interleaved
 from records import Row, arguments, keep, of_ratios, show
-from retain.batches import Batch
+from retain.samples.batches import Batch
 
 EVERY = 10
 OBSERVE_TARGET, SERVE_TARGET = 2.0, 1.1

@@ -17,8 +17,8 @@ import retain
 from cases import CASES, Case, torchvision
 from measure import THREADS, Run, Times, forget_peak, interleaved, peak_bytes, peak_in_fresh_process
 from records import Row, arguments, keep, of_ratios, show
-from retain.batches import Batch
-from retain.outputs import first_tensor
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 STREAM_TARGET, NAIVE_TARGET, STEP_TARGET = 1.5, 3.0, 1.03
 TEMPORARY_TARGET = 0.1  # of the weights: a part in the cache is far less, a copy is 1

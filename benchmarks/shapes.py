@@ -20,10 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
 
 WORST = 5
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import retain
 from measure import Run, timed
-from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 HELD = (1 << 24, 1 << 26, 1 << 28, 1 << 30)  # bytes of per-sample gradients at once, to be tried
 

@@ -74,14 +74,14 @@ def small_copy(model):
 
 
 def test_chunks_are_complete():
-    ways, batches = module("ways"), module("retain.batches")
+    ways, batches = module("ways"), module("retain.samples.batches")
     parts = list(ways.chunks(batches.Batch.of(INPUTS), 2))
     assert [part.samples for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part.args[0] for part in parts]), INPUTS)
 
 
 def test_others_go_in_the_chunks_that_are_quickest_for_them(monkeypatch):
-    ways, batches = module("ways"), module("retain.batches")
+    ways, batches = module("ways"), module("retain.samples.batches")
     model, called, seconds = small(), [], iter([3.0, 1.0, 2.0])
     one = 4 * sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(ways, "HELD", (one, 2 * one, 9 * one))

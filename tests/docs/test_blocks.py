@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 NOT_RUN = re.compile(r"<!-- not run: (.+?) -->\s*$")
 FENCE = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
 # Pages whose blocks have a test of their own.
-ELSEWHERE = {"docs/tokens.md": "tests/tokens/test_page.py"}
+ELSEWHERE = {"docs/tokens.md": "tests/samples/test_page.py"}
 
 
 def pages():

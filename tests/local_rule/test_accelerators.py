@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.local_rule.rule import LocalRule
 from retain.per_sample import devices
+from retain.samples.batches import Batch
 
 from .cases import CASES
 from .test_rule import assert_same, build, rule_for, sums_of

@@ -8,7 +8,7 @@ from torch import nn
 
 import retain
 from retain.errors import InputError
-from tests.tokens.tiny import DECODERS, ENCODERS, assert_same, omega, padded, ready, texts
+from tests.samples.tiny import DECODERS, ENCODERS, assert_same, omega, padded, ready, texts
 
 BOTH = DECODERS | ENCODERS
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import ModelError, NonFiniteError
 from retain.local_rule import sums as sums_module
 from retain.local_rule.activations import NEVER_NEGATIVE, silu
 from retain.local_rule.rule import LocalRule
+from retain.samples.batches import Batch
 
 from .cases import CASES, Residual, Twice, two_layers
 from .truth import local_truth

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retain.batches import Batch
-from retain.outputs import first_tensor
 from retain.per_sample import PerSample, devices, products, sums_by_loop
 from retain.per_sample.quickest import quickest
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 from .zoo import REGISTRY, Specimen, Watched
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.graph import Graph
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 WIDTH = 6
 

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import log_softmax
 
 import retain
-from retain.batches import Batch
 from retain.errors import InputError
 from retain.per_sample.scores import Empirical, Exact, Sampled
+from retain.samples.batches import Batch
 
 N, CLASSES = 9, 4
 

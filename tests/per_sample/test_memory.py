@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from retain.batches import Batch
-from retain.outputs import first_tensor
 from retain.per_sample import sums_by_loop
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 
 class Counting(TorchDispatchMode):

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample, devices
 from retain.per_sample.check import disagreeing
 from retain.per_sample.precision import Precision
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
 
 from .card import GpuLike, tf32_allowed
 from .zoo import REGISTRY, Specimen, Watched, relative_errors

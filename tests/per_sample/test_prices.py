@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
 
 
 class Normed(nn.Module):

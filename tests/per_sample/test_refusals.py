@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import InputError, ModelError, NonFiniteError
 from retain.per_sample import PerSample
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
 
 
 class Apply(nn.Module):

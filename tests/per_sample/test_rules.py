@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.rules import RULES
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 N = 4
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.outputs import first_tensor
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.scores import EachOutput, Norm, SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 from .zoo import REGISTRY, Watched, relative_errors
 

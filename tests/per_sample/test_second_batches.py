@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retain.batches import Batch
+from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Specimen, Watched, batch_of, one_off
 from .zoo.blocks import Net, weight

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from retain.batches import Batch
+from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Watched, batch_of, one_off
 from .zoo.specimen import sequences, vectors

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch, tensors_in
 from retain.borrowed import same_random_state
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.torch_functions import Function
 from retain.local_rule.watch import Layer, Noted, Watch
+from retain.samples.batches import Batch, tensors_in
 
 InEvalMode = Callable[[], AbstractContextManager[None]]
 PLAIN = (torch.Tensor, type(None), bool, int, float, str, torch.dtype, torch.device)

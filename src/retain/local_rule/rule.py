@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.errors import ModelError, NonFiniteError
 from retain.local_rule.forward_passes import Pass, Passes
 from retain.local_rule.serving import Commit, Listener, Turns
 from retain.local_rule.sums import LocalSums
+from retain.samples.batches import Batch
 
 
 class LocalRule:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.calls import served_batch
 from retain.errors import InputError, StateError
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.observation import Observation
 from retain.local_rule.served_call import listen, listen_no_more
-from retain.owners import padding_said
+from retain.samples.calls import served_batch
+from retain.samples.owners import padding_said
 
 Commit = Callable[[dict[str, Tensor], int], None]
 

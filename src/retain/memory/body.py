@@ -37,10 +37,10 @@ from retain.memory.restoring import described, restored, split
 from retain.memory.running import Running
 from retain.memory.state import State, Tensors, flattened
 from retain.memory.unheld import warn_of_zeros
-from retain.outputs import OutputPicker, first_tensor
 from retain.parameters import Patterns, Selection, unwrapped
 from retain.penalty import Number, Penalty
-from retain.reader import Reader
+from retain.samples.outputs import OutputPicker, first_tensor
+from retain.samples.reader import Reader
 from retain.sharding import any_sharded, is_sharded, local, over_shards, sharded_like
 
 NOT_COPIED = ("_attachments", "_made", "_guard")  # handles hold optimizers, buffers are large

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from retain.batches import Batch
+from retain.samples.batches import Batch
 
 
 class Estimator(Protocol):

@@ -16,12 +16,12 @@ from retain.memory.consolidated import Consolidated, Merge
 from retain.memory.estimator import Estimator
 from retain.memory.reads_batches import READING, ReadsBatches
 from retain.memory.state import Tensors
-from retain.outputs import OutputPicker
-from retain.owners import PaddingMask, SamplesOf
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
 from retain.per_sample.scores import Empirical, Exact, Sampled
-from retain.reader import Reader
+from retain.samples.outputs import OutputPicker
+from retain.samples.owners import PaddingMask, SamplesOf
+from retain.samples.reader import Reader
 
 FISHERS = ("sampled", "exact", "empirical")
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
 from retain.errors import InputError
 from retain.memory.reading import batches_in, blaming
-from retain.outputs import first_tensor
 from retain.parameters import named_parameters
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Weights = Mapping[str, Tensor]

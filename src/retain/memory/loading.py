@@ -19,8 +19,8 @@ from retain.memory.mas import MAS
 from retain.memory.restoring import restored
 from retain.memory.si import SI
 from retain.memory.state import grouped
-from retain.outputs import OutputPicker
 from retain.parameters import Patterns, Selection, unwrapped
+from retain.samples.outputs import OutputPicker
 
 KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, LocalMAS, EWC, SI)}
 

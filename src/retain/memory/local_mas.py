@@ -22,9 +22,9 @@ from retain.memory.body import Memory
 from retain.memory.consolidated import Merge
 from retain.memory.reads_batches import READING, ReadsBatches
 from retain.memory.running import Running
-from retain.owners import PaddingMask, SamplesOf
 from retain.parameters import Patterns
-from retain.reader import Reader
+from retain.samples.owners import PaddingMask, SamplesOf
+from retain.samples.reader import Reader
 
 
 class LocalMAS(ReadsBatches, Memory):

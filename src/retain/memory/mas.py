@@ -12,12 +12,12 @@ from retain import arguments
 from retain.memory.body import Memory
 from retain.memory.estimator import Estimator
 from retain.memory.reads_batches import READING, ReadsBatches
-from retain.outputs import OutputPicker
-from retain.owners import PaddingMask, SamplesOf
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
 from retain.per_sample.scores import EachOutput, Norm, SquaredNorm
-from retain.reader import Reader
+from retain.samples.outputs import OutputPicker
+from retain.samples.owners import PaddingMask, SamplesOf
+from retain.samples.reader import Reader
 
 SCORES: dict[str, type[Score]] = {
     "squared-norm": SquaredNorm,

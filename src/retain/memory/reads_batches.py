@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from retain.owners import PaddingMask, SamplesOf
-from retain.reader import LOST, Reader
+from retain.samples.owners import PaddingMask, SamplesOf
+from retain.samples.reader import LOST, Reader
 
 # Arguments of the constructors, and where a plain form of them is found.
 READING: Mapping[str, str] = {

@@ -15,8 +15,8 @@ from retain.memory.consolidated import Consolidated
 from retain.memory.growth import has_grown
 from retain.memory.header import checked
 from retain.memory.state import State, Tensors
-from retain.outputs import OutputPicker
 from retain.parameters import Selection, fingerprint
+from retain.samples.outputs import OutputPicker
 
 if TYPE_CHECKING:
     from retain.memory.body import Memory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retain.borrowed import borrowed
 from retain.errors import ModelError
-from retain.outputs import first_tensor
+from retain.samples.outputs import first_tensor
 
 
 @dataclass(frozen=True)

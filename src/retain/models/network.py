@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.errors import ModelError
 from retain.models.convolutional import Place, changed, last_convolutional, tap
 from retain.models.seeded import seeded
-from retain.outputs import first_tensor
+from retain.samples.outputs import first_tensor
 from retain.statistics import FrozenStatistics, frozen_statistics
 
 # Seeds of heads lie apart by a prime, so that networks of neighbouring seeds share none.

@@ -19,8 +19,8 @@ from retain.importance import Importance
 from retain.memory.compact import KIND, compacted, expanded, fingerprints
 from retain.memory.mas import MAS
 from retain.memory.reading import batches_in
-from retain.outputs import OutputPicker
 from retain.parameters import named_parameters
+from retain.samples.outputs import OutputPicker
 
 RANKED = 100_000  # weights of a layer whose ranks are compared
 Card = Mapping[str, Any]

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch, tensors_in
 from retain.errors import ModelError
 from retain.per_sample.precision import Precision
 from retain.per_sample.same import same
+from retain.samples.batches import Batch, tensors_in
 
 MIXES = (
     "mixes the samples of a batch: its output for one sample depends on the others",

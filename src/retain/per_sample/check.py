@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from retain.batches import Batch
 from retain.errors import RetainError
 from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
@@ -27,6 +26,7 @@ from retain.per_sample.nodes import constants, is_custom
 from retain.per_sample.precision import Precision, narrowest
 from retain.per_sample.reference import add_powers, gradients_of
 from retain.per_sample.same import distance, same
+from retain.samples.batches import Batch
 
 SCORES = 2  # of several scores per sample, so many are looked at: not a thousand outputs
 TIES = 0.3  # of a gradient's norm: ties have never been seen to change more, of many units

@@ -20,9 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.errors import NonFiniteError, RetainError
-from retain.outputs import OutputPicker, checked, first_tensor, output_of
 from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.blame import raise_size
 from retain.per_sample.check import SCORES, SelfCheck
@@ -64,6 +62,8 @@ from retain.per_sample.scripted import interpreted
 from retain.per_sample.shares import Shares
 from retain.per_sample.sums import Sum, not_finite
 from retain.per_sample.trust import Known, Memory, Trust
+from retain.samples.batches import Batch
+from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of
 
 FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
 

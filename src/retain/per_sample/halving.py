@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from retain.batches import Batch
 from retain.errors import OutOfMemoryError
+from retain.samples.batches import Batch
 
 Sums = dict[str, Tensor]
 # How PyTorch's allocators, and the libraries below it, say it where they have no class for it.

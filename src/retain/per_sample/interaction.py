@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch, tensors_in
 from retain.errors import RetainError
-from retain.outputs import OutputPicker, output_of
 from retain.per_sample.blame import raise_interaction, raise_size
 from retain.per_sample.precision import Precision, unrounded
 from retain.per_sample.same import same
+from retain.samples.batches import Batch, tensors_in
+from retain.samples.outputs import OutputPicker, output_of
 
 MOST = 4  # samples of a batch that are computed alone as well, one in SHARE at most
 SHARE = 8

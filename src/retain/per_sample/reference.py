@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
-from retain.outputs import OutputPicker, output_of
 from retain.per_sample.graph import Graph, leaves_below
 from retain.per_sample.lent import gradients_aside, taken_gradients
 from retain.per_sample.precision import without_autocast
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import CACHED
+from retain.samples.batches import Batch
+from retain.samples.outputs import OutputPicker, output_of
 
 
 def sums_by_loop(

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from retain.batches import Batch
 from retain.per_sample.graph import Graph
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import Sum
+from retain.samples.batches import Batch
 
 HIGHEST, LOWEST, STEP = 20, -28, 4  # exponents that are tried
 ROOM = 2  # what is left for batches with larger gradients than the first

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.borrowed import borrowed
-from retain.outputs import output_of
 from retain.per_sample import PerSample, Score, sums_by_loop
 from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
+from retain.samples.outputs import output_of
 
 from .specimen import Inputs, Specimen
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map
 
-from retain.batches import Batch
-from retain.outputs import first_tensor
+from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 Inputs = Callable[[int], Any]  # number of samples → what a data loader would give
 

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from typing_extensions import Self
 
 from retain.errors import ModelError, StateError
-from retain.outputs import first_tensor
+from retain.samples.outputs import first_tensor
 
 SAME = {8: 1e-9, 4: 1e-3, 2: 5e-2}  # relative, by the bytes of a number
 LEAST = 1e-9  # of a norm: what stands for 0

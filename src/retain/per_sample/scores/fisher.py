@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from retain.batches import Batch
 from retain.errors import InputError
-from retain.outputs import counted
+from retain.samples.batches import Batch
+from retain.samples.outputs import counted
 
 IGNORED = -100  # the label of positions that do not count, as in torch's cross_entropy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retain.batches import Batch
+from retain.samples.batches import Batch
 
 
 class SquaredNorm:

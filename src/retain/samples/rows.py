@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.containers import Path
 from retain.errors import InputError
+from retain.samples.containers import Path
 
 NOBODY = -1  # the owner of a row that does not count, such as padding
 OUTPUT = "output"  # under this name, samples_of may speak of the output's rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retain.errors import InputError, NonFiniteError
-from retain.outputs import checked, first_tensor
+from retain.samples.outputs import checked, first_tensor
 
 F, OTHER = torch.randn(4, 2), torch.randn(4, 9)
 INDEX = torch.arange(4)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain import masks
-from retain.batches import input_of
-from retain.containers import parts_of
 from retain.errors import InputError
-from retain.packing import of_nodes
-from retain.rows import Rows
+from retain.samples import masks
+from retain.samples.batches import input_of
+from retain.samples.containers import parts_of
+from retain.samples.packing import of_nodes
+from retain.samples.rows import Rows
 
 SamplesOf = str | Callable[[Any], Any] | None
 PaddingMask = str | Callable[[Any], Tensor] | None

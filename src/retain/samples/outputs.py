@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
 from retain.errors import InputError, NonFiniteError
+from retain.samples.batches import Batch
 
 OutputPicker = Callable[[Any], Tensor]
 

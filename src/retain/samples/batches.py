@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from retain import masks
-from retain.containers import DESCEND, Path, leaves, parts_of, rebuilt
 from retain.errors import InputError
-from retain.rows import Rows
+from retain.samples import masks
+from retain.samples.containers import DESCEND, Path, leaves, parts_of, rebuilt
+from retain.samples.rows import Rows
 
 # Not inputs: a model that is given these only computes a loss with them, and no label is ever used.
 LABEL_KEYS = frozenset({"labels", "label", "label_ids"})

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from retain.batches import Batch, tensors_in
 from retain.errors import InputError
+from retain.samples.batches import Batch, tensors_in
 
 X, Y = torch.randn(4, 3), torch.arange(4)
 Pair = namedtuple("Pair", ["inputs", "targets"])

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain import masks
 from retain.errors import InputError
-from retain.rows import NOBODY, TEXTS, Rows
+from retain.samples import masks
+from retain.samples.rows import NOBODY, TEXTS, Rows
 
 # [B, T]: the number of the text that a position belongs to
 NUMBERS = ("seq_idx", "document_ids")

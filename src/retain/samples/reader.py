@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain import arguments, masks
-from retain.batches import Batch, input_of
-from retain.calls import Call, calls
-from retain.containers import Path
+from retain import arguments
 from retain.errors import InputError, StateError
-from retain.outputs import OutputPicker
-from retain.owners import PaddingMask, SamplesOf, padding_said, rows_said
-from retain.packing import rows_of
-from retain.rows import TEXTS, Rows
-from retain.trials import Kind, Trial
+from retain.samples import masks
+from retain.samples.batches import Batch, input_of
+from retain.samples.calls import Call, calls
+from retain.samples.containers import Path
+from retain.samples.outputs import OutputPicker
+from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
+from retain.samples.packing import rows_of
+from retain.samples.rows import TEXTS, Rows
+from retain.samples.trials import Kind, Trial
 
 LOST = "(a function)"  # what a file says in place of one
 

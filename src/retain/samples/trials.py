@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.batches import Batch
-from retain.calls import asks_for
-from retain.containers import Path
 from retain.errors import InputError, ModelError
-from retain.outputs import OutputPicker, as_picked, picked_from
-from retain.rows import Rows
+from retain.samples.batches import Batch
+from retain.samples.calls import asks_for
+from retain.samples.containers import Path
+from retain.samples.outputs import OutputPicker, as_picked, picked_from
+from retain.samples.rows import Rows
 
 FEW = 3  # samples that a kind of batch is tried with
 MANY = 5  # parts that may be shared by chance, of which every choice is tried

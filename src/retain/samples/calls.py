@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from retain.batches import LABEL_KEYS, Batch
-from retain.containers import parts_of
 from retain.errors import InputError
-from retain.packing import rows_of
-from retain.rows import Rows
+from retain.samples.batches import LABEL_KEYS, Batch
+from retain.samples.containers import parts_of
+from retain.samples.packing import rows_of
+from retain.samples.rows import Rows
 
 
 @dataclass(frozen=True)
