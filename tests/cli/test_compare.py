@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from retain.cli.app import app
-from retain.report.frontier import compared, points, sentences
-from retain.report.reading import read
+from retain.report.tables.equal_accuracy import compared, points, sentences
+from retain.report.variants import read
 
 RUN = ("--tasks", "digits", "--classes-per-task", "5", "--samples-per-class", "16")
 SHORT = ("--epochs", "1", "--batch-size", "8", "--seeds", "0,1", "--device", "cpu")

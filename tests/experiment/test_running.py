@@ -76,7 +76,7 @@ def check_classes(by_class, task, accuracy):
 
 
 def test_the_report_reads_it(tmp_path):
-    from retain.report.reading import read
+    from retain.report.variants import read
 
     run(tiny(), out=tmp_path, progress=False)
     assert [r.method for r in read(tmp_path).runs] == ["finetune", "mas"]

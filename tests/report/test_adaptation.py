@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import retain.report
-from retain.report.adaptation import adapted, said
-from retain.report.reading import read
+from retain.report.tables.by_class import adapted, said
+from retain.report.variants import read
 
 from . import made_up
 

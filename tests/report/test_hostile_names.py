@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import retain.report
-from retain.report.naming import slug
+from retain.report.format import slug
 
 from . import made_up
 from .browser import Browser, installed

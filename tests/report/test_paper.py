@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from retain.report.paper import beside_the_paper, published
-from retain.report.reading import read
+from retain.report.tables.beside_the_paper import beside_the_paper, published
+from retain.report.variants import read
 
 from . import made_up
 

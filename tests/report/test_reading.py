@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from retain.errors import FileError
-from retain.report.reading import read
+from retain.report.variants import read
 
 from . import made_up
 

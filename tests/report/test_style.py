@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from retain.report.figures.style import COLOURS, KINDS, LOOKS, look, looks
-from retain.report.naming import METHODS
+from retain.report.format import METHODS
 
 
 def luminance(colour: str) -> float:

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 
 import retain.report
-from retain.report.grid import Cell, Grid
-from retain.report.headline import cost, headline, searches
-from retain.report.reading import read
+from retain.report.tables.cost import cost, searches
+from retain.report.tables.grid import Cell, Grid
+from retain.report.tables.outcome import headline
+from retain.report.variants import read
 
 from . import made_up
 

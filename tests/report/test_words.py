@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 import retain.report
-from retain.report.facts import facts, title
-from retain.report.results import Results, Spread, spread
-from retain.report.words import percent, points, seconds, size
+from retain.report.format import percent, points, seconds, size
+from retain.report.spread import Spread, spread
+from retain.report.text import facts, title
+from retain.report.variants import Results
 
 from . import made_up
 

@@ -17,8 +17,8 @@ from retain.experiment.config import FIELDS
 from retain.experiment.crew import Workforce
 from retain.experiment.sweeping import swept
 from retain.methods import METHODS
-from retain.report.frontier import sentences
-from retain.report.reading import read
+from retain.report.tables.equal_accuracy import sentences
+from retain.report.variants import read
 
 # What people do, what the paper proposes, and the bounds.
 USUAL = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from retain.report.reading import Source
+    from retain.report.variants import Source
 
 __all__ = ["summary", "table", "write"]
 
@@ -35,8 +35,8 @@ def table(results: Source) -> Table:
     Raises:
         FileError: as `write`.
     """
-    from retain.report.headline import in_terminal
-    from retain.report.reading import read
+    from retain.report.tables.outcome import in_terminal
+    from retain.report.variants import read
 
     return in_terminal(read(results))
 
@@ -47,7 +47,7 @@ def summary(results: Source) -> str:
     Raises:
         FileError: as `write`.
     """
-    from retain.report.reading import read
-    from retain.report.words import summed_up
+    from retain.report.text import summed_up
+    from retain.report.variants import read
 
     return summed_up(read(results))

@@ -12,14 +12,12 @@ from typing import Any
 
 from retain.errors import FileError, InputError
 from retain.extras import needs
-from retain.report import facts
+from retain.report import text
 from retain.report.figures.picture import NARROW
 from retain.report.figures.style import COLOURS
 from retain.report.figures.svg import drawn
-from retain.report.reading import Source, read
-from retain.report.results import Results
 from retain.report.sections import sections
-from retain.report.words import summed_up
+from retain.report.variants import Results, Source, read
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
         for part in section.parts:
             pictures = []
             for picture in part.pictures:
-                widths, paths = drawn(picture, figures, facts.corner(results))
+                widths, paths = drawn(picture, figures, text.corner(results))
                 small = picture.widths == (NARROW,)
                 pictures.append(Shown(picture.name, picture.caption, small, widths))
                 files += paths
@@ -80,11 +78,11 @@ def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
     page: str = environment.get_template("page.html").render(
         script=needs("markupsafe").Markup(script),
         allowed=_digest(script),
-        title=facts.title(results),
-        summary=summed_up(results),
-        notices=facts.notices(results),
-        corner=facts.corner(results),
-        facts=facts.facts(results),
+        title=text.title(results),
+        summary=text.summed_up(results),
+        notices=text.notices(results),
+        corner=text.corner(results),
+        facts=text.facts(results),
         sections=shown,
         colours=COLOURS,
         source=Path(results.source).name,

@@ -7,24 +7,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
-from retain.report import facts
-from retain.report.adaptation import adapted
-from retain.report.facts import listed
+from retain.report import text
+from retain.report.figures.accuracy_matrices import colour_floor, matrices
 from retain.report.figures.adaptation import adaptation
-from retain.report.figures.frontier import frontier
-from retain.report.figures.importance import importance
-from retain.report.figures.matrices import colour_floor, matrices
-from retain.report.figures.memory import memory
+from retain.report.figures.bytes_kept import memory
+from retain.report.figures.importance_by_layer import importance
+from retain.report.figures.pareto_front import frontier
 from retain.report.figures.picture import Picture
 from retain.report.figures.plasticity import plasticity
 from retain.report.figures.sequence import over_the_sequence
 from retain.report.figures.tradeoff import tradeoffs
-from retain.report.frontier import compared, sentences
-from retain.report.grid import Grid
-from retain.report.headline import cost, headline, kept_at_each_step, searches
-from retain.report.naming import slug
-from retain.report.paper import beside_the_paper
-from retain.report.results import Results, Sequence
+from retain.report.format import listed, slug
+from retain.report.tables.beside_the_paper import beside_the_paper
+from retain.report.tables.by_class import adapted
+from retain.report.tables.cost import cost, kept_at_each_step, searches
+from retain.report.tables.equal_accuracy import compared, sentences
+from retain.report.tables.grid import Grid
+from retain.report.tables.outcome import headline
+from retain.report.variants import Results, Sequence
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def sections(results: Results) -> list[Section]:
         ),
         paper if paper and not paper.parts else None,
         _failures(results),
-        Section("config", "How it was run", listing=facts.listing(results)),
+        Section("config", "How it was run", listing=text.listing(results)),
     ]
     return [section for section in found if section]
 
@@ -121,7 +121,7 @@ def _of_memory(results: Results) -> list[Section | None]:
             pictures=memory,
         ),
         _failures(results),
-        Section("config", "How it was run", listing=facts.listing(results)),
+        Section("config", "How it was run", listing=text.listing(results)),
     ]
 
 
@@ -210,7 +210,7 @@ def _without(item: Captioned, captions: set[str]) -> Captioned:
 def _failures(results: Results) -> Section | None:
     """Runs that failed with what they said, and what was not run at all with the reason why."""
     failed = results.with_status("failed")
-    told = [Failure(facts.run_name(run), run.error or "No reason given.") for run in failed]
+    told = [Failure(text.run_name(run), run.error or "No reason given.") for run in failed]
     skipped = results.config.get("skipped") or {}
     told += [Failure(str(name), str(reason)) for name, reason in skipped.items()]
     words = (["failed"] if failed else []) + (["was not run"] if skipped else [])

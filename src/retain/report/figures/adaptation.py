@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from retain.report.adaptation import Kept, kept
 from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, MUTED, SURFACE, looks
-from retain.report.naming import class_names
-from retain.report.results import Sequence
-from retain.report.words import percent
+from retain.report.format import class_names, percent
+from retain.report.tables.by_class import Kept, kept
+from retain.report.variants import Sequence
 
 ROW, GAP, TOP, BELOW = 26, 44, 4, 26  # CSS pixels
 LEAST = 0.05  # of accuracy that the axis spans

@@ -10,7 +10,8 @@ from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, SURFACE, looks
-from retain.report.results import Sequence, Spread, Variant
+from retain.report.spread import Spread
+from retain.report.variants import Sequence, Variant
 
 Point = tuple[Variant, Spread, Spread]
 

@@ -10,7 +10,8 @@ from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.labels import LINE, at_the_right, room
 from retain.report.figures.picture import Picture
 from retain.report.figures.style import SURFACE, looks
-from retain.report.results import Run, Sequence, Spread, Variant, mean_or_none, spread
+from retain.report.spread import Spread, mean_or_none, spread
+from retain.report.variants import Run, Sequence, Variant
 
 LEAST = 5.0  # points that an upright axis spans
 Follow = Callable[[Run, int], float | None]

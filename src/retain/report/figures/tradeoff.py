@@ -10,8 +10,9 @@ from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, SURFACE, looks
-from retain.report.naming import BOUNDS, class_names, method_name, number
-from retain.report.results import Run, Sequence, Variant, spread
+from retain.report.format import BOUNDS, class_names, method_name, number
+from retain.report.spread import spread
+from retain.report.variants import Run, Sequence, Variant
 
 Key = tuple[str, str | None, str | None, tuple[str, ...]]  # method, form, Ω on, classes
 Curve = tuple[str, str, list[tuple[float, float, float]]]  # method, name, [(λ, new, old)]

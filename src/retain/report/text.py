@@ -1,16 +1,17 @@
-"""What was run, on what, with which versions and seeds: the words around the numbers."""
+"""The words around the numbers: what was run and how it went, in sentences."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from retain.report.naming import METHODS, method_name, number
-from retain.report.results import Results, Run
-from retain.report.words import many
+from retain.report.format import BOUNDS, METHODS, listed, many, method_name, number
+from retain.report.tables import by_class
+from retain.report.variants import Results, Run, Sequence
 
 STUDIES = {
     "table2": "Table 2: two tasks in a row",
@@ -166,11 +167,6 @@ def run_name(run: Run) -> str:
     return ", ".join(parts)
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence: `A`, `A and B`, `A, B and C`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else list(names))
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -210,3 +206,100 @@ def _strengths(runs: tuple[Run, ...]) -> str:
             said = number(run.strength) + (" (searched)" if run.search else "")
             used.setdefault(run.method, {})[said] = None
     return "; ".join(f"{method_name(method)} {', '.join(s)}" for method, s in used.items())
+
+
+# ---- the sentence at the top ----
+
+
+def summed_up(results: Results) -> str:
+    """How much was forgotten, in a sentence or two: "MAS forgot 0.6 points on average; …"."""
+    parts = [_unfinished(results)]
+    if results.config.get("study") == "memory":
+        return " ".join(part for part in [*parts, _kept(results)] if part)
+    adapted = by_class.said(results)
+    if adapted:
+        return " ".join(part for part in [*parts, adapted] if part)
+    forgotten = _forgotten(results.sequences)
+    if forgotten:
+        hero = "mas" if "mas" in forgotten else _least(forgotten)
+        parts.append(_compared(hero, forgotten, results))
+        parts.append(_least_of_many(hero, forgotten))
+    elif results.with_status("done"):
+        parts.append("With a single task there is nothing to forget.")
+    return " ".join(part for part in parts if part)
+
+
+def _kept(results: Results) -> str:
+    """What MAS keeps after the last task against the method that keeps most."""
+    kept: dict[str, float] = {}
+    for sequence in results.sequences:
+        for method, variant in sequence.best_by_method().items():
+            last = next((run.memory[-1] for run in variant.done if run.memory), {})
+            if last.get("model"):
+                kept[method] = sum(last.values()) / last["model"]
+    if not kept:
+        return ""
+    tasks = many(len(results.sequences[0].tasks), "task")
+    most = max(kept, key=lambda method: kept[method])
+    hero = "mas" if "mas" in kept else min(kept, key=lambda method: kept[method])
+    said = f"After {tasks} {method_name(hero)} keeps {kept[hero]:.1f} times the network's own bytes"
+    return f"{said}; {method_name(most)} {kept[most]:.1f} times." if most != hero else f"{said}."
+
+
+def _forgotten(sequences: tuple[Sequence, ...]) -> dict[str, float]:
+    """Average forgetting by method, over the sequences; only methods that finished them all."""
+    each: dict[str, list[float]] = {}
+    for sequence in sequences:
+        for method, variant in sequence.best_by_method().items():
+            value = variant.measure("average_forgetting")
+            each.setdefault(method, []).extend([value.mean] if value else [])
+    return {method: fmean(means) for method, means in each.items() if len(means) == len(sequences)}
+
+
+def _least(forgotten: dict[str, float]) -> str:
+    candidates = [method for method in forgotten if method not in BOUNDS] or list(forgotten)
+    return min(candidates, key=lambda method: forgotten[method])
+
+
+def _size_of(value: float) -> str:
+    return f"{abs(round(100 * value, 1)):.1f}"
+
+
+def _verb(value: float) -> str:
+    return "gained" if round(100 * value, 1) < 0 else "forgot"
+
+
+def _compared(hero: str, forgotten: dict[str, float], results: Results) -> str:
+    own = forgotten[hero]
+    sentence = f"{method_name(hero)} {_verb(own)} {_size_of(own)} points on average"
+    if len(results.sequences) > 1:
+        sentence += f" over {len(results.sequences)} sequences"
+    others = [method for method in forgotten if method != hero and method not in BOUNDS]
+    rival = "finetune" if "finetune" in forgotten and hero != "finetune" else None
+    rival = rival or max(others, key=lambda method: forgotten[method], default=None)
+    if rival is None:
+        return sentence + "."
+    theirs = forgotten[rival]
+    verb = "" if _verb(theirs) == _verb(own) else f"{_verb(theirs)} "
+    return f"{sentence}; {method_name(rival)} {verb}{_size_of(theirs)}."
+
+
+def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:
+    least = _least(forgotten)
+    if len([method for method in forgotten if method not in BOUNDS]) < 3:
+        return ""
+    aside = "Joint training aside, " if "joint" in forgotten else ""
+    none_less = _size_of(forgotten[hero]) == _size_of(forgotten[least])
+    said = "no other method forgot less" if none_less else f"{method_name(least)} forgot least"
+    return aside + (said if aside else said[0].upper() + said[1:]) + "."
+
+
+def _unfinished(results: Results) -> str:
+    done, runs = len(results.with_status("done")), len(results.runs)
+    failed = len(results.with_status("failed"))
+    if not runs:
+        return "Nothing was run yet."
+    if done == runs:
+        return ""
+    said = f"{done} of {many(runs, 'run')} finished" if done else "No run finished"
+    return f"{said}, {failed} failed." if failed else f"{said} so far."

@@ -9,9 +9,8 @@ from typing import Any
 from retain.report.figures.canvas import Canvas, fitted, wide, widest
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import COLOURS, MUTED
-from retain.report.naming import slug
-from retain.report.results import Sequence, Variant
-from retain.report.words import percent
+from retain.report.format import percent, slug
+from retain.report.variants import Sequence, Variant
 
 LONGEST = 80  # CSS pixels of a task's name
 WIDEST, HIGH = 54, 0.72  # a cell's width in CSS pixels at most, and its height in widths

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from retain.report.grid import Cell, Grid
-from retain.report.headline import UNKNOWN
-from retain.report.naming import class_names
-from retain.report.results import Results, Run, Sequence, Spread, Variant, mean_or_none, spread
-from retain.report.words import percent, points
+from retain.report.format import class_names, percent, points
+from retain.report.spread import Spread, mean_or_none, spread
+from retain.report.tables.grid import UNKNOWN, Cell, Grid
+from retain.report.variants import Results, Run, Sequence, Variant
 
 Where = Callable[[str], bool]
 PLACES = ("on the classes that matter", "elsewhere in the first task", "on the second task")

@@ -9,9 +9,9 @@ from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, MUTED, SURFACE, looks
-from retain.report.frontier import LESS, Point, points, sentences, target
-from retain.report.naming import method_name
-from retain.report.results import Sequence
+from retain.report.format import method_name
+from retain.report.tables.equal_accuracy import LESS, Point, points, sentences, target
+from retain.report.variants import Sequence
 
 SHOWN = 0.25  # of accuracy on new tasks below FineTune's: what learns less is off the picture
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from retain.report.grid import Cell, Grid
-from retain.report.headline import UNKNOWN
-from retain.report.naming import METHODS, method_name
-from retain.report.results import Results, Sequence, Spread, Variant, spread
-from retain.report.words import percent, points
+from retain.report.format import METHODS, method_name, percent, points
+from retain.report.spread import Spread, spread
+from retain.report.tables.grid import UNKNOWN, Cell, Grid
+from retain.report.variants import Results, Sequence, Variant
 from retain.studies.paper import published
 
 TABLES = ("table2", "table3")

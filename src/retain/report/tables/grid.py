@@ -19,6 +19,9 @@ class Cell:
     mark: str = ""
 
 
+UNKNOWN = Cell("–", mark="quiet")
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table: the first `heads` cells of a row are its name, the others are numbers or notes."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from retain.methods import METHODS
-from retain.report.grid import Cell, Grid
-from retain.report.naming import knob_name, method_name, number
-from retain.report.results import Sequence, Spread, Variant, spread
-from retain.report.words import percent
+from retain.report.format import knob_name, method_name, number, percent
+from retain.report.spread import Spread, spread
+from retain.report.tables.grid import Cell, Grid
+from retain.report.variants import Sequence, Variant
 
 FREE = "finetune"
 LESS = 0.01  # of FineTune's accuracy on new tasks that may be given up for what is kept

@@ -10,8 +10,8 @@ from typing import Any
 from retain.report.figures.canvas import Canvas, fitted_end
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import GRID_LINE, INK, MUTED, look
-from retain.report.naming import slug
-from retain.report.results import Run, Sequence
+from retain.report.format import slug
+from retain.report.variants import Run, Sequence
 
 MOST = 14  # rows; what is less important is summed up in one line
 ROW, TOP = 34, 88  # CSS pixels

@@ -9,8 +9,8 @@ from typing import Any
 from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, KINDS, MUTED, OTHER_KINDS
-from retain.report.results import Bytes, Sequence
-from retain.report.words import size
+from retain.report.format import size
+from retain.report.variants import Bytes, Sequence
 
 Kept = tuple[str, tuple[Bytes, ...]]
 TOP, LEFT = 20, 52  # CSS pixels: a line of the legend; room for the upright axis

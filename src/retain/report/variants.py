@@ -1,0 +1,280 @@
+"""What a results.json says, as values: the runs, and the runs that differ only in their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from retain import experiment
+from retain.experiment.checks import visible
+from retain.experiment.results import FILE, Content, Record, read_content
+from retain.report.format import METHODS, class_names, knob_name, method_name, number
+from retain.report.spread import Spread, mean_or_none, spread
+
+Matrix = tuple[tuple[float | None, ...], ...]
+Bytes = Mapping[str, int]
+ByClass = Mapping[str, Mapping[str, float | None]]  # task: class: accuracy
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method on one sequence of tasks with one seed; accuracies are fractions, 0 to 1."""
+
+    method: str
+    seed: int
+    tasks: tuple[str, ...]
+    accuracy: Matrix  # accuracy[i][j]: on task j after learning task i; None where not measured
+    status: str = "done"  # done, running or failed
+    error: str | None = None
+    strength: float | None = None
+    knob: float | None = None  # the value of a sweep over something other than λ
+    form: str | None = None
+    importance_on: str | None = None
+    importance_classes: tuple[str, ...] = ()  # those that Ω was computed on; () is all
+    measures: Mapping[str, float] = field(default_factory=dict)  # by results.json's own names
+    memory: tuple[Bytes, ...] = ()  # bytes kept after each task, by kind
+    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # importance_by_layer
+    search: tuple[Mapping[str, Any], ...] = ()  # strength_search
+    by_class: ByClass = field(default_factory=dict)  # at the end
+    by_class_learned: ByClass = field(default_factory=dict)  # of each task, right after learning it
+
+    @property
+    def about_importance(self) -> tuple[Hashable, ...]:
+        """What tells runs of one method apart beside λ: the penalty's form, and the data of Ω."""
+        return self.form, self.importance_on, self.importance_classes
+
+    @property
+    def learned(self) -> int:
+        """How many tasks were learned and measured."""
+        return sum(any(value is not None for value in row) for row in self.accuracy)
+
+    def at(self, after: int, on: int) -> float | None:
+        """The accuracy on task `on` after learning task `after`, None where it is not known."""
+        row = self.accuracy[after] if after < len(self.accuracy) else ()
+        return row[on] if on < len(row) else None
+
+    def old_tasks(self) -> float | None:
+        """Final accuracy, averaged over all tasks but the last; None where one is missing."""
+        last = len(self.tasks) - 1
+        return mean_or_none([self.at(last, j) for j in range(last)])
+
+    def new_tasks(self) -> float | None:
+        """Accuracy right after learning, averaged over all tasks but the first."""
+        return mean_or_none([self.at(i, i) for i in range(1, len(self.tasks))])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ only in their seed, under one label."""
+
+    method: str
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def done(self) -> tuple[Run, ...]:
+        """The runs that reached the end; only these are averaged."""
+        return tuple(run for run in self.runs if run.status == "done")
+
+    def measure(self, name: str) -> Spread | None:
+        """A measure of results.json (`average_accuracy`, …) over the finished seeds."""
+        return spread([run.measures[name] for run in self.done if name in run.measures])
+
+    def at(self, after: int, on: int) -> Spread | None:
+        """Accuracy on task `on` after learning task `after`, over the finished seeds."""
+        values = [run.at(after, on) for run in self.done]
+        return spread([value for value in values if value is not None])
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """All that was run on one sequence of tasks."""
+
+    tasks: tuple[str, ...]
+    variants: tuple[Variant, ...]
+
+    @property
+    def name(self) -> str:
+        """The tasks with arrows between them, shortened in the middle when there are many."""
+        if len(self.tasks) > 5:
+            return f"{self.tasks[0]} → {self.tasks[1]} → … → {self.tasks[-1]}"
+        return " → ".join(self.tasks)
+
+    def one_per_method(self) -> tuple[Variant, ...]:
+        """The variants, and of those that differ only in λ the one with the best final accuracy."""
+        return tuple(self._best(lambda v: (v.method, *v.runs[0].about_importance)))
+
+    def best_by_method(self) -> dict[str, Variant]:
+        """Of each method that finished a seed the variant with the best final accuracy."""
+        return {variant.method: variant for variant in self._best(lambda v: v.method)}
+
+    def _best(self, key: Callable[[Variant], Hashable]) -> list[Variant]:
+        chosen: dict[Hashable, Variant] = {}
+        for variant in self.variants:
+            known = chosen.get(key(variant))
+            if variant.done and (known is None or _final(variant) > _final(known)):
+                chosen[key(variant)] = variant
+        return list(chosen.values())
+
+
+def _final(variant: Variant) -> float:
+    accuracy = variant.measure("average_accuracy")
+    return accuracy.mean if accuracy else float("-inf")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A whole results.json."""
+
+    source: str
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    sequences: tuple[Sequence, ...]
+
+    def with_status(self, status: str) -> tuple[Run, ...]:
+        """The runs that are `done`, `running` or `failed`."""
+        return tuple(run for run in self.runs if run.status == status)
+
+
+# ---- from a results.json ----
+
+MEASURES = (
+    "average_accuracy",
+    "average_forgetting",
+    "backward_transfer",
+    "forward_transfer",
+    "plasticity",
+    "train_seconds",
+    "importance_seconds",
+    "evaluation_seconds",
+)
+Source = experiment.Results | Content | Mapping[str, Any] | Path | str
+
+
+def read(results: Source) -> Results:
+    """What was found out: held by a run, or the content of a results.json, the file, its folder.
+
+    Raises:
+        FileError: the file is missing, truncated or from a newer schema, or does not hold
+            what its schema promises; every problem that was found is listed.
+    """
+    if isinstance(results, experiment.Results):
+        return _shown(results.content(), FILE)
+    if isinstance(results, Content):
+        return _shown(results, FILE)
+    content = read_content(results)
+    if isinstance(results, Mapping):
+        return _shown(content, "these results")
+    path = Path(results)
+    return _shown(content, str(path / FILE if path.is_dir() else path))
+
+
+def _shown(content: Content, source: str) -> Results:
+    # Here, once, for page, pictures and terminal: every text is one that can be written and seen.
+    content = Content.model_validate(_legible(content.model_dump()))
+    source = visible(source)
+    runs = tuple(_run(record) for record in content.runs)
+    return Results(source, content.versions, content.config, runs, _in_sequences(runs))
+
+
+def _legible(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {_legible(key): _legible(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_legible(item) for item in value]
+    return value
+
+
+def _run(record: Record) -> Run:
+    measures = {name: getattr(record, name) for name in MEASURES}
+    only_last = [record.memory_bytes] if record.memory_bytes else []
+    by_task = record.memory_bytes_by_task
+    return Run(
+        method=record.method,
+        seed=record.seed,
+        tasks=tuple(record.tasks),
+        accuracy=tuple(tuple(row) for row in record.accuracy),
+        status=record.status,
+        error=record.error,
+        strength=record.strength,
+        knob=record.knob,
+        form=record.form,
+        importance_on=record.importance_on,
+        importance_classes=tuple(record.importance_classes or ()),
+        measures={name: value for name, value in measures.items() if value is not None},
+        memory=tuple(only_last if by_task is None else by_task),
+        layers={name: _layer(layer) for name, layer in (record.importance_by_layer or {}).items()},
+        search=tuple(
+            {"strength": None, "accuracy": None, **step} for step in record.strength_search or ()
+        ),
+        by_class=record.accuracy_by_class or {},
+        by_class_learned=record.accuracy_by_class_learned or {},
+    )
+
+
+def _layer(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean, the share of the total, and seven quantiles where known."""
+    return {
+        "mean": given.get("mean"),
+        "share": given.get("share"),
+        "quantiles": given.get("quantiles") or [],
+    }
+
+
+# ---- by what differs beside the seed ----
+
+
+def _in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:
+    """The runs by their tasks, and in each sequence by what differs beside the seed."""
+    by_tasks: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        by_tasks.setdefault(run.tasks, []).append(run)
+    return tuple(Sequence(tasks, _variants(own)) for tasks, own in by_tasks.items())
+
+
+# method, Ω on, classes, form, λ, another knob
+Key = tuple[str, str | None, tuple[str, ...], str | None, str, float | None]
+
+
+def _variants(runs: list[Run]) -> tuple[Variant, ...]:
+    order = {method: place for place, method in enumerate(METHODS)}
+    groups: dict[Key, list[Run]] = {}
+    for run in runs:
+        about = (run.importance_on, run.importance_classes, run.form, _strength(run), run.knob)
+        key = (run.method, *about)
+        groups.setdefault(key, []).append(run)
+    keys = sorted(
+        groups,
+        key=lambda key: (order.get(key[0], len(order)), key[0], key[3] or ""),
+    )
+    return tuple(Variant(key[0], _label(key, keys), tuple(groups[key])) for key in keys)
+
+
+def _strength(run: Run) -> str:
+    """λ as asked for: one that was searched for may differ between seeds, and is one variant."""
+    if run.search:
+        return "auto"
+    return "" if run.strength is None else number(run.strength)
+
+
+def _label(key: Key, keys: list[Key]) -> str:
+    """The method's name, and only what tells it from the same method's other variants."""
+    method, importance_on, classes, form, strength, knob = key
+    others = [other for other in keys if other[0] == method]
+    parts = [method_name(method)]
+    if importance_on and len({other[1] for other in others}) > 1:
+        parts.append(f"Ω on {importance_on}")
+    if len({other[2] for other in others}) > 1:
+        parts.append(f"Ω on {class_names(classes)}")
+    if form and len({other[3] for other in others}) > 1:
+        parts.append(form)
+    if strength and len({other[4] for other in others}) > 1:
+        parts.append(f"λ = {strength}")
+    if knob is not None:
+        parts.append(f"{knob_name(method)} = {number(knob)}")
+    return ", ".join(parts)
