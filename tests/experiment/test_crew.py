@@ -93,20 +93,46 @@ def test_two_processes_give_the_results_of_one(alone, tmp_path, begun):
     assert not [*tmp_path.glob("checkpoints/*"), *tmp_path.glob(".*")]
 
 
-def test_a_worker_that_is_killed_costs_its_job_no_more_than_a_task(alone, tmp_path, begun):
-    def kill():
-        os.kill(next(one for one in begun if one.at.job.method == "ewc").process.pid, 9)
+# A layer that ends its worker once, in the job that first comes to a fifth step: two make a task.
+FUSE = """
+import multiprocessing, os, signal
+from torch import nn
 
-    label = next(job.label for job in jobs(asked()) if job.method == "ewc")
-    listener = Listener(f"{label}: task 2/5", kill)
-    results = run(asked(), out=tmp_path, progress=listener, workers=2)
-    assert numbers(results) == alone
+class Fuse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps == 5 and multiprocessing.parent_process():
+            try:
+                os.close(os.open(MARK, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return x
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+def made():
+    return nn.Sequential(nn.Flatten(), Fuse(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+"""
+
+
+def test_a_worker_that_is_killed_costs_its_job_no_more_than_a_task(tmp_path, begun):
+    (tmp_path / "fuse.py").write_text(FUSE.replace("MARK", repr(str(tmp_path / "burnt"))))
+    config = asked(model=f"{tmp_path / 'fuse.py'}:made")
+    listener = Listener()
+    results = run(config, out=tmp_path / "out", progress=listener, workers=2)
+    assert (tmp_path / "burnt").exists()
     assert len(begun) == 3
-    assert any("its worker was lost, so it is done again" in line for line in listener.said)
+    again = "its worker was lost, so it is done again"
+    (lost,) = [line for line in listener.said if again in line]
     # From its last task, which is told again; not from the first.
+    (label,) = {job.label for job in jobs(config) if job.label in lost}
     assert sum(f"{label}: task 1/5" in said for said in listener.said) == 1
     assert listener.done == listener.total
-    assert not list(tmp_path.glob("checkpoints/*"))
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+    assert numbers(results) == numbers(run(config, progress=False))
 
 
 def test_a_job_that_ends_every_worker_is_a_failed_run_and_the_others_go_on(tmp_path):
