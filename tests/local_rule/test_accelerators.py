@@ -28,7 +28,7 @@ PLENTY = 1 << 22
 @pytest.fixture(params=[1, 3000, PLENTY], autouse=True)
 def together(request, monkeypatch):
     """Samples go together, as many as make so many numbers."""
-    monkeypatch.setattr(devices, "at_once", lambda device: request.param)
+    monkeypatch.setattr(devices, "room", lambda device: request.param)
     return request.param
 
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from retain.per_sample import devices
+from retain.per_sample.contributions import Rows
 from retain.per_sample.layout import Blocks
 from retain.per_sample.precision import unrounded
 from retain.per_sample.rules import convolution
-from retain.per_sample.rules.convolution import Settings, weight_gradient, weight_term
-from retain.per_sample.summing import sum_terms
+from retain.per_sample.rules.convolution import Settings, weight_contribution, weight_gradient
+from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum
-from retain.per_sample.terms import Rows
 
 N = 5
 
@@ -27,23 +27,23 @@ GEOMETRIES = {  # kernel, stride, padding, dilation, size of the inputs
 }
 
 
-@pytest.mark.parametrize("at_once", [1, 20000, 1 << 20])
+@pytest.mark.parametrize("numbers", [1, 20000, 1 << 20])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_separate_channels_with_large_kernels(name, at_once, monkeypatch):
-    monkeypatch.setattr(convolution, "AT_ONCE", at_once)
+def test_separate_channels_with_large_kernels(name, numbers, monkeypatch):
+    monkeypatch.setattr(convolution, "REARRANGED", numbers)
     channels, (kernel, stride, padding, dilation, size) = 6, GEOMETRIES[name]
     settings = Settings(stride, padding, dilation, False, (0, 0), channels)
     inputs, weight = torch.randn(N, channels, *size), torch.randn(channels, 1, *kernel)
     grad = torch.randn_like(F.conv2d(inputs, weight, None, stride, padding, dilation, channels))
     with unrounded():  # for TF32 these sums are too close
         quick = convolution._as_kernels(inputs, grad, weight, settings)
-        term = weight_term(inputs, grad, weight, settings, Blocks(0, 1, N, 1))
-    assert isinstance(term, Rows)
+        contribution = weight_contribution(inputs, grad, weight, settings, Blocks(0, 1, N, 1))
+    assert isinstance(contribution, Rows)
     for k in range(N):
         one = slice(k, k + 1)
         double = (t.double() for t in (inputs[one], grad[one], weight))
         alone = weight_gradient(*double, settings)
-        for values in (quick.values, term.values):
+        for values in (quick.values, contribution.values):
             torch.testing.assert_close(values[k].double(), alone, rtol=1e-4, atol=1e-3)
 
 
@@ -77,7 +77,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_every_kind_on_an_accelerator(name, way, held, power, monkeypatch):
     """Both ways, whichever would be the quicker one, for memory of any size."""
-    monkeypatch.setattr(devices, "at_once", lambda device: held)
+    monkeypatch.setattr(devices, "room", lambda device: held)
     monkeypatch.setattr(convolution, "quickest", lambda of, ways, device: way)
     function, shape, size, arguments = CONVOLUTIONS[name]
     inputs, weight = torch.randn(N, *size).double(), torch.randn(shape).double()
@@ -85,9 +85,9 @@ def test_every_kind_on_an_accelerator(name, way, held, power, monkeypatch):
     result = function(inputs, weight, **arguments)
     grad = torch.randn_like(result)
     settings = convolution._settings(result.grad_fn)
-    term = weight_term(inputs, grad, weight.detach(), settings, Blocks(0, 1, N, 1))
+    contribution = weight_contribution(inputs, grad, weight.detach(), settings, Blocks(0, 1, N, 1))
     total = Sum(weight.shape, torch.float64, torch.device("cpu"), power)
-    sum_terms([term], N, total)
+    sum_contributions([contribution], N, total)
     each = [
         torch.autograd.grad(result, weight, alone, retain_graph=True)[0]
         for alone in torch.diag_embed(grad.movedim(0, -1)).movedim((-2, -1), (0, 1))
@@ -126,8 +126,8 @@ def test_whichever_way_is_the_quickest_on_a_cpu(name, way, power, monkeypatch):
     settings = convolution._settings(y.grad_fn)
     total = Sum(weight.shape, weight.dtype, weight.device, power)
     with torch.no_grad():
-        term = weight_term(x, grad, weight, settings, Blocks(0, 1, N, 1))
-        sum_terms([term], N, total)
+        contribution = weight_contribution(x, grad, weight, settings, Blocks(0, 1, N, 1))
+        sum_contributions([contribution], N, total)
     truth = sum(
         torch.autograd.grad(y, weight, grad * one.view(-1, *[1] * (y.ndim - 1)), retain_graph=True)[
             0

@@ -35,17 +35,17 @@ def test_sums_are_exact(
     specimen: Specimen, held: int, power: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples go together, as many as make so many numbers."""
-    monkeypatch.setattr(devices, "at_once", lambda device: held)
+    monkeypatch.setattr(devices, "room", lambda device: held)
     watched = Watched(specimen, torch.float64, power)
     assert not watched.complaint(specimen.batch(dtype=torch.float64))
 
 
 def test_cpu_takes_one_sample_at_a_time() -> None:
-    assert devices.at_once(torch.device("cpu")) is None
+    assert devices.room(torch.device("cpu")) is None
 
 
 def test_what_does_not_say_how_much_is_free() -> None:
-    assert devices.at_once(torch.device("mps")) == devices.OTHERWISE
+    assert devices.room(torch.device("mps")) == devices.OTHERWISE
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ def test_part_of_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, hel
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 40))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
-    assert devices.at_once(torch.device("cuda")) == held
+    assert devices.room(torch.device("cuda")) == held
 
 
 def test_memory_that_pytorch_holds_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 28, 1 << 40))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1 << 30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 28)
-    assert devices.at_once(torch.device("cuda")) == (1 << 30) // devices.SHARE // 4
+    assert devices.room(torch.device("cuda")) == (1 << 30) // devices.SHARE // 4
 
 
 def test_a_device_is_asked_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_device_is_asked_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(2):
         with devices.one_look():
             before = len(asked)
-            assert [devices.at_once(d) for d in (one, one, other)] == [
+            assert [devices.room(d) for d in (one, one, other)] == [
                 before + 1,
                 before + 1,
                 before + 2,
@@ -136,7 +136,7 @@ class Scaled(nn.Module):
 def test_scaled_weights_are_pulled_back_once(
     held: int | None, power: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "at_once", lambda device: held)
+    monkeypatch.setattr(devices, "room", lambda device: held)
     model, x = Scaled().double(), torch.randn(7, 3, 5).double()
     parameters = dict(model.named_parameters())
     engine = PerSample(model, parameters, SquaredNorm(), power=power)
@@ -156,7 +156,7 @@ def test_scaled_weights_are_pulled_back_once(
 def test_what_is_pulled_back_takes_no_more_operations_for_more_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(devices, "at_once", lambda device: PLENTY)
+    monkeypatch.setattr(devices, "room", lambda device: PLENTY)
     model = Scaled()
     counts = []
     for n in (4, 40):
@@ -188,7 +188,7 @@ class Tied(nn.Module):
 def test_tied_weights_need_no_table_for_every_sample(
     held: int | None, power: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "at_once", lambda device: held)
+    monkeypatch.setattr(devices, "room", lambda device: held)
     monkeypatch.setattr(products, "BLOCK", 70)
     model, tokens = Tied().double(), torch.randint(9, (7, 5))
     parameters = dict(model.named_parameters())

@@ -63,7 +63,7 @@ def _large(name: str) -> Any:
 @pytest.mark.parametrize("name", [*KNOWN, *map(_large, LARGE)])
 def test_known_models(name: str, tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """No parameter is looped over or masked, nothing is warned of, and little more is computed."""
-    monkeypatch.setattr(devices, "at_once", lambda device: PLENTY)
+    monkeypatch.setattr(devices, "room", lambda device: PLENTY)
     watched = Watched(REGISTRY[name], torch.float32)
     one, other = (watched.specimen.batch(6, torch.float32, seed) for seed in (1, 2))
     with GpuLike(tf32=tf32) as card, tf32_allowed(tf32), warnings.catch_warnings():

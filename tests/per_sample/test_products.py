@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import retain
+from retain.per_sample.contributions import Factors
 from retain.per_sample.layout import Blocks
 from retain.per_sample.products import add_products
-from retain.per_sample.summing import sum_terms
+from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum
-from retain.per_sample.terms import Factors
 
 N, T, P, Q = 8, 65, 1536, 384
 LAYOUTS = {
@@ -58,7 +58,7 @@ def test_no_layout_in_memory_is_slow(name):
     left, right = LAYOUTS[name](P), LAYOUTS[name](Q)
     flat = left.reshape(-1, P).contiguous(), right.reshape(-1, Q).contiguous()
     total = Sum(torch.Size((P, Q)), torch.float32, torch.device("cpu"), 1)
-    ours = took(lambda: (total.clear(), sum_terms([Factors(left, right, None)], N, total)))
+    ours = took(lambda: (total.clear(), sum_contributions([Factors(left, right, None)], N, total)))
     plain = took(lambda: flat[0].T @ flat[1])
     torch.testing.assert_close(total.result(), (left.mT @ right).abs().sum(0), rtol=1e-4, atol=1e-3)
     assert ours < 8 * plain
@@ -68,7 +68,9 @@ def test_rows_of_a_sequence_first_batch():
     left, right = torch.randn(T * N, P), torch.randn(T * N, Q)
     layout = Blocks(0, T, N, 1)
     total = Sum(torch.Size((P, Q)), torch.float32, torch.device("cpu"), 1)
-    ours = took(lambda: (total.clear(), sum_terms([Factors(left, right, layout)], N, total)))
+    ours = took(
+        lambda: (total.clear(), sum_contributions([Factors(left, right, layout)], N, total))
+    )
     assert ours < 8 * took(lambda: left.T @ right)
 
 

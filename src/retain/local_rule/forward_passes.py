@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
 from retain.local_rule.padding import that_exclude, unpadded
 from retain.local_rule.sums import NOTHING_YET, LocalSums, Met
-from retain.local_rule.watch import Layer, Place, Watch
+from retain.local_rule.watch import Layer, LayerUse, Watch
 from retain.samples.batches import Batch, tensors_in
 
 Say = Callable[[str], None]
@@ -39,7 +39,7 @@ class Passes:
         self.heads = heads
         self.routes: dict[str, str] = dict.fromkeys(parameters, NO_RULE)
         self.names = {id(p): name for name, p in parameters.items()}
-        self._owners: dict[Place, Ownership | None] = {}
+        self._owners: dict[LayerUse, Ownership | None] = {}
         self._met = NOTHING_YET
         self._spare: list[LocalSums] = []  # their memory is as large as the weights, and kept
         self._learning = threading.Lock()
@@ -76,7 +76,7 @@ class Passes:
         sums.clear(samples, self._met)
         return Pass(self, sums, that_exclude(masks), trusting)
 
-    def owner(self, place: Place) -> tuple[bool, Ownership | None]:
+    def owner(self, place: LayerUse) -> tuple[bool, Ownership | None]:
         """Whether somebody looked for the samples of this layer, and what was found."""
         return place in self._owners, self._owners.get(place)
 
@@ -90,18 +90,18 @@ class Passes:
 
         `say` takes what is to be said of layers that had to be left out, instead of a warning.
         """
-        alone: dict[Place, dict[int, Tensor]] = {}
-        owners: dict[Place, Ownership | None] = {}
+        alone: dict[LayerUse, dict[int, Tensor]] = {}
+        owners: dict[LayerUse, Ownership | None] = {}
         few = sorted({0, batch.samples // 2, batch.samples - 1})
 
         def remember(layer: Layer) -> None:
-            alone.setdefault(layer.place, {})[sample] = layer.inputs.clone()
+            alone.setdefault(layer.layer_use, {})[sample] = layer.inputs.clone()
 
         def compare(layer: Layer) -> None:
-            rows = alone.get(layer.place, {})
+            rows = alone.get(layer.layer_use, {})
             convolution = layer.call.convolving is not None
             known = len(rows) == len(few)
-            owners[layer.place] = (
+            owners[layer.layer_use] = (
                 find(layer.inputs, rows, batch.samples, convolution=convolution) if known else None
             )
 
@@ -110,7 +110,7 @@ class Passes:
         self._only_watch(model, batch, compare)
         self._learn(owners, say)
 
-    def give_up(self, places: Iterable[Place], say: Say | None = None) -> None:
+    def give_up(self, places: Iterable[LayerUse], say: Say | None = None) -> None:
         """Leave out these layers, from now on."""
         self._learn(dict.fromkeys(places), say)
 
@@ -124,7 +124,7 @@ class Passes:
             returned = batch.call(model)
         watch.finish(tensors_in(returned))
 
-    def _learn(self, owners: Mapping[Place, Ownership | None], say: Say | None) -> None:
+    def _learn(self, owners: Mapping[LayerUse, Ownership | None], say: Say | None) -> None:
         lost = {name for (name, _), owner in owners.items() if owner is None}
         with self._learning:
             self._owners |= owners
@@ -155,7 +155,7 @@ class Pass:
         self, passes: Passes, sums: LocalSums, masks: Sequence[Tensor], trusting: bool
     ) -> None:
         self.passes = passes
-        self.unknown: dict[Place, list[str]] = {}
+        self.unknown: dict[LayerUse, list[str]] = {}
         self._sums = sums
         self._masks = masks
         self._trusting = trusting
@@ -218,7 +218,7 @@ class Pass:
         samples = self._sums.samples
         if samples == 1:
             return BATCH_FIRST
-        looked, owner = self.passes.owner(layer.place)
+        looked, owner = self.passes.owner(layer.layer_use)
         if not looked:
             convolution = layer.call.convolving is not None
             if self._trusting and evident(layer.inputs, samples, convolution=convolution):
@@ -228,7 +228,7 @@ class Pass:
             return None
         elif owner.fits(layer.inputs, samples):
             return owner
-        self.unknown[layer.place] = layer.names
+        self.unknown[layer.layer_use] = layer.names
         return None
 
     def _leave_out(self, names: list[str], reason: str) -> None:

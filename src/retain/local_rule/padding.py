@@ -19,7 +19,7 @@ CROSSING = ("encoder_attn", "encdecattention", "crossattention", "cross_attn")
 
 def that_exclude(masks: Sequence[Tensor]) -> list[Tensor]:
     """Those that exclude anything, as far as that is known without waiting for the device."""
-    return [m for m in masks if devices.at_once(m.device) is not None or not bool(m.all())]
+    return [m for m in masks if devices.room(m.device) is not None or not bool(m.all())]
 
 
 def unpadded(layer: Layer, owner: Ownership, samples: int, masks: Sequence[Tensor]) -> Layer:

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, row_dims
-from retain.local_rule.watch import Layer, Place
+from retain.local_rule.watch import Layer, LayerUse
 from retain.per_sample import devices
+from retain.per_sample.contributions import Contribution, Factors
 from retain.per_sample.layout import Blocks
-from retain.per_sample.rules.convolution import weight_term
-from retain.per_sample.summing import sum_terms
+from retain.per_sample.rules.convolution import weight_contribution
+from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum, not_finite
-from retain.per_sample.terms import Factors, Term
 
 # numbers that are taken together of inputs and outputs, within the last-level cache (measured with
 # 64 channels at 56²: four of 16 samples at a time take 0.64 × as long as all)
-AT_ONCE = 1 << 21
+CACHED = 1 << 21
 GLANCE = 1 << 12  # numbers: of the first row, in which a negative one is looked for first
 
 
@@ -41,7 +41,7 @@ class Met(NamedTuple):
     """
 
     repeated: frozenset[str]
-    signed: frozenset[Place]
+    signed: frozenset[LayerUse]
 
     def __or__(self, other: Met) -> Met:
         return Met(self.repeated | other.repeated, self.signed | other.signed)
@@ -61,10 +61,12 @@ class LocalSums:
         """Begin a batch, knowing what was met in others."""
         self.samples = samples
         self._before = met
-        self._lowest: dict[Place, Tensor] = {}  # of inputs that were taken to have no negative ones
+        self._lowest: dict[
+            LayerUse, Tensor
+        ] = {}  # of inputs that were taken to have no negative ones
         self._newly_repeated: set[str] = set()
         self._sums: dict[str, Sum] = {}
-        self._uses: dict[str, list[Term]] = {}
+        self._uses: dict[str, list[Contribution]] = {}
         self._biases: dict[str, Tensor] = {}
         self._met: set[str] = set()
 
@@ -84,7 +86,7 @@ class LocalSums:
         rows = _rows(layer, owner, samples, alone)
         positive = self._positive(layer, rows) if alone else None
         if positive is not None:
-            self._add_at_once(layer, positive)
+            self._add_whole(layer, positive)
             return
         if layer.bias is not None:
             self._add_to_bias(layer.bias, _bias_rows(rows), alone)
@@ -94,24 +96,24 @@ class LocalSums:
         if alone:
             _add_one_by_one(layer, rows, total)
         else:
-            term = _term(layer, rows.deltas * rows.factor, rows)
-            self._uses.setdefault(layer.weight, []).append(term)
+            contribution = _contribution(layer, rows.deltas * rows.factor, rows)
+            self._uses.setdefault(layer.weight, []).append(contribution)
 
     def newly_met(self) -> Met:
         """What the batch showed for the first time; it has to be repeated if that is anything."""
-        signed: list[Place] = []
+        signed: list[LayerUse] = []
         if self._lowest:
             first, *_ = lowest = list(self._lowest.values())
             # the device is waited for once
             negative = (torch.stack([one.to(first.device) for one in lowest]) < 0).tolist()
-            signed = [place for place, found in zip(self._lowest, negative) if found]
+            signed = [use for use, found in zip(self._lowest, negative) if found]
         return Met(frozenset(self._newly_repeated), frozenset(signed))
 
     def result(self) -> dict[str, Tensor]:
         """The sums of the batch; they are overwritten by the next one's."""
-        for name, terms in self._uses.items():
+        for name, contributions in self._uses.items():
             # several uses of one weight are summed within a sample before the absolute value
-            sum_terms(terms, self.samples, self._sums[name])
+            sum_contributions(contributions, self.samples, self._sums[name])
         sums = {name: total.result() for name, total in self._sums.items()}
         self._biases = {name: each.abs().sum(0) for name, each in self._biases.items()}
         return sums | self._biases
@@ -137,7 +139,7 @@ class LocalSums:
     def _positive(self, layer: Layer, rows: _Rows) -> _Rows | None:
         """Rows whose gradients need no |·| before they are summed over the samples, if any."""
         call, (inputs, deltas, _, blocks) = layer.call, rows
-        waits = devices.at_once(inputs.device) is None  # whether a look at numbers costs no more
+        waits = devices.room(inputs.device) is None  # whether a look at numbers costs no more
         # σσ′ says so, or else a look at it; batch-norm's factor came without its sign
         never = layer.activation is not None and layer.activation.never_negative
         if len(inputs) == blocks.samples and deltas[0].numel() == deltas.shape[1]:
@@ -149,12 +151,12 @@ class LocalSums:
         if waits:
             found = (never or _no_negative(deltas)) and _no_negative(inputs)
             return rows if found else None
-        if not never or layer.place in self._before.signed:
+        if not never or layer.layer_use in self._before.signed:
             return None
-        self._lowest[layer.place] = inputs.amin()
+        self._lowest[layer.layer_use] = inputs.amin()
         return rows
 
-    def _add_at_once(self, layer: Layer, rows: _Rows) -> None:
+    def _add_whole(self, layer: Layer, rows: _Rows) -> None:
         """Σₖ|gₖ| = Σₖ gₖ where nothing is negative: the batch's gradient."""
         call, (inputs, deltas, factor, _) = layer.call, rows
         total = None if layer.weight is None else self._sum(layer.weight, call.weight)
@@ -208,11 +210,11 @@ def _parts(layer: Layer, owner: Ownership, samples: int) -> list[tuple[Layer, in
     """The layer for as many samples at a time as stay in the cache, and how many these are."""
     kept, inputs = layer.kept, layer.inputs
     output = layer.output if kept is None else kept
-    size, at_once = inputs.numel() + output.numel(), max(AT_ONCE, 4 * layer.call.weight.numel())
-    cached = devices.at_once(inputs.device) is None
-    if not cached or size <= 2 * at_once or owner != BATCH_FIRST:
+    size, most = inputs.numel() + output.numel(), max(CACHED, 4 * layer.call.weight.numel())
+    cached = devices.room(inputs.device) is None
+    if not cached or size <= 2 * most or owner != BATCH_FIRST:
         return [(layer, samples)]
-    each, positions = max(1, at_once * samples // size), len(inputs) // samples
+    each, positions = max(1, most * samples // size), len(inputs) // samples
     parts = [
         replace(layer, inputs=y, output=z, written=None if kept is None else z)
         for y, z in zip(inputs.split(each * positions), output.split(each * positions))
@@ -269,10 +271,10 @@ def _add_one_by_one(layer: Layer, rows: _Rows, total: Sum) -> None:
     deltas, factor, samples = rows.deltas, rows.factor, rows.blocks.samples
     fewer = total.empty and total.total.numel() < deltas.numel()
     if fewer and _factor_is_of_rows(layer, factor):
-        sum_terms([_term(layer, deltas, rows)], samples, total)
+        sum_contributions([_contribution(layer, deltas, rows)], samples, total)
         total.matrix(len(total.total)).mul_(factor.view(-1, 1))
     else:
-        sum_terms([_term(layer, deltas * factor, rows)], samples, total)
+        sum_contributions([_contribution(layer, deltas * factor, rows)], samples, total)
 
 
 def _factor_is_of_rows(layer: Layer, factor: Tensor) -> bool:
@@ -282,10 +284,10 @@ def _factor_is_of_rows(layer: Layer, factor: Tensor) -> bool:
     return factor.numel() == 1 or outputs_first
 
 
-def _term(layer: Layer, deltas: Tensor, rows: _Rows) -> Term:
+def _contribution(layer: Layer, deltas: Tensor, rows: _Rows) -> Contribution:
     call, inputs, blocks = layer.call, rows.inputs, rows.blocks
     if call.convolving is not None:
         weight = call.weight.detach().to(inputs.dtype)
-        return weight_term(inputs, deltas, weight, call.convolving, blocks)
+        return weight_contribution(inputs, deltas, weight, call.convolving, blocks)
     left, right = (inputs, deltas) if call.inputs_first else (deltas, inputs)
     return Factors(left, right, blocks)

@@ -30,7 +30,7 @@ from retain.local_rule.torch_functions import (
     written,
 )
 
-Place = tuple[str, int]  # a layer: its first parameter, and which use of it in a forward pass
+LayerUse = tuple[str, int]  # a layer: its first parameter, and which use of it in a forward pass
 
 
 class After(Enum):
@@ -82,7 +82,7 @@ class Layer:
         return [name for name in (self.weight, self.bias) if name is not None]
 
     @property
-    def place(self) -> Place:
+    def layer_use(self) -> LayerUse:
         """Which layer it is."""
         return self.names[0], self.use
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample import devices
+from retain.per_sample.contributions import Contribution, Factors, OneByOne
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.groups import (
@@ -22,16 +23,15 @@ from retain.per_sample.groups import (
     pull_back,
     pull_back_several,
 )
-from retain.per_sample.nodes import OpaqueNodeError, call, operation, shape_of
+from retain.per_sample.nodes import UnaskableError, call, operation, shape_of
 from retain.per_sample.plan import Habits, Plan
 from retain.per_sample.rules import RULES
 from retain.per_sample.rules.linear import shared_bmm
-from retain.per_sample.summing import sum_terms
+from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import BLOCK, Sum
-from retain.per_sample.terms import Factors, OneByOne, Term
 
 Grads = tuple[Tensor | None, ...]
-Found = tuple[Output, Term]  # a term, and the result whose gradient it is part of
+Found = tuple[Output, Contribution]  # a contribution, and the result whose gradient it is part of
 
 
 class PerSampleBackward:
@@ -43,7 +43,7 @@ class PerSampleBackward:
         self.graph, self.plan, self.sums, self.samples = graph, plan, sums, samples
         self.habits = habits
         self.routes: dict[str, str] = {}
-        self.opaque: set[str] = set()  # parameters that have to be looped over
+        self.unaskable: set[str] = set()  # parameters that have to be looped over
         self._by_node: dict[Node, list[tuple[Group, Use]]] = {}
         for group in plan.groups:
             for use in group.uses:
@@ -66,30 +66,32 @@ class PerSampleBackward:
 
     def _run(self, weights: Tensor, also: Callable[[int, Grads], None] | None, keep: bool) -> None:
         waiting = {group: len(group.uses) for group in self.plan.groups}
-        terms: dict[Group, list[Found]] = {group: [] for group in self.plan.groups}
+        contributions: dict[Group, list[Found]] = {group: [] for group in self.plan.groups}
 
         def arrive(node: Node, grads: Grads) -> None:
             if also is not None:
                 also(self.graph.position[node], grads)
             for group, use in self._by_node[node]:
                 if any(g is not None for g in grads):
-                    terms[group].append(_behind_transposes(*self._term(node, use, grads)))
+                    contributions[group].append(
+                        _behind_transposes(*self._contribution(node, use, grads))
+                    )
                 waiting[group] -= 1
-                if not waiting[group] and self._at_once(group, terms[group]):
-                    del terms[group]
+                if not waiting[group] and self._summed_as_it_is(group, contributions[group]):
+                    del contributions[group]
 
         # What is pulled back needs the graph; whether anything is, the passes before have shown.
         self._pass(weights, arrive, keep=keep or self.habits.pulls_back is not False)
-        self.habits.pulls_back = bool(terms) or self.habits.pulls_back is True
+        self.habits.pulls_back = bool(contributions) or self.habits.pulls_back is True
         with torch.no_grad():
             # While autograd runs, a node's own backward leaves out what the pass does not need:
             # what has to be pulled back waits until the pass is over.
-            for group, found in terms.items():
-                if found and not self._at_once(group, found):
+            for group, found in contributions.items():
+                if found and not self._summed_as_it_is(group, found):
                     try:
                         self._pull_back(group, found)
-                    except OpaqueNodeError:
-                        self.opaque.update(group.names)
+                    except UnaskableError:
+                        self.unaskable.update(group.names)
 
     def look(self, weights: Tensor, see: Callable[[int, Grads], None]) -> None:
         """Show the gradients at the frontier, and compute nothing else."""
@@ -103,7 +105,7 @@ class PerSampleBackward:
         with torch.no_grad():
             self.graph.backward(weights, stops, watch, keep=keep)
 
-    def _term(self, node: Node, use: Use, grads: Grads) -> tuple[Output, Term]:
+    def _contribution(self, node: Node, use: Use, grads: Grads) -> tuple[Output, Contribution]:
         """What one use contributes, and to which result's gradient."""
         edge = edge_of(self.graph, use)
         layout = self.plan.frontier.layouts.get((use.node, 0))
@@ -117,9 +119,9 @@ class PerSampleBackward:
                 if factors is not None:
                     return shared, factors
             rule = RULES.get(name)
-            term = rule(node, use.index, grad, layout, shape_of(*edge)) if rule else None
-            if term is not None:
-                return edge, term
+            contribution = rule(node, use.index, grad, layout, shape_of(*edge)) if rule else None
+            if contribution is not None:
+                return edge, contribution
         return edge, self._masked(node, use, grads)
 
     def _shared(self, edge: Output) -> Output | None:
@@ -154,21 +156,24 @@ class PerSampleBackward:
 
         return OneByOne(gradient, "masked")
 
-    def _at_once(self, group: Group, found: list[Found]) -> bool:
+    def _summed_as_it_is(self, group: Group, found: list[Found]) -> bool:
         """Sum, if it is one parameter that is used as it is or transposed: no pulling back."""
         if len(group.names) > 1 or not found:
             return False
         leaf = self.graph.leaves[group.names[0]]
         if any(node is not leaf for (node, _), _ in found):
             return False
-        terms = [term for _, term in found]
+        contributions = [contribution for _, contribution in found]
         total = self.sums[group.names[0]]
-        for term in terms:
-            if isinstance(term, OneByOne) and term.route == "masked":
+        for contribution in contributions:
+            if isinstance(contribution, OneByOne) and contribution.route == "masked":
                 return False
-            if isinstance(term, Factors) and term.shape.numel() != total.total.numel():
+            if (
+                isinstance(contribution, Factors)
+                and contribution.shape.numel() != total.total.numel()
+            ):
                 return False
-        sum_terms(terms, self.samples, total)
+        sum_contributions(contributions, self.samples, total)
         self.routes[group.names[0]] = _route(found)
         return True
 
@@ -197,12 +202,12 @@ class PerSampleBackward:
         """|Jᵀg|ᵖ = (|J|ᵖ)ᵀ|g|ᵖ where J moves and scales: the sums take the way of a gradient."""
         power, sums = self._power, {}
         for edge in dict.fromkeys(edge for edge, _ in found):
-            terms = [term for e, term in found if e == edge]
+            contributions = [contribution for e, contribution in found if e == edge]
             shape = shape_of(*edge)
-            first = terms[0]
+            first = contributions[0]
             held = first.shape if isinstance(first, Factors) else shape
             total = Sum(held, self._dtype(edge), self.graph.scores.device, power)
-            sum_terms(terms, self.samples, total)
+            sum_contributions(contributions, self.samples, total)
             size = total.result() if power == 1 else total.result().sqrt_()
             sums[edge] = size.reshape(shape)
         for leaf, size in pull_back(self.graph, self.plan.frontier, sums).items():
@@ -216,7 +221,7 @@ class PerSampleBackward:
         shapes += [shape_of(self.graph.leaves[name]) for name in group.names]
         numbers = sum(shape.numel() for shape in shapes)
         device = self.graph.scores.device
-        each = max(1, (devices.at_once(device) or BLOCK) // max(1, numbers))
+        each = max(1, (devices.room(device) or BLOCK) // max(1, numbers))
         for start in range(0, self.samples, each):
             stop = min(self.samples, start + each)
             grads = {
@@ -225,8 +230,8 @@ class PerSampleBackward:
                 )
                 for edge in edges
             }
-            for edge, term in found:
-                term.add_samples(start, stop, grads[edge])
+            for edge, contribution in found:
+                contribution.add_samples(start, stop, grads[edge])
             pulled = pull_back_several(self.graph, self.plan.frontier, grads)
             for leaf, gradients in pulled.items():
                 total = self.sums[self._names[leaf]]
@@ -245,18 +250,18 @@ class PerSampleBackward:
         return dtype
 
 
-def _behind_transposes(edge: Output, term: Term) -> Found:
+def _behind_transposes(edge: Output, contribution: Contribution) -> Found:
     """Factors of a transposed matrix as those of the matrix itself, where all its uses meet."""
-    while isinstance(term, Factors) and is_transpose(edge[0]):
+    while isinstance(contribution, Factors) and is_transpose(edge[0]):
         below, output = edge[0].next_functions[0]
         if below is None:
             break
-        edge, term = (below, output), term.transposed
-    return edge, term
+        edge, contribution = (below, output), contribution.transposed
+    return edge, contribution
 
 
 def _route(found: list[Found]) -> str:
-    return "+".join(sorted({term.route for _, term in found}))
+    return "+".join(sorted({contribution.route for _, contribution in found}))
 
 
 def grads_device(grads: Grads) -> torch.device:

@@ -28,7 +28,7 @@ from retain.per_sample.reference import add_powers, gradients_of
 from retain.per_sample.same import distance, same
 from retain.samples.batches import Batch
 
-SCORES = 2  # of several scores per sample, so many are looked at: not a thousand outputs
+ROWS = 2  # of several scores per sample, so many are looked at: not a thousand outputs
 TIES = 0.3  # of a gradient's norm: ties have never been seen to change more, of many units
 
 Sums = Mapping[str, Tensor]
@@ -63,7 +63,7 @@ class SelfCheck:
             for k in range(few.samples):
                 cut = None if target is None else target[k : k + 1]
                 own, _ = self.forward(few.take(k, k + 1), cut, whatever=True)
-                for row in own.rows()[:SCORES]:
+                for row in own.rows()[:ROWS]:
                     add_powers(truth, gradients_of(own, row, self.parameters), self.power)
                 alone.append(own)
         except RetainError:

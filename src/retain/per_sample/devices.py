@@ -19,7 +19,7 @@ OTHERWISE = 1 << 26  # numbers, where a device does not say what is free
 _seen: list[dict[torch.device, int]] = []  # of each `one_look()` that has begun, the last one's
 
 
-def at_once(device: torch.device) -> int | None:
+def room(device: torch.device) -> int | None:
     """How many numbers of per-sample gradients to hold; None: a sample at a time, as in a cache."""
     if device.type == "cpu":
         return None

@@ -3,17 +3,17 @@
 A batch takes this way: forward; the graph is read (graph.py); each parameter's frontier is known
 from an earlier batch or found by probing (plan.py, frontier.py, layout.py), and how far that is
 believed is written down (trust.py); one backward pass shows the gradients at the frontier
-(backward.py), where closed forms (rules/) or masked backwards make terms (terms.py) whose powers
-are summed over the samples (sums.py). What cannot go this way is looped over (reference.py,
-fallback.py). A few samples are checked against the slow truth (check.py), and a few of every new
-kind of batch against themselves alone (interaction.py). What the model's own code touches on the
-way is given back (lent.py).
+(backward.py), where closed forms (rules/) or masked backwards make contributions (contributions.py)
+whose powers are summed over the samples (summing.py). What cannot go this way is looped over
+(reference.py, fallback.py). A few samples are checked against the slow truth (check.py), and a few
+of every new kind of batch against themselves alone (interaction.py). What the model's own code
+touches on the way is given back (lent.py).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,17 +23,17 @@ from torch import Tensor, nn
 from retain.errors import NonFiniteError, RetainError
 from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.blame import raise_size
-from retain.per_sample.check import SCORES, SelfCheck
+from retain.per_sample.check import ROWS, SelfCheck
 from retain.per_sample.fallback import (
     CHEAP,
     DEAR,
     DIFFERS,
     HOOKED,
+    INSEPARABLE,
     LONG,
-    LOST,
-    OPAQUE,
     SHORT,
     SIDE_DOOR,
+    UNASKABLE,
     WARM,
     Prices,
     slow_routes,
@@ -41,7 +41,7 @@ from retain.per_sample.fallback import (
 )
 from retain.per_sample.graph import Graph
 from retain.per_sample.halving import Halving, shortage
-from retain.per_sample.hooks import Factors, hooked
+from retain.per_sample.hooks import Multipliers, hooked
 from retain.per_sample.interaction import Company
 from retain.per_sample.layout import probe_weights, verifying_weights
 from retain.per_sample.lent import (
@@ -61,7 +61,7 @@ from retain.per_sample.scores import Score
 from retain.per_sample.scripted import interpreted
 from retain.per_sample.shares import Shares
 from retain.per_sample.sums import Sum, not_finite
-from retain.per_sample.trust import Known, Memory, Trust
+from retain.per_sample.trust import Known, KnownPlans, Trust
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of
 
@@ -92,12 +92,12 @@ class PerSample:
         self._sums = {
             name: Sum(p.shape, p.dtype, p.device, power) for name, p in self.parameters.items()
         }
-        self._memory = Memory()
+        self._known = KnownPlans()
         self._halving = Halving()
         self._company = Company(model, lambda: self.output)
         self._exponent = Exponent(power)
         self._prices = Prices()
-        self._factors = Factors()
+        self._multipliers = Multipliers()
         self._checked: set[frozenset[str]] = set()  # kinds of graph, and those called twice
         self._repeated: set[frozenset[str]] = set()
         self._looped: dict[str, str] = {}  # parameters that are looped over, and why
@@ -159,8 +159,7 @@ class PerSample:
                 self._company.look(batch, output, precision)
             self._follow_side_doors()
             self._price(graph, batch, target, known)
-            lost = dict.fromkeys(known.plan.lost, LOST) | dict.fromkeys(self._missed(graph), LOST)
-            self._loop(graph, batch, target, lost)
+            self._loop(graph, batch, target, known.plan.inseparable)
         self._exponent.undo(self._sums.values())
         return target
 
@@ -208,11 +207,11 @@ class PerSample:
 
     def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
         """How to go through this graph, and how far that may be trusted for this batch."""
-        known = self._memory.recall(graph, batch.samples)
+        known = self._known.recall(graph, batch.samples)
         if known is not None:
             return known
         checking = self.check and graph.operations not in self._checked
-        if self._memory.is_ragged(graph) and not checking:
+        if self._known.is_ragged(graph) and not checking:
             return self._probe(graph, batch.samples)
         with unrounded():
             return self._learned(graph, batch, target, checking)
@@ -236,7 +235,7 @@ class PerSample:
         proved = (
             fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
         )
-        self._memory.keep(graph, batch.samples, known, proved=proved)
+        self._known.keep(graph, batch.samples, known, proved=proved)
         return known
 
     def _fewer(
@@ -282,7 +281,7 @@ class PerSample:
         verified = replace(known, trust=Trust.VERIFIED)
         if seen.prove(expected, weights):
             verified = replace(verified, plan=known.plan.proved)
-        self._memory.keep(graph, samples, verified, proved=True)
+        self._known.keep(graph, samples, verified, proved=True)
         return verified
 
     def _run(self, graph: Graph, samples: int, known: Known, *, also: Shares | None = None) -> None:
@@ -303,11 +302,11 @@ class PerSample:
     def _conclude(self, backward: PerSampleBackward) -> None:
         """Take over the routes of a pass, and let hooks on parameters have their say."""
         self.routes.update(backward.routes)
-        self._looped.update(dict.fromkeys(backward.opaque, OPAQUE))
+        self._looped.update(dict.fromkeys(backward.unaskable, UNASKABLE))
         for name in hooked(self.parameters):
             if name in self._looped or self._sums[name].empty:
                 continue
-            m = self._factors.of(name, self.parameters[name])
+            m = self._multipliers.of(name, self.parameters[name])
             if m is None:
                 self._looped[name] = HOOKED
             else:
@@ -337,10 +336,11 @@ class PerSample:
         ]
 
     def _loop(
-        self, graph: Graph, batch: Batch, target: Tensor | None, lost: Mapping[str, str]
+        self, graph: Graph, batch: Batch, target: Tensor | None, inseparable: Iterable[str]
     ) -> None:
         """Compute what no other way is left for, and say what that costs."""
-        reasons = {**lost, **self._looped}
+        asked = dict.fromkeys([*inseparable, *self._missed(graph)], INSEPARABLE)
+        reasons = {**asked, **self._looped}
         if not reasons:
             return
         start = time.perf_counter()
@@ -354,7 +354,7 @@ class PerSample:
             self._sums[name].clear()
             self._sums[name].add(total)
             self.routes[name] = "loop"
-        none = {name for name in lost if self.routes[name] == "loop" and not found[name].any()}
+        none = {name for name in asked if self.routes[name] == "loop" and not found[name].any()}
         self._silent.update((graph.wiring, name) for name in none)
         self.routes.update(dict.fromkeys(none, "no gradient"))
         told = {name: reason for name, reason in reasons.items() if name not in none}
@@ -403,14 +403,14 @@ class PerSample:
             ModelError: a sample has another output alone than together with others.
         """
         self._clear()
-        rows = graph.rows()[:SCORES]
+        rows = graph.rows()[:ROWS]
         backward = self._backward(graph, few.samples, known)
         with without_autocast():
             for row in rows:
                 backward.run(row)
         self._conclude(backward)
         self._follow_side_doors()
-        beside = self._looped.keys() | known.plan.lost
+        beside = self._looped.keys() | known.plan.inseparable
         sums = {name: s.result() for name, s in self._sums.items() if name not in beside}
         check = SelfCheck(self.parameters, self.power, self._forward, self._company)
         for name in check.wrong(graph, rows, few, target, sums):

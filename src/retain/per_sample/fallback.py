@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Iterable, Mapping
 
 DIFFERS = "their batched gradients differ from those of single samples"
-LOST = "no operation shows their gradients apart for each sample"
-OPAQUE = "they are used inside an operation whose backward cannot be asked for a single sample"
+INSEPARABLE = "no operation shows their gradients apart for each sample"
+UNASKABLE = "they are used inside an operation whose backward cannot be asked for a single sample"
 SIDE_DOOR = "their gradients come from a backward() that another backward calls"
 HOOKED = "a hook on their gradient depends on more than each element"
 DEAR = "one pass of a single sample at a time is quicker than what else there is"

@@ -16,7 +16,7 @@ def hooked(parameters: Mapping[str, Tensor]) -> list[str]:
     return [name for name, p in parameters.items() if p._backward_hooks]
 
 
-class Factors:
+class Multipliers:
     """What the hooks on each parameter multiply the elements of its gradient with."""
 
     def __init__(self) -> None:

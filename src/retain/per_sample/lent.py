@@ -50,7 +50,7 @@ def taken_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def state_aside(model: nn.Module) -> Iterator[None]:
     """Attributes of modules are put back as they were: tensors, and what containers hold."""
     before = [
-        (module, {k: _Kept.of(v) for k, v in vars(module).items() if k not in OWN})
+        (module, {k: _Attribute.of(v) for k, v in vars(module).items() if k not in OWN})
         for module in model.modules()
     ]
     try:
@@ -65,14 +65,14 @@ def state_aside(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class _Kept:
+class _Attribute:
     """One attribute: the object itself, and what it held where that may change in place."""
 
     value: Any
     held: Any = None
 
     @classmethod
-    def of(cls, value: Any, depth: int = 0) -> _Kept:
+    def of(cls, value: Any, depth: int = 0) -> _Attribute:
         if isinstance(value, nn.Module) or depth > DEPTH:
             return cls(value)
         if isinstance(value, Tensor):

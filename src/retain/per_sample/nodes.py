@@ -69,7 +69,7 @@ def constants(node: Node) -> list[tuple[str, Any]]:
     return found
 
 
-class OpaqueNodeError(Exception):
+class UnaskableError(Exception):
     """A node whose own backward cannot be asked for the gradients of its inputs."""
 
 
@@ -90,7 +90,7 @@ def call(node: Node, grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         result = node.apply(*full) if is_custom(node) else node(*full)  # type: ignore[operator,attr-defined]
     found = list(result) if isinstance(result, (tuple, list)) else [result]
     if len(found) != len(node.next_functions):
-        raise OpaqueNodeError(node.name())  # it has inputs that are not tensors
+        raise UnaskableError(node.name())  # it has inputs that are not tensors
     return [
         g if g is None or below is None else g.sum_to_size(shape_of(below, output))
         for g, (below, output) in zip(found, node.next_functions)

@@ -30,7 +30,7 @@ class Plan:
 
     frontier: Frontier
     groups: tuple[Group, ...]
-    lost: frozenset[str]  # used, but by no way that separates samples
+    inseparable: frozenset[str]  # used, but by no way that separates samples
     stops: tuple[int, ...]
     shapes: Mapping[Key, torch.Size]
 
@@ -75,7 +75,7 @@ class Plan:
 def make_plan(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Plan:
     """Probe the graph, and order the work: which nodes to watch, and where the pass may stop."""
     frontier = find_frontier(graph, weights, held)
-    groups, lost = make_groups(graph, frontier)
+    groups, inseparable = make_groups(graph, frontier)
     watched = {use.node for group in groups for use in group.uses}
     leading: set[int] = set()  # nodes from which a watched node can be reached
     stops = []
@@ -87,4 +87,4 @@ def make_plan(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Pla
         if reaches or at in watched:
             leading.add(at)
     shapes = {key: shape_of(graph.order[key[0]], key[1]) for key in frontier.layouts}
-    return Plan(frontier, tuple(groups), frozenset(lost), tuple(stops), shapes)
+    return Plan(frontier, tuple(groups), frozenset(inseparable), tuple(stops), shapes)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from retain.per_sample import devices
+from retain.per_sample.contributions import Lookups, Patches
 from retain.per_sample.sums import BLOCK, Sum
-from retain.per_sample.terms import Lookups, Patches
 
 SEVERAL = 4  # fewer products than this are quicker one by one than as a batch, on a CPU
 
@@ -24,7 +24,7 @@ def add_products(
 ) -> None:
     """Add Σₖ |Lₖᵀ Rₖ + Eₖ|ᵖ, where E are the look-ups of the same p × q table, if there are any."""
     (n, _, p), q = left_ntp.shape, right_ntq.shape[2]
-    held = devices.at_once(left_ntp.device) or BLOCK
+    held = devices.room(left_ntp.device) or BLOCK
     rows = max(1, min(p, held // q))
     each = _samples(n, rows * q, left_ntp.device)
     found = None if lookups is None else _InTable(lookups, p)
@@ -45,25 +45,25 @@ def add_products(
     total.empty = False
 
 
-def add_patches(term: Patches, total: Sum) -> None:
+def add_patches(contribution: Patches, total: Sum) -> None:
     """Add Σₖ |Dₖ Cₖ|ᵖ: of the patches C, those of as many samples as are taken together exist."""
-    n, groups, p, t = term.still_ngpt.shape
+    n, groups, p, t = contribution.still_ngpt.shape
     powers = total.total.new_zeros(groups, p, total.total[0].numel())
     q = powers.shape[2]
     each = _samples(n, groups * max(p, t) * q, powers.device)
     piece = powers.new_empty(each * powers.numel())
     for k in range(0, n, each):
-        still = term.still_ngpt[k : k + each].to(powers.dtype)
+        still = contribution.still_ngpt[k : k + each].to(powers.dtype)
         gradients = piece[: len(still) * powers.numel()].view(-1, p, q)
-        columns = term.columns(k, k + each).to(powers.dtype)
+        columns = contribution.columns(k, k + each).to(powers.dtype)
         _multiply(still.flatten(0, 1), columns.flatten(0, 1), gradients)
         total.add_powers(gradients.view(-1, *powers.shape), powers)
-    total.add(term.as_weights(powers[None])[0])
+    total.add(contribution.as_weights(powers[None])[0])
 
 
 def _samples(n: int, numbers: int, device: torch.device) -> int:
     """How many samples to take together, if each makes so many numbers."""
-    held = devices.at_once(device)
+    held = devices.room(device)
     fitting = max(1, min(n, (held or BLOCK) // max(1, numbers)))
     return 1 if held is None and fitting < SEVERAL else fitting
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 
 import torch
 
-KEPT = 4096  # answers that are remembered
+REMEMBERED = 4096  # answers that are remembered
 TIMED = 2  # calls of which the quicker counts, since a machine has other things to do
 
 _answers: dict[Hashable, str] = {}
@@ -21,7 +21,7 @@ def quickest(of: Hashable, ways: Mapping[str, Callable[[], object]], device: tor
     """
     about = (device, of)
     if about not in _answers:
-        while len(_answers) >= KEPT:
+        while len(_answers) >= REMEMBERED:
             del _answers[next(iter(_answers))]
         seconds = {name: _seconds(way, device) for name, way in ways.items()}
         _answers[about] = min(seconds, key=seconds.__getitem__)

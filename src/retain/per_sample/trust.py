@@ -19,7 +19,7 @@ from enum import IntEnum
 from retain.per_sample.graph import Graph
 from retain.per_sample.plan import Habits, Plan
 
-KEPT = 64  # plans that are remembered
+REMEMBERED = 64  # plans that are remembered
 
 
 class Trust(IntEnum):
@@ -45,7 +45,7 @@ class Known:
     habits: Habits = field(default_factory=Habits)
 
 
-class Memory:
+class KnownPlans:
     """The plans that may be used again, by graph and number of samples."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Memory:
         if not known.plan.certain or not proved:
             self._ragged.add(graph.signature)
             return
-        while len(self._known) >= KEPT:
+        while len(self._known) >= REMEMBERED:
             del self._known[next(iter(self._known))]
         trust = Trust.GROWN if known.plan.frontier.wandering else Trust.KEPT
         self._known[graph.signature, samples] = replace(known, trust=trust)

@@ -1,10 +1,10 @@
 """Closed forms: how one operation's weight gradient splits into samples.
 
-A rule is a function `(node, index, grad, layout, shape) -> Term | None`: `node` is the operation in
-the autograd graph, `index` which of its inputs leads to the parameter, `grad` the gradient that
-arrives at its (first) result, `layout` which sample owns which element of `grad`, and `shape` what
-the input has. None says that the rule does not apply; the masked backward, slower but just as
-exact, is used instead. Rules only save time: a missing rule is never an error.
+A rule is a function `(node, index, grad, layout, shape) -> Contribution | None`: `node` is the
+operation in the autograd graph, `index` which of its inputs leads to the parameter, `grad` the
+gradient that arrives at its (first) result, `layout` which sample owns which element of `grad`, and
+`shape` what the input has. None says that the rule does not apply; the masked backward, slower but
+just as exact, is used instead. Rules only save time: a missing rule is never an error.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.per_sample.contributions import Contribution
 from retain.per_sample.layout import Layout
 from retain.per_sample.rules import convolution, elementwise, embedding, linear, norms
-from retain.per_sample.terms import Term
 
-Rule = Callable[[Any, int, Tensor, Layout, torch.Size], Term | None]
+Rule = Callable[[Any, int, Tensor, Layout, torch.Size], Contribution | None]
 
 # The name of the operation, as `graph.operation` gives it → its rule.
 RULES: dict[str, Rule] = {

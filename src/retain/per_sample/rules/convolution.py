@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.per_sample import devices
+from retain.per_sample.contributions import Contribution, Factors, OneByOne, Patches, Rows, Together
 from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.quickest import quickest
 from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.sums import CACHED
-from retain.per_sample.terms import Factors, OneByOne, Patches, Rows, Term, Together
 
 # With fewer pixels than this, a convolution of one sample keeps a core less busy than the matrix
 # product of its patches (measured with kernels of 3²: twice as quick at 7², 1.25 × at 14², 0.8 ×
@@ -33,13 +33,13 @@ HELD = 1 << 22  # numbers: gradients of samples that may be held at once
 # Where channels are separate, oneDNN has a quick weight gradient up to this size only (measured: 5²
 # at 28² takes 60 × as long as `_as_kernels`, 7² at 56² 13 ×).
 QUICK_KERNEL = 3
-AT_ONCE = 1 << 20  # numbers: inputs of samples that are rearranged together, within the cache
+REARRANGED = 1 << 20  # numbers: inputs of samples that are rearranged together, within the cache
 TRIED = 4  # samples with which ways are compared on a CPU
 
 
 def convolution(
     node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
-) -> Term | None:
+) -> Contribution | None:
     """gₖ is the ordinary weight gradient of sample k alone; a bias gets Dₖ summed over pixels."""
     if layout.dim != 0:
         return None
@@ -47,7 +47,7 @@ def convolution(
         return rows(grad.movedim(1, -1), layout, shape)
     if index != 1 or not isinstance(layout, Blocks):
         return None
-    return weight_term(node._saved_input, grad, node._saved_weight, _settings(node), layout)
+    return weight_contribution(node._saved_input, grad, node._saved_weight, _settings(node), layout)
 
 
 class Settings(NamedTuple):
@@ -61,16 +61,16 @@ class Settings(NamedTuple):
     groups: int
 
 
-def weight_term(
+def weight_contribution(
     inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, layout: Blocks
-) -> Term:
+) -> Contribution:
     """The weight's gradient sample by sample; `grad` is that of the convolution's result."""
     pixels = grad.shape[2:].numel()
     single = settings.groups == 1 and not settings.transposed
     whole = len(grad) == layout.samples
     if whole and single and weight[0, 0].numel() == 1 and not any(settings.padding):
         return _pointwise(inputs, grad, settings)
-    held = devices.at_once(grad.device)
+    held = devices.room(grad.device)
     if held is not None and whole:
         return _on_accelerator(inputs, grad, weight, settings, held)
     plain = single and inputs.ndim == 4
@@ -99,15 +99,15 @@ def _one_by_one(
     return OneByOne(gradient, "convolution")
 
 
-def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Term:
+def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Contribution:
     """One sample after another, or all together where they fit: the quickest of three ways."""
     n, still = len(grad), inputs if settings.transposed else grad
     columns = settings.groups * still.shape[2:].numel() * weight[0].numel()  # of one sample
 
-    def each(x: Tensor, d: Tensor) -> Term:
+    def each(x: Tensor, d: Tensor) -> Contribution:
         return _one_by_one(x, d, weight, settings, Blocks(0, 1, len(d), 1))
 
-    ways: dict[str, Callable[[Tensor, Tensor], Term]] = {"each": each}
+    ways: dict[str, Callable[[Tensor, Tensor], Contribution]] = {"each": each}
     if columns <= HELD and max(inputs.numel(), grad.numel()) <= HELD:
         ways["patches"] = lambda x, d: _patches(x, d, weight, settings)
     if n * weight.numel() <= HELD:
@@ -116,7 +116,7 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
         return each(inputs, grad)
     few = min(n, TRIED)
 
-    def tried(way: Callable[[Tensor, Tensor], Term]) -> None:
+    def tried(way: Callable[[Tensor, Tensor], Contribution]) -> None:
         way(inputs[:few], grad[:few]).add_samples(0, few, weight.new_zeros(few, *weight.shape))
 
     about = _about(inputs, grad, weight, settings, few)
@@ -148,7 +148,7 @@ def _separate(inputs: Tensor, weight: Tensor) -> bool:
 def _as_kernels(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
     """Separate channels: δ is itself a kernel with which each sample's input is convolved."""
     channels, _, high, wide = weight.shape
-    each = max(1, AT_ONCE // inputs[0].numel())
+    each = max(1, REARRANGED // inputs[0].numel())
     # g[u, v] = Σ_hw δ[h, w] x[s h + d u, s w + d v]: stride s and dilation d change places
     parts = [
         F.conv2d(
@@ -172,18 +172,18 @@ def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings)
 
 def _on_accelerator(
     inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, held: int
-) -> Term:
+) -> Contribution:
     """As many samples at a time as there is room for, in the quicker of two ways."""
     ways = {name: make(inputs, grad, weight, settings) for name, make in ON_ACCELERATORS.items()}
     few = max(1, min(len(grad), held // max(weight.numel(), grad[0].numel())))
 
-    def gradients(term: Term) -> Tensor:
+    def gradients(contribution: Contribution) -> Tensor:
         out = weight.new_zeros(few, *weight.shape)
-        term.add_samples(0, few, out)
+        contribution.add_samples(0, few, out)
         return out
 
     about = _about(inputs, grad, weight, settings, few)
-    trials = {name: partial(gradients, term) for name, term in ways.items()}
+    trials = {name: partial(gradients, contribution) for name, contribution in ways.items()}
     return ways[quickest(about, trials, grad.device)]
 
 
@@ -236,7 +236,7 @@ def _patches(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -
 
 
 # What an accelerator can do with many samples.
-ON_ACCELERATORS: dict[str, Callable[[Tensor, Tensor, Tensor, Settings], Term]] = {
+ON_ACCELERATORS: dict[str, Callable[[Tensor, Tensor, Tensor, Settings], Contribution]] = {
     "patches": _patches,
     "groups": _in_groups,
 }

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.per_sample.contributions import Rows
 from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
-from retain.per_sample.terms import Rows
 
 
 def rows(values: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:

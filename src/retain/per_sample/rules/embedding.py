@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.per_sample.contributions import Lookups
 from retain.per_sample.layout import NOBODY, Blocks, Layout
-from retain.per_sample.terms import Lookups
 
 
 def embedding(

@@ -7,19 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.per_sample.contributions import Contribution, Factors, OneByOne
 from retain.per_sample.layout import Blocks, Layout, Owners
 from retain.per_sample.rules.elementwise import rows
-from retain.per_sample.terms import Factors, OneByOne, Term
 
 
-def mm(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+def mm(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> Contribution | None:
     """Y = A B.   ∂/∂B = Aᵀ D, summed over the rows of D; ∂/∂A = D Bᵀ, summed over its columns."""
     if index == 1:
         return product(node._saved_self, grad, layout)
     return columns(grad, node._saved_mat2, layout)
 
 
-def addmm(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+def addmm(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> Contribution | None:
     """Y = β C + α A B."""
     if index == 0:
         beta = node._saved_beta
@@ -41,7 +45,9 @@ def columns(grad_pr: Tensor, right_qr: Tensor, layout: Layout) -> Factors | None
     return Factors(grad_pr.T, right_qr.T, layout) if layout.dim == 1 else None
 
 
-def bmm(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Term | None:
+def bmm(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> Contribution | None:
     """Y_b = A_b B_b, a weight for every b (experts, or a single b); samples inside each."""
     if index == 1 and layout.dim == 1:
         left, right = node._saved_self, grad

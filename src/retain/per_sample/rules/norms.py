@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retain.per_sample.contributions import Rows
 from retain.per_sample.layout import Layout
 from retain.per_sample.rules.elementwise import rows
-from retain.per_sample.terms import Rows
 
 WEIGHT = 1
 

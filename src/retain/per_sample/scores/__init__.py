@@ -2,13 +2,12 @@
 
 from retain.per_sample.scores.fisher import Empirical, Exact, Sampled
 from retain.per_sample.scores.mas import EachOutput, Norm, SquaredNorm
-from retain.per_sample.scores.score import FirstScores, Score
+from retain.per_sample.scores.score import Score
 
 __all__ = [
     "EachOutput",
     "Empirical",
     "Exact",
-    "FirstScores",
     "Norm",
     "Sampled",
     "Score",

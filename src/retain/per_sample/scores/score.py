@@ -23,21 +23,3 @@ class Score(Protocol):
     def __call__(self, output: Tensor, target: Tensor | None) -> Tensor:
         """The scores s, [n] or, for several per sample, [scores, n]; differentiable in `output`."""
         ...
-
-
-class FirstScores:
-    """The first few of another score's rows: a self-check need not see a thousand outputs."""
-
-    count = 2
-
-    def __init__(self, score: Score) -> None:
-        self._score = score
-
-    def target(self, output: Tensor, batch: Batch) -> Tensor | None:
-        """As the other score's."""
-        return self._score.target(output, batch)
-
-    def __call__(self, output: Tensor, target: Tensor | None) -> Tensor:
-        """[n], or [at most `count`, n]."""
-        scores = self._score(output, target)
-        return scores if scores.ndim == 1 else scores[: self.count]

@@ -1,8 +1,8 @@
 """The forms in which the gradients of a batch of samples can be held without n × P memory.
 
 Shapes: n samples, m of them that are taken together, t positions inside a sample (tokens, pixels,
-steps), r = all rows of a batch, p × q the weight. Every term can add the gradients of some samples
-to a buffer; how |gₖ|ᵖ is summed over the samples is told in summing.py.
+steps), r = all rows of a batch, p × q the weight. Every contribution can add the gradients of some
+samples to a buffer; how |gₖ|ᵖ is summed over the samples is told in summing.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from retain.per_sample.layout import Blocks, Layout, Owners
 
 
-class Term(Protocol):
+class Contribution(Protocol):
     """What one use of a parameter contributes to the gradients of the samples."""
 
     route: str
@@ -103,14 +103,14 @@ class Lookups:
     route: str = "embedding"
 
     @classmethod
-    def together(cls, terms: list[Lookups]) -> Lookups:
+    def together(cls, contributions: list[Lookups]) -> Lookups:
         """Several uses of one table as one."""
-        if len(terms) == 1:
-            return terms[0]
+        if len(contributions) == 1:
+            return contributions[0]
         return cls(
-            torch.cat([term.tokens_r for term in terms]),
-            torch.cat([term.values_rd for term in terms]),
-            torch.cat([term.owner_r for term in terms]),
+            torch.cat([contribution.tokens_r for contribution in contributions]),
+            torch.cat([contribution.values_rd for contribution in contributions]),
+            torch.cat([contribution.owner_r for contribution in contributions]),
         )
 
     def add_samples(self, start: int, stop: int, out: Tensor) -> None:
