@@ -7,7 +7,7 @@ import pytest
 
 from retain.errors import ConfigError
 from retain.experiment import Config, Results, run
-from retain.experiment.sweeping import swept
+from retain.experiment.sweep import swept
 from retain.methods import METHODS
 
 from .tiny import accuracies, tiny

@@ -13,11 +13,13 @@ import warnings
 import pytest
 
 from retain.errors import ConfigError, MissingExtraError
-from retain.experiment import Config, Interrupted, Results, WorkersLostError, cluster, run
-from retain.experiment import processes as processes_module
-from retain.experiment.crew import Hearing, Workforce
-from retain.experiment.job import Checkpoint, jobs
+from retain.experiment import Config, Interrupted, Results, WorkersLostError, run
+from retain.experiment.checkpoint import Checkpoint
+from retain.experiment.job import jobs
 from retain.experiment.progress import Watcher
+from retain.experiment.workers import cluster
+from retain.experiment.workers import processes as processes_module
+from retain.experiment.workers.crew import Hearing, Workforce
 
 from .tiny import tiny
 
@@ -192,7 +194,7 @@ def test_checkpoints_of_a_run_whose_results_are_gone_are_not_gone_on_with(alone,
 
 
 def test_a_worker_writes_nothing_into_a_folder_that_is_another_runs(tmp_path):
-    from retain.experiment.assignment import AbandonedError, Assignment
+    from retain.experiment.workers.assignment import AbandonedError, Assignment
 
     job = jobs(asked())[0]
     (tmp_path / ".lock").write_text("mine")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retain.experiment import Results, run
-from retain.experiment import job as job_module
+from retain.experiment import learner as learner_module
 from retain.experiment.train import FirstTasks
 from retain.methods import METHODS
 
@@ -47,13 +47,13 @@ def asked(tmp_path, **more):
 
 def trained(monkeypatch):
     """The (method, task) of every training, in order."""
-    seen, real = [], job_module.learn
+    seen, real = [], learner_module.learn
 
     def learn(method, index, *args, **kwargs):
         seen.append((method.name, index))
         real(method, index, *args, **kwargs)
 
-    monkeypatch.setattr(job_module, "learn", learn)
+    monkeypatch.setattr(learner_module, "learn", learn)
     return seen
 
 
@@ -88,7 +88,7 @@ def slow_keep(real):
 def test_a_stopped_run_ends_with_the_same_numbers(tmp_path, monkeypatch):
     config = asked(tmp_path, methods=("finetune", "mas", "lwf"))
     whole = run(config, progress=False)
-    real = job_module.learn
+    real = learner_module.learn
 
     def stopped(method, index, *args, **kwargs):
         if (method.name, index) == ("mas", 1):
@@ -96,7 +96,7 @@ def test_a_stopped_run_ends_with_the_same_numbers(tmp_path, monkeypatch):
         real(method, index, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(job_module, "learn", stopped)
+        patched.setattr(learner_module, "learn", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(config, out=tmp_path / "out", progress=False)
     seen = trained(monkeypatch)

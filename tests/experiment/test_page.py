@@ -7,8 +7,8 @@ import pytest
 from retain.cli.options import fields_of, with_table
 from retain.experiment import Config, Run, run
 from retain.experiment.config import FIELDS
-from retain.experiment.crew import Workforce
 from retain.experiment.results import MEASURES
+from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
 
 from .tiny import tiny

@@ -165,11 +165,11 @@ def test_dropout_is_on_in_training_and_off_otherwise(tmp_path, monkeypatch):
         real_learn(*args, **kwargs)
         phases.setdefault("training", []).extend(calls[before:])
 
-    from retain.experiment import job as job_module
+    from retain.experiment import learner as learner_module
 
     monkeypatch.setattr(nn.Dropout, "forward", forward)
     monkeypatch.setattr(MAS, "end", end)
-    monkeypatch.setattr(job_module, "learn", learn)
+    monkeypatch.setattr(learner_module, "learn", learn)
     asked = tiny(methods=("mas",), model=f"{tmp_path / 'model.py'}:made", samples_per_class=8)
     assert run(asked, progress=False).runs[0].error is None
     assert {(training, same) for _, training, same in phases["training"]} == {(True, False)}

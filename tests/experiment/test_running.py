@@ -7,8 +7,8 @@ import torch
 from retain import files
 from retain.errors import ConfigError, FileError, InputError
 from retain.experiment import Config, Interrupted, Results, UnwrittenError, run
-from retain.experiment import job as job_module
-from retain.experiment.job import Checkpoint
+from retain.experiment import learner as learner_module
+from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.progress import Watcher
 from retain.methods import METHODS
 from retain.methods.mas import MAS
@@ -228,7 +228,7 @@ def test_a_file_that_is_not_the_results_of_a_run(tmp_path, content):
 
 def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(job_module, "learn", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(learner_module, "learn", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(ConfigError, match="Nothing was trained"):
         run(tiny(), out=tmp_path / "file", progress=False)
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
 
 def test_ctrl_c_says_how_to_go_on_and_loses_nothing(tmp_path, monkeypatch):
     whole = run(tiny(), progress=False)
-    real, calls = job_module.learn, []
+    real, calls = learner_module.learn, []
 
     def pressed(*args, **kwargs):
         calls.append(1)
@@ -252,7 +252,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(job_module, "learn", pressed)
+    monkeypatch.setattr(learner_module, "learn", pressed)
     with pytest.raises(Interrupted, match=r"Go on with: retain run --resume --out"):
         run(tiny(), out=tmp_path, progress=False)
     record = json.loads((tmp_path / "results.json").read_text())["runs"]
@@ -295,7 +295,7 @@ def test_what_a_killed_run_was_writing_is_swept_away(tmp_path):
 
 def stopped(folder, monkeypatch, after=8):
     """A run that was stopped in the middle of its second job."""
-    real, calls = job_module.learn, []
+    real, calls = learner_module.learn, []
 
     def pressed(*args, **kwargs):
         calls.append(1)
@@ -304,7 +304,7 @@ def stopped(folder, monkeypatch, after=8):
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(job_module, "learn", pressed)
+        patched.setattr(learner_module, "learn", pressed)
         with pytest.raises(Interrupted):
             run(tiny(), out=folder, progress=False)
     (checkpoint,) = (folder / "checkpoints").iterdir()

@@ -20,8 +20,9 @@ import torch
 from retain import report
 from retain.errors import RetainError
 from retain.experiment import Config, Interrupted, Results, run
-from retain.experiment import job as job_module
-from retain.experiment.job import Checkpoint, Standing, jobs
+from retain.experiment import learner as learner_module
+from retain.experiment.checkpoint import Checkpoint, Standing
+from retain.experiment.job import jobs
 from tests.hostile.values import Tally, changed, damaged
 
 PAGE_EVERY = 60  # a page takes longer than all else
@@ -44,7 +45,7 @@ def finished(folder: Path) -> bytes:
 
 def stopped(folder: Path) -> Checkpoint:
     """The checkpoint of the run's second job after its first task."""
-    real, calls = job_module.learn, []
+    real, calls = learner_module.learn, []
 
     def learn(*args: object, **kwargs: object) -> None:
         calls.append(1)
@@ -53,7 +54,7 @@ def stopped(folder: Path) -> Checkpoint:
         real(*args, **kwargs)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(job_module, "learn", learn)
+        patched.setattr(learner_module, "learn", learn)
         with pytest.raises(Interrupted):
             run(asked(), out=folder, progress=False)
     return Checkpoint(folder, jobs(Results.read(folder).config)[1])

@@ -3,7 +3,8 @@
 import torch
 
 from retain.experiment import Config
-from retain.experiment.job import Job, Work
+from retain.experiment.job import Job
+from retain.experiment.learner import Learner
 from retain.experiment.progress import Watcher
 from retain.experiment.stage import Stage
 from retain.methods import METHODS, Setting, options_of
@@ -58,7 +59,7 @@ def work(method, of=None, *, form=None, on="train", seed=0, **config):
     strength = options.get("strength", kind.Options().strength) if kind.has_strength() else None
     form = (form or "gradient") if kind.has_form() else None
     job = Job(method, strength, form, on if kind.chooses_data else None, seed)
-    return Work(job, on_stage)
+    return Learner(job, on_stage)
 
 
 def learned(method, of=None, tasks=None, **how):

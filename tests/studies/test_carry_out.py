@@ -11,8 +11,8 @@ import torch
 from retain import report
 from retain.errors import ConfigError, FileError, StateError
 from retain.experiment import Interrupted, Results, WorkersLostError
-from retain.experiment.processes import Processes
 from retain.experiment.progress import Watcher
+from retain.experiment.workers.processes import Processes
 from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
 from retain.studies import run as running
 from retain.studies.folder import part_folder, recorded

@@ -14,8 +14,8 @@ from retain.cli.speaking import out, plainly
 from retain.experiment import Config
 from retain.experiment import run as run_config
 from retain.experiment.config import FIELDS
-from retain.experiment.crew import Workforce
-from retain.experiment.sweeping import swept
+from retain.experiment.sweep import swept
+from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
 from retain.report.tables.equal_accuracy import sentences
 from retain.report.variants import read

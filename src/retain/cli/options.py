@@ -313,7 +313,7 @@ if __name__ == "__main__":
     import sys
 
     from retain.experiment.config import FIELDS, Config
-    from retain.experiment.crew import Workforce
+    from retain.experiment.workers.crew import Workforce
 
     page = Path(sys.argv[1])
     text = with_table(page.read_text(encoding="utf-8"), Config, FIELDS)

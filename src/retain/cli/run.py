@@ -17,12 +17,12 @@ from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
-from retain.experiment.carry_out import described
 from retain.experiment.checks import visible
 from retain.experiment.config import FIELDS
-from retain.experiment.crew import Workforce
 from retain.experiment.folder import previous
+from retain.experiment.learner import described
 from retain.experiment.results import FILE, Content
+from retain.experiment.workers.crew import Workforce
 from retain.models.from_file import is_code
 
 EXAMPLES = """

@@ -14,7 +14,7 @@ from retain.cli.speaking import err, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config
 from retain.experiment.checks import unknown
-from retain.experiment.crew import Workforce
+from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
 from retain.studies.folder import recorded
 from retain.studies.study import SETTINGS, Asked

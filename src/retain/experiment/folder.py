@@ -122,7 +122,7 @@ def _fresh(folder: Path, config: Config) -> Results:
 def _try_writing(folder: Path, needed: int) -> None:
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        remove_half_written(folder)
         probe = folder / f".probe-{secrets.token_hex(4)}"
         try:
             write_atomically(probe, b"x" * 4096)
@@ -139,7 +139,7 @@ def _try_writing(folder: Path, needed: int) -> None:
         )
 
 
-def sweep(folder: Path) -> None:
+def remove_half_written(folder: Path) -> None:
     """Take away what a killed run was just writing; what it was to replace is whole."""
     halves = [*folder.glob(".*.tmp"), *folder.glob(".probe-*"), *(folder / CHECKPOINTS).glob(".*")]
     for half in halves:

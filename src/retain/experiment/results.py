@@ -166,7 +166,7 @@ class Record(Run):
         return Run(**{name: value for name, value in known.items() if value is not None})
 
 
-class Asked(TypedDict, total=False):
+class ConfigOnFile(TypedDict, total=False):
     """The config in results.json: of a run all fields of `Config`, of a study what it has to say.
 
     Here stands what a reader of the file looks at; whatever else there is stays as it is.
@@ -213,7 +213,7 @@ class Content(BaseModel):
     model_config = RECORDED
 
     versions: dict[str, str]
-    config: Asked
+    config: ConfigOnFile
     runs: list[Record]
 
 

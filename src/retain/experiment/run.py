@@ -12,13 +12,12 @@ import torch
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, StateError
-from retain.experiment.assignment import Assignment
-from retain.experiment.carry_out import carry_out, steps_of
+from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
-from retain.experiment.crew import Crew, Hearing, Workforce, crew
 from retain.experiment.disk import LOCK, uninterrupted
-from retain.experiment.folder import how_to_go_on, opened, sweep
-from retain.experiment.job import VALIDATION, Checkpoint, Job, jobs
+from retain.experiment.folder import how_to_go_on, opened, remove_half_written
+from retain.experiment.job import Job, jobs
+from retain.experiment.learner import carry_out, steps_of
 from retain.experiment.machine import (
     chosen_device,
     memory_bytes,
@@ -29,6 +28,9 @@ from retain.experiment.machine import (
 from retain.experiment.progress import Watcher, watcher
 from retain.experiment.results import FILE, REMEDY, Results, Run
 from retain.experiment.stage import Stage
+from retain.experiment.strength_search import VALIDATION
+from retain.experiment.workers.assignment import Assignment
+from retain.experiment.workers.crew import Crew, Hearing, Workforce, crew
 from retain.methods.method import allocated
 from retain.models import TaskNetwork
 from retain.models.build import SMALL
@@ -174,7 +176,7 @@ def _have_carried_out(todo: dict[int, Job], stage: Stage, books: _Books, hands: 
         hands.carry_out(assignments, hearing.hear)
     finally:
         if folder is not None:
-            sweep(folder)  # what workers that were killed were just writing
+            remove_half_written(folder)  # what workers that were killed were just writing
 
 
 def _bytes_needed(network: TaskNetwork, tasks: int) -> int:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment import Config, Interrupted, UnwrittenError, WorkersLostError
-from retain.experiment.crew import Crew, Workforce, crew
 from retain.experiment.disk import OccupiedError
 from retain.experiment.folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.job import jobs
@@ -18,6 +17,7 @@ from retain.experiment.machine import chosen_device
 from retain.experiment.progress import Watcher, spoken, watcher
 from retain.experiment.results import FILE
 from retain.experiment.run import run_by as run_config
+from retain.experiment.workers.crew import Crew, Workforce, crew
 from retain.models import build_model
 from retain.models.build import SMALL
 from retain.studies.folder import (

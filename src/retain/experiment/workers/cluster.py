@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from retain.errors import ConfigError, StateError
-from retain.experiment.assignment import AbandonedError, Assignment, Event, Hear, Worker
 from retain.experiment.checks import shown, visible
+from retain.experiment.workers.assignment import AbandonedError, Assignment, Event, Hear, Worker
 from retain.extras import needs
 
 ANSWER = 15.0  # seconds in which a scheduler has to answer

@@ -14,7 +14,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from retain.errors import StateError
-from retain.experiment.assignment import AbandonedError, Assignment, Event, Hear, Worker
+from retain.experiment.workers.assignment import AbandonedError, Assignment, Event, Hear, Worker
 
 ATTEMPTS = 3  # at a job whose worker is killed
 READY, DONE = ("ready",), ("done",)

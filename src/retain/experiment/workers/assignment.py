@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from retain.errors import FileError
-from retain.experiment.carry_out import carry_out, described
+from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
 from retain.experiment.disk import LOCK
-from retain.experiment.job import Checkpoint, Job
+from retain.experiment.job import Job
+from retain.experiment.learner import carry_out, described
 from retain.experiment.machine import chosen_device, reproducible
 from retain.experiment.progress import Watcher
 from retain.experiment.results import Run

@@ -1,0 +1,1 @@
+"""Who carries out the jobs of a run, where that is not the process that was asked: workers."""
