@@ -37,6 +37,8 @@ class Drift:
             observed data.
         relative: the same as a share of Σ Ω |θ*|, what all the weights together account for; does
             not depend on the scale of the outputs or the number of tasks.
+        of_output: the same as a share of the mean ‖F(x)‖² over the observed data; None where that
+            was not recorded (the local rule, SI, older files).
         penalty: Σ Ω (θ − θ*)², without λ.
         distance: ‖θ − θ*‖₂ over the weights that have importance.
         parameters: name -> its part, the largest first.
@@ -47,6 +49,7 @@ class Drift:
     penalty: float
     distance: float
     parameters: Mapping[str, ParameterDrift]
+    of_output: float | None = None
 
     @classmethod
     def of(
@@ -54,8 +57,12 @@ class Drift:
         importance: Mapping[str, Tensor],
         anchor: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
+        squared_norm: float | None = None,
     ) -> Drift:
-        """The drift of `weights` from `anchor`; all are name -> tensor of the same shapes."""
+        """The drift of `weights` from `anchor`; all are name -> tensor of the same shapes.
+
+        `squared_norm` is the mean ‖F(x)‖² that goes with the importance, if known.
+        """
         changes: dict[str, tuple[float, float]] = {}
         all_of_it = penalty = 0.0
         for name, omega in importance.items():
@@ -73,14 +80,19 @@ class Drift:
             for name, (change, far) in sorted(changes.items(), key=lambda one: -one[1][0])
         }
         far = sum(distance**2 for _, distance in changes.values()) ** 0.5
-        return cls(total, total / all_of_it if all_of_it else 0.0, penalty, far, parts)
+        relative = total / all_of_it if all_of_it else 0.0
+        of_output = total / squared_norm if squared_norm else None
+        return cls(total, relative, penalty, far, parts, of_output)
 
     def __rich__(self) -> Table:
         from rich.table import Table
 
+        known = self.of_output
         title = (
-            f"Expected change of ‖F‖²: up to {self.change:.3g}, {100 * self.relative:.3g} % of "
-            f"what the weights account for; ‖θ − θ*‖ = {self.distance:.3g}"
+            f"Expected change of ‖F‖²: up to {self.change:.3g}, "
+            + (f"{100 * known:.3g} % of its mean and " if known is not None else "")
+            + f"{100 * self.relative:.3g} % of what the weights account for; "
+            f"‖θ − θ*‖ = {self.distance:.3g}"
         )
         table = Table(title=title, title_justify="left")
         table.add_column("parameter", overflow="fold")

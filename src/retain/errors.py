@@ -34,6 +34,10 @@ class StateError(RetainError, RuntimeError):
     """The right call at the wrong time, such as a penalty before `consolidate()`."""
 
 
+class DriftError(StateError):
+    """Training that took the weights further from θ* than `stop_when_drift_exceeds` allows."""
+
+
 class FileError(RetainError, OSError):
     """A file that is missing, foreign, truncated, too new, or does not match the model."""
 

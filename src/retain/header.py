@@ -60,6 +60,16 @@ class Fields:
         """A finite number of at least 0."""
         return self._of(name, is_number, "a finite number of at least 0", 0.0)
 
+    def optional_number(self, name: str) -> float | None:
+        """The same, or None."""
+        either = "a finite number of at least 0 or null"
+        return self._of(name, lambda v: v is None or is_number(v), either, None)
+
+    def optional_numbers(self, name: str) -> list[float | None]:
+        """Several of them."""
+        fits = _all(lambda v: v is None or is_number(v))
+        return self._of(name, fits, "a list of finite numbers of at least 0 or null", [])
+
     def texts(self, name: str) -> list[str]:
         """Several texts."""
         return self._of(name, _all(_is_text), "a list of names", [])

@@ -22,6 +22,8 @@ class Importance(Mapping[str, Tensor]):
     Attributes:
         samples: how many samples the means are over; for a sum over tasks, how many in all.
         routes: parameter name -> how its gradients were obtained ("linear", "loop", …), if known.
+        squared_norm: the mean of ‖F(x)‖² over the samples, if known; for a sum over tasks, the sum
+            of their means. Ω grows with it when the outputs are scaled.
 
     Examples:
         >>> import torch, retain
@@ -34,11 +36,16 @@ class Importance(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, means: Mapping[str, Tensor], samples: int, routes: Mapping[str, str] | None = None
+        self,
+        means: Mapping[str, Tensor],
+        samples: int,
+        routes: Mapping[str, str] | None = None,
+        squared_norm: float | None = None,
     ) -> None:
         self._means = dict(means)
         self.samples = int(samples)
         self.routes = dict(routes or {})
+        self.squared_norm = squared_norm
 
     def __getitem__(self, name: str) -> Tensor:
         return self._means[name]
@@ -68,7 +75,9 @@ class Importance(Mapping[str, Tensor]):
         for name in self.keys() & other.keys():
             # Ω = Σ_tasks Ω_task
             total[name] = self[name] + other[name].to(self[name])
-        return Importance(total, self.samples + other.samples, {**self.routes, **other.routes})
+        norm = combined((self.squared_norm, 1.0), (other.squared_norm, 1.0))
+        routes = {**self.routes, **other.routes}
+        return Importance(total, self.samples + other.samples, routes, norm)
 
     @classmethod
     def pool(cls, parts: Iterable[Importance]) -> Importance:
@@ -103,7 +112,8 @@ class Importance(Mapping[str, Tensor]):
             for name, omega in given[0].items()
         }
         routes = {name: route for part in given for name, route in part.routes.items()}
-        return cls(means, samples, routes)
+        norm = combined(*((part.squared_norm, part.samples / samples) for part in given))
+        return cls(means, samples, routes, norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to `path`, a safetensors file keyed by parameter name.
@@ -111,7 +121,12 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             FileError: it cannot be written; what was there is untouched.
         """
-        header = {"samples": self.samples, "routes": self.routes, "names": list(self)}
+        header = {
+            "samples": self.samples,
+            "routes": self.routes,
+            "names": list(self),
+            "squared_norm": self.squared_norm,
+        }
         files.write(path, "importance", self._means, header)
 
     @classmethod
@@ -125,6 +140,7 @@ class Importance(Mapping[str, Tensor]):
         fields = Fields(header)
         names, samples = fields.texts("names"), fields.count("samples")
         routes = fields.named_texts("routes")
+        norm = fields.optional_number("squared_norm") if "squared_norm" in header else None
         try:
             fields.finish()
             if set(names) != tensors.keys():
@@ -134,12 +150,12 @@ class Importance(Mapping[str, Tensor]):
         bad = not_importance(tensors)
         if bad:
             raise FileError(f"{path} holds no importance: {bad}. It is damaged; make it again.")
-        return cls({name: tensors[name] for name in names}, samples, routes)
+        return cls({name: tensors[name] for name in names}, samples, routes, norm)
 
     def to(self, device: torch.device | str) -> Importance:
         """The same on another device."""
         means = {name: omega.to(device) for name, omega in self.items()}
-        return Importance(means, self.samples, self.routes)
+        return Importance(means, self.samples, self.routes, self.squared_norm)
 
     def summary(self) -> Summary:
         """A table with a row per parameter: mean, share of the total, largest, route; print it."""
@@ -153,6 +169,16 @@ class Importance(Mapping[str, Tensor]):
             InputError: there is nothing to draw, or a suffix that is not a picture's.
         """
         return self.summary().plot(path)
+
+
+def combined(*weighted: tuple[float | None, float]) -> float | None:
+    """Σᵢ wᵢ aᵢ over pairs (aᵢ, wᵢ); None where a number that counts is not known."""
+    total = 0.0
+    for known, weight in weighted:
+        if weight and known is None:
+            return None
+        total += weight * known if known is not None else 0.0
+    return total
 
 
 def not_importance(tensors: Mapping[str, Tensor]) -> str:

@@ -72,6 +72,10 @@ class LocalRule:
         self._sums = LocalSums()
 
     @property
+    def squared_norms(self) -> None:
+        """Not known: the rule looks at layers, not at the output."""
+
+    @property
     def routes(self) -> dict[str, str]:
         """Parameter → the layer and its non-linearity, or "none: …" with the reason."""
         return self._passes.routes

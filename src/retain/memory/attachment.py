@@ -20,6 +20,7 @@ from retain.penalty.many import is_small
 from retain.penalty.quadratic import is_accelerated
 from retain.sharding import is_sharded, like, local, over_shards
 
+Watcher = Callable[[Optimizer], None]  # is told of every protected step when it is done
 Held = Mapping[str, tuple[nn.Parameter, Sequence[Hold]]]
 
 
@@ -98,7 +99,8 @@ class Attachment:
         self._held, self._weight, self._version = held, weight, version
         self._ledger = ledger_of(optimizer)
         self._ledger.enter(id(self), [one for one in found.around if hasattr(one, "step")])
-        self._handles: set[object] = set()
+        # by the token of each handle that holds it: what is told of every step, if anything
+        self._handles: dict[object, Watcher | None] = {}
         self._entries: list[_Entry] = []
         self._seen: tuple[tuple[object, ...], list[Any], list[int]] | None = None
         self._now: list[_Entry] = []
@@ -114,13 +116,13 @@ class Attachment:
         """Whether steps of the optimizer are still protected by it."""
         return bool(self._hooks)
 
-    def held_by(self, handle: object) -> None:
-        """Stay attached for the sake of `handle`, too."""
-        self._handles.add(handle)
+    def held_by(self, handle: object, watcher: Watcher | None) -> None:
+        """Stay attached for the sake of `handle`, too, and tell `watcher` of every step."""
+        self._handles[handle] = watcher
 
     def let_go(self, handle: object) -> None:
         """Leave the optimizer as it was, if no other handle holds it."""
-        self._handles.discard(handle)
+        self._handles.pop(handle, None)
         if self._handles:
             return
         for hook in self._hooks:
@@ -158,6 +160,8 @@ class Attachment:
         if self.follower is not None:
             self.follower.closes()
         self._now = []
+        for watcher in [one for one in self._handles.values() if one is not None]:
+            watcher(self.optimizer)
 
     def _follow(self) -> None:
         """The proximal step, with the learning rate or with the optimizer's own step sizes."""
@@ -319,11 +323,11 @@ class Handle:
     is removed.
     """
 
-    def __init__(self, attachments: Iterable[Attachment]) -> None:
+    def __init__(self, attachments: Iterable[Attachment], watcher: Watcher | None = None) -> None:
         self._attachments = list(attachments)
         self._token = object()
         for attachment in self._attachments:
-            attachment.held_by(self._token)
+            attachment.held_by(self._token, watcher)
         self._removed = False
 
     @property
@@ -364,6 +368,7 @@ def attached(
     form: str,
     known: Iterable[Attachment],
     make: Callable[[Found], Attachment],
+    watcher: Watcher | None = None,
 ) -> Handle:
     """A handle for all optimizers `found`: those that are in `known` already, and new ones.
 
@@ -377,7 +382,7 @@ def attached(
             f'This optimizer is attached already, with form="{other.form}", and the penalty would '
             "count twice. Call remove() on the first handle before."
         )
-    return Handle([live.get(id(one.optimizer)) or make(one) for one in found])
+    return Handle([live.get(id(one.optimizer)) or make(one) for one in found], watcher)
 
 
 def grad_scale(optimizer: Optimizer) -> Number:

@@ -29,6 +29,7 @@ from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.fresh import warn_of_fresh
 from retain.memory.growth import hold_grown
 from retain.memory.guard import Guard
+from retain.memory.monitor import Log, Monitor
 from retain.memory.optimizers import Found, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.ranks import of_all_ranks, own_samples, several
 from retain.memory.reading import batches_in, blaming, progress_of
@@ -182,7 +183,7 @@ class Memory:
                     if running.samples + batch.samples > wanted:
                         batch = batch.take(0, int(wanted) - running.samples)
                     sums = estimator(batch)
-                    running.add(sums, batch.samples)
+                    running.add(sums, batch.samples, estimator.squared_norms)
                     running.routes = dict(estimator.routes)
                 self._state = replace(self._state, running=running)
                 advance()
@@ -267,10 +268,12 @@ class Memory:
     @property
     def importance(self) -> Importance:
         """The consolidated Ω, over all tasks; empty before the first `consolidate()`."""
-        total: Importance = Importance({}, 0)
+        total: Importance = Importance({}, 0, squared_norm=0.0)
         for term in self._state.terms:
-            total = total + Importance(term.importance, term.samples)
-        return Importance(total, self._state.samples, self._routes)
+            total = total + Importance(
+                term.importance, term.samples, squared_norm=term.squared_norm
+            )
+        return Importance(total, self._state.samples, self._routes, total.squared_norm)
 
     # ---- from Ω to protection ----
 
@@ -299,7 +302,15 @@ class Memory:
                 totals.append(over_shards(total, some[0][0]))
         return totals[0] if len(totals) == 1 else totals[0] + totals[1].to(totals[0])
 
-    def attach(self, optimizer: object, *, form: str = "gradient") -> Handle:
+    def attach(
+        self,
+        optimizer: object,
+        *,
+        form: str = "gradient",
+        log: Log | None = None,
+        stop_when_drift_exceeds: float | None = None,
+        every: int = 50,
+    ) -> Handle:
         """A handle; every `optimizer.step()` is protected as long as it is not removed.
 
         "gradient" adds 2λΩ(θ − θ*) to the gradients for the length of a step: once, however they
@@ -323,6 +334,12 @@ class Memory:
                 `.optimizer`); or several, in a list or as the values of a mapping. A wrapper and
                 what it wraps are attached once.
             form: "gradient", "proximal" or "adaptive".
+            log: is called with a dict of plain numbers after every 50th step (or `every`): "step",
+                "drift" (`drift().relative`), "change", "penalty" (with λ) and "distance".
+            stop_when_drift_exceeds: a limit of `drift().relative`, looked at as often: beyond it,
+                `optimizer.step()` raises a DriftError when the step is done.
+            every: how many steps lie between two looks at the drift; each reads Ω, θ* and the
+                weights once.
 
         Returns:
             A handle with `remove()`, which is also a context manager.
@@ -332,6 +349,11 @@ class Memory:
                 a form that there is not or that cannot work with it.
             StateError: it is attached already, in another form.
         """
+        arguments.function("log", log)
+        arguments.whole("every", every, least=1)
+        limit = stop_when_drift_exceeds
+        if limit is not None:
+            limit = arguments.number("stop_when_drift_exceeds", limit, least=0)
         found = optimizers_in(optimizer)
         for one in found:
             refuse_form(one.optimizer, form, self.forms)
@@ -353,7 +375,17 @@ class Memory:
             self._attachments.add(new)
             return new
 
-        handle = attached(found, form, self._attachments, made)
+        watcher = None
+        if log is not None or limit is not None:
+            watcher = Monitor(
+                lambda: self.drift() if self.tasks else None,
+                self._weight,
+                found[0].optimizer,
+                log=log,
+                limit=limit,
+                every=every,
+            )
+        handle = attached(found, form, self._attachments, made, watcher)
         self._guard.attached([one.optimizer for one in found], form)
         return handle
 
@@ -394,7 +426,8 @@ class Memory:
         weights = weights_in(other, held)
         if weights is None:
             weights = after_one_step(self.model, other, held, loss=loss, lr=lr)
-        return Drift.of({name: importance[name] for name in held}, anchor, weights)
+        omegas = {name: importance[name] for name in held}
+        return Drift.of(omegas, anchor, weights, importance.squared_norm)
 
     # ---- to look at, to carry and to keep ----
 
@@ -565,9 +598,9 @@ class Memory:
     def _joined(self, observed: Importance, merge: Merge) -> tuple[Consolidated, ...]:
         """The terms after `observed` has joined them: one, unless a method keeps several."""
         old = self._state.terms[0] if self._state.terms else None
-        means, samples = merged(old, self._as_sharded(observed), merge)
+        means = merged(old, self._as_sharded(observed), merge)
         anchor = old.anchor if old else {}
-        return (self.storage.term(means, self.selection.matching(self.model), samples, anchor),)
+        return (self.storage.term(means, self.selection.matching(self.model), anchor),)
 
     # ---- inside ----
 
@@ -576,7 +609,7 @@ class Memory:
         if not any_sharded(parameters.values()):
             return observed
         means = {name: sharded_like(omega, parameters[name]) for name, omega in observed.items()}
-        return Importance(means, observed.samples, observed.routes)
+        return Importance(means, observed.samples, observed.routes, observed.squared_norm)
 
     def _watch(self) -> None:
         """Begin with no attachment, and with an eye on the weights from where they are now."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from retain.errors import InputError, ModelError, NonFiniteError
-from retain.importance import Importance
+from retain.importance import Importance, combined
 from retain.parameters import Selection, named_parameters, snapshot, what_became_of
 from retain.penalty import Hold
 from retain.sharding import is_sharded, local, sharded_like
@@ -19,11 +19,15 @@ Merge = str | float
 
 @dataclass(frozen=True)
 class Consolidated:
-    """One quadratic over the model: Ω and θ* by name, and how many samples Ω is a mean over."""
+    """One quadratic over the model: Ω and θ* by name, and how many samples Ω is a mean over.
+
+    `squared_norm` is the mean of ‖F(x)‖² over these samples, if known.
+    """
 
     importance: Mapping[str, Tensor]
     anchor: Mapping[str, Tensor]
     samples: int
+    squared_norm: float | None = None
 
 
 def sharded(
@@ -42,7 +46,8 @@ def sharded(
     if all(as_it_is(term) for term in terms):
         return terms
     return tuple(
-        Consolidated(placed(term.importance), placed(term.anchor), term.samples) for term in terms
+        replace(term, importance=placed(term.importance), anchor=placed(term.anchor))
+        for term in terms
     )
 
 
@@ -60,9 +65,8 @@ class Storage:
 
     def term(
         self,
-        means: Mapping[str, Tensor],
+        means: Importance,
         parameters: Mapping[str, nn.Parameter],
-        samples: int,
         anchor: Mapping[str, Tensor],
     ) -> Consolidated:
         """Ω = `means`, anchored to `parameters` as they are now; `anchor` for those not among them.
@@ -89,13 +93,11 @@ class Storage:
             else anchor[name]
             for name in means
         }
-        return Consolidated(kept, now, samples)
+        return Consolidated(kept, now, means.samples, means.squared_norm)
 
 
-def merged(
-    old: Consolidated | None, new: Importance, merge: Merge
-) -> tuple[dict[str, Tensor], int]:
-    """Ω of `old` and `new` together, and its samples; what only one of them has stays as it is.
+def merged(old: Consolidated | None, new: Importance, merge: Merge) -> Importance:
+    """Ω of `old` and `new` together; what only one of them has stays as it is.
 
     "sum": Ω ← Ω + Ω_new (MAS). "pool": the mean over all samples. A decay γ: Ω ← γΩ + Ω_new.
 
@@ -104,7 +106,7 @@ def merged(
     """
     decay = _decay(merge)
     if old is None:
-        return dict(new), new.samples
+        return new
     samples = old.samples + new.samples
     a, b = (decay, 1.0) if decay is not None else (old.samples / samples, new.samples / samples)
     faded = 1.0 if decay is None else decay
@@ -113,7 +115,8 @@ def merged(
     for name, omega in new.items():
         before = old.importance.get(name)
         total[name] = omega if before is None else before.to(omega) * a + omega * b
-    return total, samples
+    norm = combined((old.squared_norm, faded if decay is not None else a), (new.squared_norm, b))
+    return Importance(total, samples, squared_norm=norm)
 
 
 def _decay(merge: Merge) -> float | None:

@@ -18,6 +18,11 @@ class Estimator(Protocol):
         """How each of them was obtained in the last batch."""
         ...
 
+    @property
+    def squared_norms(self) -> Tensor | None:
+        """Σₖ ‖F(xₖ)‖² over the samples of the last batch; None if it is not known."""
+        ...
+
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The sums; they may be overwritten by the next call.
 

@@ -125,7 +125,7 @@ class EWC(ReadsBatches, Memory):
                 f"merge={merge!r} needs EWC(online=True); otherwise each task keeps its own F."
             )
         parameters = self.selection.matching(self.model)
-        term = self.storage.term(observed, parameters, observed.samples, anchor={})
+        term = self.storage.term(observed, parameters, anchor={})
         return (*self._state.terms, term)
 
     def _more_tensors(self) -> Tensors:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from retain.memory.consolidated import Consolidated
 from retain.memory.movement import Distance
 from retain.memory.running import Running
 from retain.memory.state import State
@@ -56,12 +55,17 @@ def grown(state: State, names: Mapping[str, nn.Parameter]) -> State:
         return {n: _padded(t, names[n], zero) if n in names else t for n, t in tensors.items()}
 
     terms = tuple(
-        Consolidated(padded(t.importance, zero=True), padded(t.anchor, zero=False), t.samples)
+        replace(
+            t,
+            importance=padded(t.importance, zero=True),
+            anchor=padded(t.anchor, zero=False),
+        )
         for t in state.terms
     )
     running = state.running
     if running is not None:
-        running = Running.restored(padded(running.sums, zero=True), running.samples, running.routes)
+        sums = padded(running.sums, zero=True)
+        running = Running.restored(sums, running.samples, running.routes, running.squared_norm)
     return replace(state, terms=terms, running=running)
 
 

@@ -27,6 +27,9 @@ def checked(header: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("frozen", "left_out"):
         if name in header:  # older files do not have them
             fields.texts(name)
+    if "squared_norms" in header:
+        fields.optional_numbers("squared_norms")
+        fields.optional_number("observed_squared_norm")
     fields.shapes("fingerprint")
     fields.flag("custom_output")
     settings = Fields(fields.mapping("settings"))

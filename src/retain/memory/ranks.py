@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from retain.errors import RetainError, StateError
-from retain.importance import Importance
+from retain.importance import Importance, combined
 
 SHOWN = 4  # names of parameters in a message
 
@@ -65,6 +65,7 @@ def of_all_ranks(
         "samples": mine.samples,
         "wide": [name for name, omega in mine.items() if omega.dtype == torch.float64],
         "routes": {name: mine.routes.get(name) for name in mine},
+        "squared_norm": mine.squared_norm,
     }
     everyone = _gathered(said)
     if problem is not None:
@@ -80,7 +81,8 @@ def of_all_ranks(
         own = mine.get(name, torch.zeros((), dtype=dtype, device=parameters[name].device))
         part = own.to(dtype).expand(parameters[name].shape) * mine.samples
         means[name] = _added(part.contiguous()).div_(total)
-    return Importance(means, total, {n: route for n, route in routes.items() if route})
+    norm = combined(*((one["squared_norm"], one["samples"] / total) for one in everyone))
+    return Importance(means, total, {n: route for n, route in routes.items() if route}, norm)
 
 
 def _gathered(said: dict[str, Any]) -> list[dict[str, Any]]:

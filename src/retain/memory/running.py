@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -22,22 +23,36 @@ class Running:
         self.routes: dict[str, str] = {}
         with torch.inference_mode(False):
             self._count = torch.zeros((), dtype=torch.int64)
+            self._norms = torch.zeros((), dtype=torch.float64)  # Σ ‖F(xₖ)‖²; NaN if not known
 
     @property
     def samples(self) -> int:
         """How many samples the sums are over."""
         return int(self._count)
 
-    def add(self, sums: Mapping[str, Tensor], samples: int) -> None:
-        """Add the sums over `samples` more samples."""
+    @property
+    def squared_norm(self) -> float | None:
+        """The mean of ‖F(x)‖² over the samples; None if nobody told it for all of them."""
+        total = float(self._norms)
+        return total / self.samples if self.samples and math.isfinite(total) else None
+
+    def add(
+        self, sums: Mapping[str, Tensor], samples: int, squared_norms: Tensor | None = None
+    ) -> None:
+        """Add the sums over `samples` more samples, and that of their ‖F(x)‖², if known."""
         # Serving may run in inference mode, whose tensors could not be added to outside of it.
         with torch.inference_mode(False), torch.no_grad():
             for name, given in sums.items():
                 if name not in self.sums:
                     dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
                     self.sums[name] = torch.zeros_like(given, dtype=dtype)
-            totals = [*(self.sums[name] for name in sums), self._count]
-            more = [*sums.values(), torch.tensor(samples, dtype=self._count.dtype)]
+            if squared_norms is None:
+                squared_norms = torch.full((), torch.nan)
+            if self._norms.device != squared_norms.device and not self.samples:
+                self._norms = self._norms.to(squared_norms.device)
+            norms = squared_norms.to(self._norms)
+            totals = [*(self.sums[name] for name in sums), self._count, self._norms]
+            more = [*sums.values(), torch.tensor(samples, dtype=self._count.dtype), norms]
             # One call, which an interrupt cannot cut in two: sums and count never disagree.
             torch._foreach_add_(totals, more)
 
@@ -62,7 +77,8 @@ class Running:
         if n == 0:
             return Importance({}, 0)
         names = dict.fromkeys([*(name for name in order if name in self.sums), *self.sums])
-        return Importance({name: self.sums[name] / n for name in names}, n, self.routes)
+        means = {name: self.sums[name] / n for name in names}
+        return Importance(means, n, self.routes, self.squared_norm)
 
     @classmethod
     def of(cls, importance: Importance, parameters: Mapping[str, nn.Parameter]) -> Running:
@@ -90,21 +106,28 @@ class Running:
         n = importance.samples
         sums = {name: omega.to(parameters[name].device) * n for name, omega in importance.items()}
         running = cls()
-        running.add(sums, n)
+        norm = importance.squared_norm
+        running.add(sums, n, None if norm is None else torch.tensor(norm * n, dtype=torch.float64))
         running.routes = dict(importance.routes)
         return running
 
     def copy(self) -> Running:
         """The same, with sums of its own."""
         sums = {name: total.clone() for name, total in self.sums.items()}
-        return Running.restored(sums, self.samples, self.routes)
+        return Running.restored(sums, self.samples, self.routes, self.squared_norm)
 
     @classmethod
     def restored(
-        cls, sums: Mapping[str, Tensor], samples: int, routes: Mapping[str, str]
+        cls,
+        sums: Mapping[str, Tensor],
+        samples: int,
+        routes: Mapping[str, str],
+        squared_norm: float | None,
     ) -> Running:
         """The sums as they were saved."""
         running = cls()
         running.sums, running.routes = dict(sums), dict(routes)
         running._count.fill_(samples)
+        if samples:
+            running._norms.fill_(math.nan if squared_norm is None else squared_norm * samples)
         return running

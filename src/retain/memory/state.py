@@ -52,6 +52,8 @@ class State:
             "term_samples": [term.samples for term in self.terms],
             "observed_samples": running.samples,
             "observed_routes": running.routes,
+            "squared_norms": [term.squared_norm for term in self.terms],
+            "observed_squared_norm": running.squared_norm,
             "frozen": list(self.frozen),
             "left_out": list(self.left_out),
         }
@@ -60,14 +62,22 @@ class State:
     @classmethod
     def unpack(cls, tensors: Mapping[str, Mapping[str, Tensor]], header: dict[str, Any]) -> State:
         """What `pack` made; the sums are copies again."""
+        counts = list(header["term_samples"])
+        norms = header.get("squared_norms") or [None] * len(counts)
         terms = tuple(
             Consolidated(
-                tensors.get(f"importance.{i}", {}), tensors.get(f"anchor.{i}", {}), int(samples)
+                tensors.get(f"importance.{i}", {}),
+                tensors.get(f"anchor.{i}", {}),
+                int(samples),
+                norm,
             )
-            for i, samples in enumerate(header["term_samples"])
+            for i, (samples, norm) in enumerate(zip(counts, norms, strict=True))
         )
         running = Running.restored(
-            tensors.get("observed", {}), int(header["observed_samples"]), header["observed_routes"]
+            tensors.get("observed", {}),
+            int(header["observed_samples"]),
+            header["observed_routes"],
+            header.get("observed_squared_norm"),
         ).copy()
         free = (tuple(map(str, header.get(key, ()))) for key in ("frozen", "left_out"))
         return cls(terms, int(header["samples"]), int(header["tasks"]), running, *free)
@@ -82,11 +92,13 @@ class State:
             return {n: given[n].to(kept or device) for n, device in devices.items() if n in given}
 
         terms = tuple(
-            Consolidated(at(t.importance, kept), at(t.anchor, kept), t.samples) for t in self.terms
+            replace(t, importance=at(t.importance, kept), anchor=at(t.anchor, kept))
+            for t in self.terms
         )
         running = self.running
         if running is not None:
-            running = Running.restored(at(running.sums, None), running.samples, running.routes)
+            sums = at(running.sums, None)
+            running = Running.restored(sums, running.samples, running.routes, running.squared_norm)
         return replace(self, terms=terms, running=running)
 
 

@@ -58,7 +58,8 @@ class Passport:
         kept, card = files.read(path, KIND)
         try:
             shapes = _checked(card)
-            omega = Importance(expanded(kept, shapes), card["samples"], card["routes"])
+            norm = card.get("squared_norm")
+            omega = Importance(expanded(kept, shapes), card["samples"], card["routes"], norm)
         except (KeyError, ValueError) as error:
             raise FileError(f"{path} is a damaged passport: {error}.") from error
         return cls(omega, card, kept)
@@ -103,6 +104,8 @@ def _checked(card: Card) -> dict[str, tuple[int, ...]]:
     fields.named_texts("weights")
     fields.named_texts("routes")
     shapes = fields.shapes("shapes")
+    if "squared_norm" in card:  # older passports do not have it
+        fields.optional_number("squared_norm")
     fields.correlation("stability")
     fields.correlation("fidelity")
     for place, layer in enumerate(fields.mappings("layers")):
@@ -163,7 +166,7 @@ def passport(
     seconds = time.perf_counter() - started
     kept = compacted(whole)
     shapes = {n: tuple(omega.shape) for n, omega in whole.items()}
-    small = Importance(expanded(kept, shapes), whole.samples, whole.routes)
+    small = Importance(expanded(kept, shapes), whole.samples, whole.routes, whole.squared_norm)
     stable = {n: _rank_correlation(parts[0][n], parts[1][n]) for n in whole}
     faithful = {n: _rank_correlation(whole[n], small[n]) for n in whole}
     total = sum(float(omega.double().sum()) for omega in whole.values()) or 1.0
@@ -193,6 +196,7 @@ def passport(
         "weights": marks,
         "shapes": {n: list(shape) for n, shape in shapes.items()},
         "routes": dict(whole.routes),
+        "squared_norm": whole.squared_norm,
     }
     return Passport(small, card, kept)
 
@@ -211,7 +215,7 @@ def _used(importance: Importance) -> Importance:
     """Without the parameters that the output does not depend on at all, such as a pooling layer."""
     used = {name: omega for name, omega in importance.items() if omega.any()}
     routes = {name: importance.routes[name] for name in used if name in importance.routes}
-    return Importance(used, importance.samples, routes)
+    return Importance(used, importance.samples, routes, importance.squared_norm)
 
 
 def _rank_correlation(one: Tensor, other: Tensor) -> float | None:

@@ -89,6 +89,8 @@ class PerSample:
         self.check = check
         # name → how its sums were computed in the last batch: "linear", "masked", "loop", …
         self.routes: dict[str, str] = {}
+        # Σₖ ‖F(xₖ)‖² of the last batch, and of the part of it that is being computed
+        self.squared_norms = self._norms = torch.zeros((), dtype=torch.float64)
         self._sums = {
             name: Sum(p.shape, p.dtype, p.device, power) for name, p in self.parameters.items()
         }
@@ -117,6 +119,7 @@ class PerSample:
             OutOfMemoryError: one sample alone does not fit into memory; what does not fit together
                 is halved.
         """
+        self.squared_norms = torch.zeros((), dtype=torch.float64)
         return self._halving(self._finite, batch)
 
     def _finite(self, batch: Batch) -> dict[str, Tensor]:
@@ -131,6 +134,8 @@ class PerSample:
             sums = {name: total.result() for name, total in self._sums.items()}
             broken = not_finite(self._sums)
             if not broken:
+                # a batch may go in parts
+                self.squared_norms = self._norms + self.squared_norms.to(self._norms.device)
                 return sums
             if not self._exponent.lower():
                 raise NonFiniteError(
@@ -147,6 +152,7 @@ class PerSample:
         if self._exponent.settle(graph):
             graph, _ = self._forward(batch, target)
         output, precision = graph.output, graph.precision
+        self._norms = torch.linalg.vector_norm(output, dtype=torch.float64).square()
         if batch.samples == 1:
             self._alone(graph)
             if self.check and graph.operations not in self._repeated:

@@ -171,7 +171,8 @@ class LoraPenalty:
             for name, several in holds.items()
         }
         anchors = {name: several[-1].anchor for name, several in holds.items()}
-        return Drift.of(omegas, anchors, Merged(held, anchors))
+        norm = self.memory.importance.squared_norm
+        return Drift.of(omegas, anchors, Merged(held, anchors), norm)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to `path`, under the names of the base model: `retain.load` reads it.
