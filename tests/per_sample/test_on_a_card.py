@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample, devices
-from retain.per_sample.check import disagreeing
 from retain.per_sample.precision import Precision
 from retain.per_sample.scores import SquaredNorm
+from retain.per_sample.ties import disagreeing
 from retain.samples.batches import Batch
 
 from .card import GpuLike, tf32_allowed

@@ -13,24 +13,23 @@ from retain.per_sample import devices
 from retain.per_sample.contributions import Contribution, Factors, OneByOne
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
 from retain.per_sample.graph import Graph, Output
-from retain.per_sample.groups import (
+from retain.per_sample.groups import Group, edge_of
+from retain.per_sample.nodes import UnaskableError, call, operation, shape_of
+from retain.per_sample.passes import Grads, backward_pass
+from retain.per_sample.plan import Habits, Plan
+from retain.per_sample.pull_back import (
     RESHAPING,
-    Group,
     chain,
-    edge_of,
     is_transpose,
     moves_and_scales,
     pull_back,
     pull_back_several,
 )
-from retain.per_sample.nodes import UnaskableError, call, operation, shape_of
-from retain.per_sample.plan import Habits, Plan
 from retain.per_sample.rules import RULES
 from retain.per_sample.rules.linear import shared_bmm
 from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import BLOCK, Sum
 
-Grads = tuple[Tensor | None, ...]
 Found = tuple[Output, Contribution]  # a contribution, and the result whose gradient it is part of
 
 
@@ -103,7 +102,7 @@ class PerSampleBackward:
         watch = {node: partial(arrive, node) for node in self._by_node}
         stops = [self.graph.order[at] for at in self.plan.stops]
         with torch.no_grad():
-            self.graph.backward(weights, stops, watch, keep=keep)
+            backward_pass(self.graph, weights, stops, watch, keep=keep)
 
     def _contribution(self, node: Node, use: Use, grads: Grads) -> tuple[Output, Contribution]:
         """What one use contributes, and to which result's gradient."""

@@ -11,8 +11,7 @@ second can be excluded is believed; in any other, the sample alone is right.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,14 +21,12 @@ from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
 from retain.per_sample.hooks import hooked
 from retain.per_sample.interaction import Company
-from retain.per_sample.nodes import constants, is_custom
-from retain.per_sample.precision import Precision, narrowest
+from retain.per_sample.passes import score_weights
 from retain.per_sample.reference import add_powers, gradients_of
-from retain.per_sample.same import distance, same
+from retain.per_sample.ties import disagreeing, only_ties
 from retain.samples.batches import Batch
 
 ROWS = 2  # of several scores per sample, so many are looked at: not a thousand outputs
-TIES = 0.3  # of a gradient's norm: ties have never been seen to change more, of many units
 
 Sums = Mapping[str, Tensor]
 Forward = Callable[..., tuple[Graph, Tensor | None]]
@@ -63,7 +60,7 @@ class SelfCheck:
             for k in range(few.samples):
                 cut = None if target is None else target[k : k + 1]
                 own, _ = self.forward(few.take(k, k + 1), cut, whatever=True)
-                for row in own.rows()[:ROWS]:
+                for row in score_weights(own)[:ROWS]:
                     add_powers(truth, gradients_of(own, row, self.parameters), self.power)
                 alone.append(own)
         except RetainError:
@@ -87,43 +84,3 @@ def _of(found: Sums, wanted: Sums) -> dict[str, Tensor]:
         name: found[name] if name in found else torch.zeros_like(value)
         for name, value in wanted.items()
     }
-
-
-def disagreeing(
-    found: Sums, truth: Sums, precision: Precision, power: int = 1, *, ties: bool = False
-) -> set[str]:
-    """The parameters whose sums differ from the truth by more than rounding, or ties, explain."""
-    largest = max((float(value.norm()) for value in truth.values()), default=0.0)
-    wrong = set()
-    for name, value in truth.items():
-        kind = Precision(narrowest(precision.dtype, found[name].dtype, value.dtype))
-        floor = largest * kind.zero**power
-        if same(found[name], value, kind, floor):
-            continue
-        size = max(float(value.norm()), float(found[name].norm()))
-        if not ties or not distance(found[name], value) <= tied(value) * power * size:
-            wrong.add(name)
-    return wrong
-
-
-def tied(gradient: Tensor) -> float:
-    """How much of a gradient ties may change: of those of few units a single one changes much."""
-    units = len(gradient) if gradient.ndim else 1
-    return max(TIES, min(1.0, 3 / math.sqrt(units)))
-
-
-def only_ties(together: Graph, alone: Sequence[Graph], hooked: Iterable[str]) -> bool:
-    """Whether nothing in a graph could make a backward depend on the other samples of a batch.
-
-    No user's own backward, no gradient divided by frequency, no hook, and the same operations with
-    the same constants however many samples there are.
-    """
-    if any(hooked) or any(map(is_custom, together.order)):
-        return False
-    own = [constants(node) for node in together.order]
-    if any(("scale_grad_by_freq", True) in each for each in own):
-        return False
-    return all(
-        graph.wiring == together.wiring and [constants(node) for node in graph.order] == own
-        for graph in alone
-    )

@@ -53,6 +53,7 @@ from retain.per_sample.lent import (
     weights_aside,
 )
 from retain.per_sample.nodes import is_custom
+from retain.per_sample.passes import score_weights
 from retain.per_sample.plan import make_plan
 from retain.per_sample.precision import unrounded, without_autocast
 from retain.per_sample.reference import gradients_of, scored, sums_by_loop
@@ -197,7 +198,7 @@ class PerSample:
     def _alone(self, graph: Graph) -> None:
         """One sample: the ordinary gradient is the sample's."""
         self._clear()
-        for row in graph.rows():
+        for row in score_weights(graph):
             for name, g in gradients_of(graph, row, self.parameters).items():
                 self._sums[name].add(self._sums[name].raised(g))
                 self.routes[name] = "one sample"
@@ -276,7 +277,7 @@ class PerSample:
         with unrounded():
             backward = self._backward(graph, samples, known)
             with without_autocast():
-                backward.look(graph.rows()[0] * weights, expected.see)
+                backward.look(score_weights(graph)[0] * weights, expected.see)
             self._run(graph, samples, known, also=seen)
         if not seen.agree(expected, weights):
             # the few samples were laid out in another way than the batch: look at the batch itself
@@ -293,7 +294,7 @@ class PerSample:
     def _run(self, graph: Graph, samples: int, known: Known, *, also: Shares | None = None) -> None:
         self._clear()
         start = time.perf_counter()
-        rows = graph.rows()
+        rows = score_weights(graph)
         backward = self._backward(graph, samples, known)
         with without_autocast():
             for at, row in enumerate(rows, 1):
@@ -409,7 +410,7 @@ class PerSample:
             ModelError: a sample has another output alone than together with others.
         """
         self._clear()
-        rows = graph.rows()[:ROWS]
+        rows = score_weights(graph)[:ROWS]
         backward = self._backward(graph, few.samples, known)
         with without_autocast():
             for row in rows:

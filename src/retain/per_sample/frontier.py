@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.autograd.graph import Node
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Blocks, Layout, find_layouts
 from retain.per_sample.nodes import is_custom, operation, shape_of
+from retain.per_sample.passes import gradients_at, over_all_scores
 from retain.per_sample.wandering import wandering
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
@@ -51,6 +53,9 @@ class Frontier:
     likely: frozenset[Key] = frozenset()
     # operations that may lay out another batch in another way
     wandering: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layouts", MappingProxyType(dict(self.layouts)))
 
     @property
     def certain(self) -> bool:
@@ -162,7 +167,7 @@ def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
 def _probe(graph: Graph, nodes: Iterable[Node], weights: list[Tensor]) -> dict[Node, Fits | None]:
     """For each node, the layouts that fit the gradient of each result; None if not separable."""
     wanted: list[Output] = [(node, output) for node in nodes for output in graph.outputs(node)]
-    passes = [graph.gradients(graph.weighted(each), wanted) for each in weights]
+    passes = [gradients_at(graph, over_all_scores(graph, each), wanted) for each in weights]
     found: dict[Node, Fits | None] = {}
     for (node, output), *gradients in zip(wanted, *passes):
         fits = found.setdefault(node, {})

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 
 from retain.per_sample.nodes import arguments, operation
-from retain.per_sample.precision import Precision, narrowest, without_autocast
+from retain.per_sample.precision import Precision, narrowest
 
 # Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
 Link = tuple[Node, int]
@@ -79,78 +78,10 @@ class Graph:
         """The kinds of operation in the graph."""
         return frozenset(operation(node) for node in self.order)
 
-    def rows(self) -> list[Tensor]:
-        """Weights that pick Σₖ of each score in turn: one backward pass each."""
-        if self.scores.ndim == 1:
-            return [torch.ones_like(self.scores)]
-        return [
-            torch.zeros_like(self.scores).index_fill_(
-                0, torch.tensor([d], device=self.scores.device), 1
-            )
-            for d in range(len(self.scores))
-        ]
-
-    def weighted(self, of_samples_n: Tensor) -> Tensor:
-        """Weights for a pass over all scores at once, sample k's multiplied by of_samples[k]."""
-        if self.scores.ndim == 1:
-            return of_samples_n
-        # different from score to score, so that scores that sum to a constant do not cancel
-        each = torch.linspace(0.5, 1.5, len(self.scores), dtype=of_samples_n.dtype)
-        return each.to(of_samples_n.device)[:, None] * of_samples_n
-
     def outputs(self, node: Node) -> list[int]:
         """Which of the node's results were used, in order; [0] for the root."""
         used = {user.next_functions[index][1] for user, index in self.users.get(node, ())}
         return sorted(used) or [0]
-
-    def gradients(
-        self, weights: Tensor, wanted: Iterable[Output], *, keep: bool = True
-    ) -> list[Tensor | None]:
-        """∂(Σ weights·scores) with respect to each wanted result, and nothing else computed.
-
-        The graph is kept, so that the operations can be asked again; or else its activations are
-        let go as the pass no longer needs them.
-        """
-        edges = [GradientEdge(node, output) for node, output in wanted]
-        if not edges:
-            return []
-        with without_autocast():
-            found = torch.autograd.grad(
-                self.scores, edges, grad_outputs=weights, retain_graph=keep, allow_unused=True
-            )
-        return list(found)
-
-    def backward(
-        self,
-        weights: Tensor,
-        stops: Iterable[Node],
-        watch: Mapping[Node, Callable[[tuple[Tensor | None, ...]], None]],
-        *,
-        keep: bool = True,
-    ) -> None:
-        """One backward pass, down to `stops`, that shows each watched node its gradients.
-
-        Gradients of ordinary weights are never computed: only what lies between the scores and
-        `stops` runs. Nodes in `stops` are watched too; what reaches them is shown at the end.
-        `keep` the graph for another pass, or let it go on the way.
-        """
-        stopping = list(stops)
-        held = set(stopping)
-        hooks = [
-            node.register_prehook(lambda grads, see=see: see(grads))
-            for node, see in watch.items()
-            if node not in held
-        ]
-        wanted = [(node, output) for node in stopping for output in self.outputs(node)]
-        try:
-            arrived = dict(zip(wanted, self.gradients(weights, wanted, keep=keep)))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for node in stopping:
-            count = max(output for n, output in wanted if n is node) + 1
-            grads = tuple(arrived.pop((node, output), None) for output in range(count))
-            watch[node](grads)
 
 
 def leaves_below(root: Node) -> list[Tensor]:

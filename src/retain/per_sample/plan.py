@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -26,13 +27,19 @@ class Habits:
 
 @dataclass(frozen=True)
 class Plan:
-    """The uses of the parameters in a graph, in groups, and the layouts at the frontier."""
+    """The uses of the parameters in a graph, in groups, and the layouts at the frontier.
+
+    Never changed: another batch, or more trust, makes another plan.
+    """
 
     frontier: Frontier
     groups: tuple[Group, ...]
     inseparable: frozenset[str]  # used, but by no way that separates samples
     stops: tuple[int, ...]
     shapes: Mapping[Key, torch.Size]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shapes", MappingProxyType(dict(self.shapes)))
 
     @property
     def certain(self) -> bool:

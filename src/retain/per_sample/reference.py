@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retain.per_sample.graph import Graph, leaves_below
 from retain.per_sample.lent import gradients_aside, taken_gradients
+from retain.per_sample.passes import gradients_at
 from retain.per_sample.precision import without_autocast
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import CACHED
@@ -93,7 +94,7 @@ def gradients_of(
     ends = [(leaf, 0) for leaf in graph.leaves.values()]
     if parameters.keys() - graph.leaves.keys():  # some may have theirs from a backward inside
         ends += [(end, 0) for end in graph.other_leaves]
-    return complete(dict(zip(graph.leaves, graph.gradients(weights, ends))), parameters)
+    return complete(dict(zip(graph.leaves, gradients_at(graph, weights, ends))), parameters)
 
 
 def complete(

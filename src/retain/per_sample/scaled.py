@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retain.per_sample.graph import Graph
+from retain.per_sample.passes import gradients_at
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import Sum
 from retain.samples.batches import Batch
@@ -53,7 +54,7 @@ class Exponent:
         most = graph.precision.exponents - 1  # by which probing multiplies
         for exponent in range(HIGHEST, LOWEST, -STEP):
             weights = torch.full_like(graph.scores, 2.0 ** (exponent + most))
-            found = [g for g in graph.gradients(weights, ends) if g is not None]
+            found = [g for g in gradients_at(graph, weights, ends) if g is not None]
             if all(
                 bool((g.coalesce().values() if g.is_sparse else g).isfinite().all()) for g in found
             ):

@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 from retain.per_sample.graph import Graph
 from retain.per_sample.layout import Blocks, find_blocks
 from retain.per_sample.nodes import is_custom, operation, shape_of
+from retain.per_sample.passes import gradients_at, over_all_scores
 
 # Element by element.
 ELEMENTWISE = {
@@ -112,7 +113,7 @@ def _with_a_weight(node: Node, between: Collection[Node], held: Collection[int])
 def _along_the_samples(graph: Graph, nodes: list[Node], weights: list[Tensor]) -> list[str]:
     """Which of these operations act along the dimension of the samples, or may."""
     wanted = [(node, output) for node in nodes for output in graph.outputs(node)]
-    passes = [graph.gradients(graph.weighted(each), wanted) for each in weights]
+    passes = [gradients_at(graph, over_all_scores(graph, each), wanted) for each in weights]
     found = []
     for (node, output), *gradients in zip(wanted, *passes):
         arrived = [g for g in gradients if g is not None]
