@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,19 @@ def relative_drift(holder: Any) -> float:
     """The expected change of the output, as a share; 0 before anything was consolidated."""
     memory = holder if isinstance(holder, Memory) else holder.memory
     return float(holder.drift().relative) if memory.tasks else 0.0
+
+
+def is_beyond(drift: float, limit: float | None) -> bool:
+    """Whether training is to end, since the drift is beyond the limit; says so if it is."""
+    if limit is None or drift <= limit:
+        return False
+    warnings.warn(
+        f"Training ends here: the drift is {100 * drift:.3g} %, beyond the limit of "
+        f"{100 * limit:.3g} % (stop_when_drift_exceeds). The weights are as the last step left "
+        "them.",
+        stacklevel=3,
+    )
+    return True
 
 
 def take_up(holder: Any, path: Path) -> None:

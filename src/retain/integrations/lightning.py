@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from retain import arguments
 from retain.errors import InputError, StateError
 from retain.extras import needs
-from retain.integrations.held import Holder, refuse_unready, relative_drift
+from retain.integrations.held import Holder, is_beyond, refuse_unready, relative_drift
 
 Callback: Any = needs("lightning.pytorch", "trainers").Callback
 
@@ -29,14 +30,27 @@ class RetainCallback(Callback):
         form: how the penalty acts on a step, as in `memory.attach`.
         name: of its state in a checkpoint, and behind what it logs; give another to each of several
             callbacks.
+        stop_when_drift_exceeds: a limit of `drift`, looked at as often as Lightning logs: beyond
+            it, training ends after the batch.
 
     Raises (in `trainer.fit()`):
         InputError: no optimizer holds any of the protected parameters.
         StateError: something was observed but never consolidated.
     """
 
-    def __init__(self, memory: Holder, form: str = "adaptive", *, name: str = "memory") -> None:
+    def __init__(
+        self,
+        memory: Holder,
+        form: str = "adaptive",
+        *,
+        name: str = "memory",
+        stop_when_drift_exceeds: float | None = None,
+    ) -> None:
         super().__init__()
+        limit = stop_when_drift_exceeds
+        if limit is not None:
+            limit = arguments.number("stop_when_drift_exceeds", limit, least=0)
+        self.stop_when_drift_exceeds = limit
         self.memory: Any = memory
         self.form = form
         self.name = name
@@ -87,7 +101,10 @@ class RetainCallback(Callback):
         suffix = "" if self.name == "memory" else f"_{self.name}"
         with torch.no_grad():
             pl_module.log(f"penalty{suffix}", float(self.memory.penalty()))
-        pl_module.log(f"drift{suffix}", relative_drift(self.memory))
+        drift = relative_drift(self.memory)
+        pl_module.log(f"drift{suffix}", drift)
+        if not trainer.should_stop and is_beyond(drift, self.stop_when_drift_exceeds):
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the optimizers as they were."""

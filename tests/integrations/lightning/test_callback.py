@@ -192,6 +192,17 @@ def test_two_callbacks_and_what_they_log(tmp_path):
     assert run.logged_metrics["drift_ewc"] > 0
 
 
+def test_training_ends_when_the_drift_is_beyond_a_limit(tmp_path):
+    net, memory = remembered()
+    limit = RetainCallback(memory, stop_when_drift_exceeds=1e-6)
+    run = trainer(tmp_path, callbacks=[limit], max_epochs=5, log_every_n_steps=1)
+    with pytest.warns(UserWarning, match="Training ends here: the drift is .* beyond the limit"):
+        run.fit(net, loader())
+    assert run.global_step < 5 * len(loader())
+    with pytest.raises(InputError, match="stop_when_drift_exceeds"):
+        RetainCallback(memory, stop_when_drift_exceeds="much")
+
+
 def test_an_optimizer_of_other_parameters(tmp_path):
     net, _ = remembered()
     _, memory = remembered()

@@ -199,6 +199,22 @@ def test_several_callbacks(tmp_path):
     assert type(retain.load(folder / "ewc.safetensors", model)) is retain.EWC
 
 
+def test_training_ends_when_the_drift_is_beyond_a_limit(tmp_path):
+    model, items, memory = remembered()
+    limit = RetainCallback(memory, stop_when_drift_exceeds=1e-6)
+    trainer = tiny.trainer(model, items, tmp_path, callbacks=[limit], max_steps=5)
+    with pytest.warns(UserWarning, match="Training ends here: the drift is .* beyond the limit"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert limit.state()["args"]["stop_when_drift_exceeds"] == 1e-6
+    far = RetainCallback(memory, stop_when_drift_exceeds=1e6)
+    trainer = tiny.trainer(model, items, tmp_path, callbacks=[far], max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    with pytest.raises(InputError, match="stop_when_drift_exceeds"):
+        RetainCallback(memory, stop_when_drift_exceeds=-1)
+
+
 def test_the_logs_that_are_printed_have_it_too(tmp_path, capsys):
     model, items, memory = remembered()
     tiny.trainer(model, items, tmp_path, callbacks=[RetainCallback(memory)], max_steps=1).train()
@@ -229,7 +245,11 @@ def test_resuming_ends_where_it_would_have(restored, tmp_path):
     assert empty.importance.samples == memory.importance.samples
     kept = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())
     assert kept["stateful_callbacks"]["RetainCallback"] == {
-        "args": {"form": "adaptive", "file": "retain.safetensors"},
+        "args": {
+            "form": "adaptive",
+            "file": "retain.safetensors",
+            "stop_when_drift_exceeds": None,
+        },
         "attributes": {},
     }
 

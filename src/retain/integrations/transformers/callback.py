@@ -10,9 +10,10 @@ from weakref import WeakSet
 
 import torch
 
+from retain import arguments
 from retain.errors import StateError
 from retain.extras import needs
-from retain.integrations.held import Holder, refuse_unready, relative_drift, take_up
+from retain.integrations.held import Holder, is_beyond, refuse_unready, relative_drift, take_up
 
 _trainer_callback = needs("transformers.trainer_callback", "trainers")
 TrainerCallback: Any = _trainer_callback.TrainerCallback
@@ -35,6 +36,8 @@ class RetainCallback(TrainerCallback, ExportableState):
         memory: `retain.MAS(model)` or its like, consolidated, or a `LoraPenalty`.
         form: how the penalty acts on a step, as in `memory.attach`.
         file: its name in a checkpoint folder; give another to each of several callbacks.
+        stop_when_drift_exceeds: a limit of `drift`, looked at as often as Trainer logs: beyond it,
+            training ends as it does at its last step.
 
     Raises (in `trainer.train()`):
         InputError: Trainer's optimizer holds none of the protected parameters.
@@ -46,8 +49,17 @@ class RetainCallback(TrainerCallback, ExportableState):
     _made: ClassVar[WeakSet[RetainCallback]] = WeakSet()
 
     def __init__(
-        self, memory: Holder | None = None, form: str = "adaptive", *, file: str = FILE
+        self,
+        memory: Holder | None = None,
+        form: str = "adaptive",
+        *,
+        file: str = FILE,
+        stop_when_drift_exceeds: float | None = None,
     ) -> None:
+        limit = stop_when_drift_exceeds
+        if limit is not None:
+            limit = arguments.number("stop_when_drift_exceeds", limit, least=0)
+        self.stop_when_drift_exceeds = limit
         self.memory: Any = memory
         self.form = form
         self.file = file
@@ -60,7 +72,12 @@ class RetainCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What `trainer_state.json` keeps: small; the memory itself is in its own file."""
-        return {"args": {"form": self.form, "file": self.file}, "attributes": {}}
+        given = {
+            "form": self.form,
+            "file": self.file,
+            "stop_when_drift_exceeds": self.stop_when_drift_exceeds,
+        }
+        return {"args": given, "attributes": {}}
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **_more: Any
@@ -107,11 +124,11 @@ class RetainCallback(TrainerCallback, ExportableState):
         if not logs or "loss" not in logs:
             return
         suffix = "" if "penalty" not in logs else f"_{Path(self.file).stem}"
+        drift = relative_drift(self.memory)
         with torch.no_grad():
-            said = {
-                f"penalty{suffix}": float(self.memory.penalty()),
-                f"drift{suffix}": relative_drift(self.memory),
-            }
+            said = {f"penalty{suffix}": float(self.memory.penalty()), f"drift{suffix}": drift}
+        if not control.should_training_stop and is_beyond(drift, self.stop_when_drift_exceeds):
+            control.should_training_stop = True
         logs.update(said)
         if state.log_history and state.log_history[-1].get("loss") == logs["loss"]:
             state.log_history[-1].update(said)
