@@ -27,7 +27,7 @@ from retain import files
 from retain.errors import RetainError
 from retain.memory.loading import read_importance
 from retain.passports import Passport
-from tests.hostile.values import Tally, changed, damaged
+from tests.hostile.values import FORGED, Tally, changed, damaged
 
 WRITTEN = {"kind", "format", "torch"}  # fields that `files.write` sets by itself
 
@@ -124,7 +124,7 @@ def try_files(count: int, seed: int, folder: Path) -> Tally:
                 elif _same(found, truth):
                     tally["accepted unchanged"] += 1
                 elif forging:
-                    tally["accepted as another, and usable"] += 1
+                    tally[FORGED] += 1
                 else:
                     tally.surprise("accepted with another value", f"{kind} {number}")
     return tally

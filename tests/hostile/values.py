@@ -17,6 +17,13 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+# Somebody wrote it, with a digest that fits, or with none: nothing can tell it from one of ours.
+FORGED = "a forged file, possible and used"
+NOTED = (
+    "written anew, with a note"  # what it holds was used, and a warning says that it was changed
+)
+
+
 class Tally(Counter[str]):
     """How many of what was tried ended in which way; `kept` are the first few surprises."""
 

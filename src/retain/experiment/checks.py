@@ -16,6 +16,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
+from retain.experiment.disk import DIGEST, Seal, seal_of
+from retain.saying import warn
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -158,10 +160,13 @@ def loaded(path: Path, remedy: str) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        FileError: it cannot be opened, or holds no JSON; the message says which.
+        FileError: it cannot be opened, holds no JSON, or was damaged; the message says which.
+
+    A file that another program wrote anew, with a digest that does not fit, is read with a warning.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        content = path.read_bytes()
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:
@@ -172,7 +177,7 @@ def loaded(path: Path, remedy: str) -> Any:
             f"{path} cannot be opened: {reason}. Its content was not looked at."
         ) from None
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return _sealed(json.loads(text, parse_constant=_no_number), content, path, remedy)
     except json.JSONDecodeError as error:
         # Cut off: the parser stops at the end of the file, or in a string that never ends.
         cut = not text.strip() or error.pos >= len(text.rstrip()) or "Unterminated" in error.msg
@@ -183,6 +188,21 @@ def loaded(path: Path, remedy: str) -> Any:
     except (ValueError, MemoryError) as error:
         why, where = "is not JSON of ours", str(error).partition(";")[0]
     raise FileError(f"{path} {why} ({where}). {remedy}")
+
+
+def _sealed(held: Any, content: bytes, path: Path, remedy: str) -> Any:
+    seal = seal_of(held, content)
+    if seal is Seal.DAMAGED:
+        raise FileError(
+            f"{path} is damaged, or was edited: its {DIGEST} is not that of what it holds. If you "
+            f"edited it, take its last line, {DIGEST}, out as well. {remedy}"
+        )
+    if seal is Seal.REWRITTEN:
+        warn(
+            f"{path} was changed after it was written: its {DIGEST} is not that of what it holds. "
+            "Where another program changed it on purpose, let that take the field out."
+        )
+    return held
 
 
 def _no_number(name: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -11,7 +12,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,10 +21,39 @@ from typing import Any, NamedTuple
 from retain.errors import ConfigError, FileError
 
 
-def json_bytes(content: Any) -> bytes:
-    """The content as JSON in UTF-8; names of files that are not UTF-8 are escaped in it."""
+DIGEST = "sha256"  # the last field of a file of JSON: of all the others, as they are laid out
+LAID_OUT = b'{\n "'  # how such a file begins, and one that another program wrote anew does not
+
+
+def signed(content: Mapping[str, Any]) -> bytes:
+    """The content as JSON in UTF-8, with its digest."""
+    return _laid_out({**content, DIGEST: _digest(content)})
+
+
+def _laid_out(content: Any) -> bytes:
+    """As JSON in UTF-8; names of files that are not UTF-8 are escaped in it."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace")
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_laid_out(content)).hexdigest()
+
+
+class Seal(Enum):
+    """Whether a file of JSON is as it was written."""
+
+    WHOLE = "its digest is that of what it holds, or it has none"
+    DAMAGED = "it is laid out as it was written, and holds something else"
+    REWRITTEN = "another program wrote it anew"
+
+
+def seal_of(content: Any, text: bytes) -> Seal:
+    """What the digest says of a file's content, which is taken out of it."""
+    found = content.pop(DIGEST, None) if isinstance(content, dict) else None
+    if found is None or found == _digest(content):
+        return Seal.WHOLE
+    return Seal.DAMAGED if text.startswith(LAID_OUT) else Seal.REWRITTEN
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -19,7 +19,7 @@ from retain.errors import ConfigError, FileError, InputError
 from retain.experiment import metrics
 from retain.experiment.checks import Fraction, Whole, Word, listed, loaded, problems, shown, told
 from retain.experiment.config import Config
-from retain.experiment.disk import json_bytes, write_atomically
+from retain.experiment.disk import signed, write_atomically
 
 SCHEMA: Literal[1] = 1
 FILE = "results.json"
@@ -384,7 +384,7 @@ class Results:
     def write(self, folder: Path) -> Path:
         """Write `folder`/results.json atomically; the path of it."""
         path = folder / FILE
-        write_atomically(path, json_bytes(self.to_json()))
+        write_atomically(path, signed(self.to_json()))
         return path
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results
 from retain.experiment.checks import loaded, shown
-from retain.experiment.disk import json_bytes, write_atomically
+from retain.experiment.disk import signed, write_atomically
 from retain.experiment.folder import STUDY
 from retain.experiment.results import FILE, SCHEMA, Content
 from retain.studies.study import Part, Study
@@ -57,7 +57,7 @@ def record(folder: Path, study: Study) -> None:
         ConfigError: the folder cannot be written to.
     """
     try:
-        write_atomically(folder / STUDY, json_bytes({"schema": SCHEMA, **study.to_json()}))
+        write_atomically(folder / STUDY, signed({"schema": SCHEMA, **study.to_json()}))
     except OSError as error:
         raise ConfigError(
             f"Cannot write to {folder}: {error}. Nothing was trained; choose another --out."
@@ -122,7 +122,7 @@ def gather(folder: Path) -> Content:
     }
     versions = next((results.versions for _, results in found if results), {})
     content = {"schema": SCHEMA, "versions": versions, "config": config, "runs": runs}
-    write_atomically(folder / FILE, json_bytes(content))
+    write_atomically(folder / FILE, signed(content))
     return Content.model_validate(content)
 
 
