@@ -50,94 +50,88 @@ def try_serving(count: int, seed: int, folder: Path) -> Tally:
     tally, forms = Tally(), (_around, _for_each, _new_for_each, _nested)
     for number, form in enumerate(forms):
         torch.manual_seed(seed + number)
-        model = Served().eval()
-        left = _left_on(model)
-        x = [torch.randn(4, 5) for _ in range(SERVING)]
-        with torch.no_grad():
-            answers = [model(each) for each in x]
-        form(model, x, answers, max(count // len(forms) // SERVING, 1), tally)
-        if _left_on(model) != left:
+        load = Load(max(count // len(forms) // SERVING, 1), tally)
+        left = _left_on(load.model)
+        form(load)
+        if _left_on(load.model) != left:
             tally.surprise("left behind", form.__name__)
     return tally
 
 
-Answers = list[Tensor]
+class Load:
+    """Eight threads that ask a model, each with inputs of its own, so often."""
 
+    def __init__(self, times: int, tally: Tally) -> None:
+        self.model = Served().eval()
+        self.times, self.tally, self.lock = times, tally, threading.Lock()
+        self.x = [torch.randn(4, 5) for _ in range(SERVING)]
+        with torch.no_grad():
+            self.answers = [self.model(each) for each in self.x]
 
-def _serve(
-    model: nn.Module,
-    x: list[Tensor],
-    answers: Answers,
-    times: int,
-    tally: Tally,
-    block: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> None:
-    """Eight threads, each with inputs of its own."""
+    def serve(self, block: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        """Ask, each request within a block of its own; whether the answers are right."""
+        in_threads(lambda thread: self._ask(thread, block), SERVING, self.tally)
 
-    def requests(thread: int) -> None:
+    def _ask(self, thread: int, block: Callable[[], AbstractContextManager[Any]]) -> None:
         right = 0
         with torch.no_grad():
-            for _ in range(times):
+            for _ in range(self.times):
                 with block():
-                    right += torch.equal(model(x[thread]), answers[thread])
-        with lock:
-            tally["tried"] += times
-            tally["accepted unchanged"] += right
-            tally["accepted with another value"] += times - right
+                    right += torch.equal(self.model(self.x[thread]), self.answers[thread])
+        with self.lock:
+            self.tally["tried"] += self.times
+            self.tally["accepted unchanged"] += right
+            self.tally["accepted with another value"] += self.times - right
 
-    lock = threading.Lock()
-    in_threads(requests, SERVING, tally)
+    def count(self, memory: Any) -> None:
+        """Every batch was counted once, and Ω is what it is when they come one after another."""
+        alone = retain.LocalMAS(self.model)
+        for each in self.x:
+            alone.observe(each, progress=False)
+        samples = self.times * sum(len(each) for each in self.x)
+        if memory.observed.samples != samples:
+            self.tally.surprise("lost", f"{memory.observed.samples} of {samples} samples")
+        for name, omega in alone.observed.items():
+            if not torch.allclose(memory.observed[name], omega, rtol=1e-4, atol=1e-7):
+                self.tally.surprise("accepted with another value", f"Ω of {name}")
 
 
-def _around(model: nn.Module, x: Answers, answers: Answers, times: int, tally: Tally) -> None:
-    memory = retain.LocalMAS(model)
+def _around(load: Load) -> None:
+    memory = retain.LocalMAS(load.model)
     with memory.observing():
-        _serve(model, x, answers, times, tally)
-    _count(memory, model, x, times, tally)
+        load.serve()
+    load.count(memory)
 
 
-def _for_each(model: nn.Module, x: Answers, answers: Answers, times: int, tally: Tally) -> None:
-    memory = retain.LocalMAS(model)
-    _serve(model, x, answers, times, tally, memory.observing)
-    _count(memory, model, x, times, tally)
+def _for_each(load: Load) -> None:
+    memory = retain.LocalMAS(load.model)
+    load.serve(memory.observing)
+    load.count(memory)
 
 
-def _nested(model: nn.Module, x: Answers, answers: Answers, times: int, tally: Tally) -> None:
-    one, other = retain.LocalMAS(model), retain.LocalMAS(model)
+def _nested(load: Load) -> None:
+    one, other = retain.LocalMAS(load.model), retain.LocalMAS(load.model)
 
     @contextmanager
     def both() -> Iterator[None]:
-        inner = other.observing()
-        inner.__enter__()
-        with one.observing():  # left after the one that was entered before it
+        first = other.observing()
+        first.__enter__()
+        with one.observing():  # which is left after the one that was entered before it
             yield
-            inner.__exit__(None, None, None)
+            first.__exit__(None, None, None)
 
-    _serve(model, x, answers, times, tally, both)
-    _count(one, model, x, times, tally)
-    _count(other, model, x, times, tally)
+    load.serve(both)
+    load.count(one)
+    load.count(other)
 
 
-def _new_for_each(model: nn.Module, x: Answers, answers: Answers, times: int, tally: Tally) -> None:
+def _new_for_each(load: Load) -> None:
     def block() -> AbstractContextManager[Any]:
-        return retain.LocalMAS(model).observing()
+        return retain.LocalMAS(load.model).observing()
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # calls of other threads that run on when it is left
-        _serve(model, x, answers, times, tally, block)
-
-
-def _count(memory: Any, model: nn.Module, x: Answers, times: int, tally: Tally) -> None:
-    """Every batch was counted once, and Ω is what it is when they come one after another."""
-    alone = retain.LocalMAS(model)
-    for each in x:
-        alone.observe(each, progress=False)
-    samples = times * sum(len(each) for each in x)
-    if memory.observed.samples != samples:
-        tally.surprise("lost", f"{memory.observed.samples} of {samples} samples")
-    for name, omega in alone.observed.items():
-        if not torch.allclose(memory.observed[name], omega, rtol=1e-4, atol=1e-7):
-            tally.surprise("accepted with another value", f"Ω of {name}")
+        load.serve(block)
 
 
 # ---- borrowing ----

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from retain.errors import FileError
+from retain.experiment.disk import signed
 from retain.report.variants import read
 
 from . import made_up
@@ -81,6 +82,24 @@ def test_another_kind_of_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[1, 2]")
     with pytest.raises(FileError, match="holds a list"):
         read(tmp_path)
+
+
+def test_a_file_whose_digest_is_another_is_damaged_or_was_written_anew(tmp_path: Path) -> None:
+    file, whole = tmp_path / "results.json", signed(made_up.results())
+    file.write_bytes(whole)
+    expected = read(file).runs
+    damaged = whole.replace(b'"train_seconds": ', b'"train_seconds": 1', 1)
+    assert damaged != whole
+    file.write_bytes(damaged)
+    with pytest.raises(FileError, match=r"is damaged, or was edited: its sha256 .* take its last"):
+        read(file)
+    file.write_text(json.dumps(json.loads(damaged)))  # by another program
+    with pytest.warns(UserWarning, match="was changed after it was written"):
+        assert read(file).runs != expected
+    edited = json.loads(damaged)
+    del edited["sha256"]
+    file.write_text(json.dumps(edited, indent=1))
+    assert read(file).runs != expected
 
 
 EDITS: dict[str, Edit] = {

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from retain.errors import ConfigError, FileError
 
-
 DIGEST = "sha256"  # the last field of a file of JSON: of all the others, as they are laid out
 LAID_OUT = b'{\n "'  # how such a file begins, and one that another program wrote anew does not
 
