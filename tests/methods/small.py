@@ -24,20 +24,25 @@ class Jittered(TensorExamples):
             yield Minibatch(batch.inputs + 0.1 * noise, batch.labels, batch.indices)
 
 
-def examples(task, n, kind=TensorExamples, seed=0):
+def examples(task, n, kind=TensorExamples, seed=0, apart=1.0):
     """Two classes that differ by the sign of a direction, which is another one in each task."""
     generator = torch.Generator().manual_seed(100 * seed + task)
     labels = torch.arange(n) % 2
     direction = torch.randn(SHAPE, generator=torch.Generator().manual_seed(task))
     inputs = torch.randn(n, *SHAPE, generator=generator)
-    return kind(inputs + (2 * labels.view(-1, 1, 1, 1) - 1) * direction, labels)
+    return kind(inputs + apart * (2 * labels.view(-1, 1, 1, 1) - 1) * direction, labels)
 
 
-def sequence(tasks=2, n=64, kind=TensorExamples, scenario="task-incremental"):
+def sequence(tasks=2, n=64, kind=TensorExamples, scenario="task-incremental", apart=1.0):
     return TaskSequence(
         "small",
         tuple(
-            Task(f"t{t}", ("a", "b"), examples(t, n, kind), examples(t, n // 2, seed=1))
+            Task(
+                f"t{t}",
+                ("a", "b"),
+                examples(t, n, kind, apart=apart),
+                examples(t, n // 2, seed=1, apart=apart),
+            )
             for t in range(tasks)
         ),
         SHAPE,
@@ -72,6 +77,15 @@ def learned(method, of=None, tasks=None, **how):
 
 def backbone(one):
     return torch.cat([p.detach().flatten() for p in one.network.backbone.parameters()])
+
+
+def loss_on_test(one, task):
+    """The cross-entropy on a task's test data, with that task's head."""
+    batch = next(one.stage.sequence.tasks[task].test.batches(1000))
+    one.network.eval()
+    with torch.no_grad():
+        outputs = one.network.heads[task](one.network.features(batch.inputs))
+    return torch.nn.functional.cross_entropy(outputs, batch.labels).item()
 
 
 def alone(method, network, **options):
