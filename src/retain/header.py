@@ -74,6 +74,10 @@ class Fields:
         """Several texts."""
         return self._of(name, _all(_is_text), "a list of names", [])
 
+    def several_texts(self, name: str) -> list[list[str]]:
+        """Lists of texts."""
+        return self._of(name, _all(_all(_is_text)), "a list of lists of names", [])
+
     def optional_texts(self, name: str) -> list[str] | None:
         """The same, or None."""
         fits = _all(_is_text)

@@ -24,6 +24,8 @@ class Importance(Mapping[str, Tensor]):
         routes: parameter name -> how its gradients were obtained ("linear", "loop", …), if known.
         squared_norm: the mean of ‖F(x)‖² over the samples, if known; for a sum over tasks, the sum
             of their means. Ω grows with it when the outputs are scaled.
+        precisions: in what Ω was computed, such as "float32 (TF32 convolutions)"; several if
+            batches, parts or tasks differ, none if it is not known.
 
     Examples:
         >>> import torch, retain
@@ -41,11 +43,13 @@ class Importance(Mapping[str, Tensor]):
         samples: int,
         routes: Mapping[str, str] | None = None,
         squared_norm: float | None = None,
+        precisions: Iterable[str] = (),
     ) -> None:
         self._means = dict(means)
         self.samples = int(samples)
         self.routes = dict(routes or {})
         self.squared_norm = squared_norm
+        self.precisions = tuple(dict.fromkeys(precisions))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._means[name]
@@ -77,7 +81,8 @@ class Importance(Mapping[str, Tensor]):
             total[name] = self[name] + other[name].to(self[name])
         norm = combined((self.squared_norm, 1.0), (other.squared_norm, 1.0))
         routes = {**self.routes, **other.routes}
-        return Importance(total, self.samples + other.samples, routes, norm)
+        every = (*self.precisions, *other.precisions)
+        return Importance(total, self.samples + other.samples, routes, norm, every)
 
     @classmethod
     def pool(cls, parts: Iterable[Importance]) -> Importance:
@@ -113,7 +118,8 @@ class Importance(Mapping[str, Tensor]):
         }
         routes = {name: route for part in given for name, route in part.routes.items()}
         norm = combined(*((part.squared_norm, part.samples / samples) for part in given))
-        return cls(means, samples, routes, norm)
+        precisions = [precision for part in given for precision in part.precisions]
+        return cls(means, samples, routes, norm, precisions)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to `path`, a safetensors file keyed by parameter name.
@@ -126,6 +132,7 @@ class Importance(Mapping[str, Tensor]):
             "routes": self.routes,
             "names": list(self),
             "squared_norm": self.squared_norm,
+            "precisions": list(self.precisions),
         }
         files.write(path, "importance", self._means, header)
 
@@ -141,6 +148,7 @@ class Importance(Mapping[str, Tensor]):
         names, samples = fields.texts("names"), fields.count("samples")
         routes = fields.named_texts("routes")
         norm = fields.optional_number("squared_norm") if "squared_norm" in header else None
+        precisions = fields.texts("precisions") if "precisions" in header else ()
         try:
             fields.finish()
             if set(names) != tensors.keys():
@@ -150,16 +158,19 @@ class Importance(Mapping[str, Tensor]):
         bad = not_importance(tensors)
         if bad:
             raise FileError(f"{path} holds no importance: {bad}. It is damaged; make it again.")
-        return cls({name: tensors[name] for name in names}, samples, routes, norm)
+        return cls({name: tensors[name] for name in names}, samples, routes, norm, precisions)
 
     def to(self, device: torch.device | str) -> Importance:
         """The same on another device."""
         means = {name: omega.to(device) for name, omega in self.items()}
-        return Importance(means, self.samples, self.routes, self.squared_norm)
+        return Importance(means, self.samples, self.routes, self.squared_norm, self.precisions)
 
     def summary(self) -> Summary:
-        """A table with a row per parameter: mean, share of the total, largest, route; print it."""
-        return Summary.of(self, self.samples, self.routes)
+        """A table with a row per parameter: mean, share of the total, largest, route; print it.
+
+        Below it stands in what precision Ω was computed, if that is known.
+        """
+        return Summary.of(self, self.samples, self.routes, self.precisions)
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draw Ω by layer into `path` (the suffix says the format: .png, .svg, .pdf); returns it.

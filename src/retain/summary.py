@@ -42,10 +42,15 @@ class Summary:
     rows: tuple[Row, ...]
     samples: int
     importance: Mapping[str, Tensor]
+    precisions: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, importance: Mapping[str, Tensor], samples: int, routes: Mapping[str, str]
+        cls,
+        importance: Mapping[str, Tensor],
+        samples: int,
+        routes: Mapping[str, str],
+        precisions: tuple[str, ...] = (),
     ) -> Summary:
         """The summary of a mapping name -> Ω."""
         sums = {name: float(omega.double().sum()) for name, omega in importance.items()}
@@ -61,12 +66,15 @@ class Summary:
             )
             for name, omega in importance.items()
         )
-        return cls(rows, samples, importance)
+        return cls(rows, samples, importance, precisions)
 
     def __rich__(self) -> Table:
         from rich.table import Table
 
         table = Table(title=f"Importance over {self.samples:,} samples", title_justify="left")
+        if self.precisions:
+            table.caption = f"computed in {', '.join(self.precisions)}"
+            table.caption_justify = "left"
         table.add_column("parameter", overflow="fold")
         for heading in ("shape", "mean", "share", "largest"):
             table.add_column(heading, justify="right", no_wrap=True)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from retain.per_sample import devices
 from retain.per_sample.contributions import Rows
 from retain.per_sample.layout import Blocks
-from retain.per_sample.precision import unrounded
 from retain.per_sample.rules import convolution
 from retain.per_sample.rules.convolution import Settings, weight_contribution, weight_gradient
 from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum
+from retain.per_sample.switches import unrounded
 
 N = 5
 

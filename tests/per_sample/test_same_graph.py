@@ -105,6 +105,24 @@ def test_permuted_otherwise(order: tuple[bool, bool]) -> None:
         assert not watched.complaint(_with(torch.randn(4, 4, 6), swap=swap))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("both", [False, True])
+def test_the_same_operations_with_other_parameters(both: bool, order: tuple[int, int]) -> None:
+    """A layer that the batch chooses, or two that it puts in another order."""
+
+    def forward(net: Any, x: Tensor, first: int = 0) -> Tensor:
+        layers = [net.one, net.other]
+        chosen = [layers[first], layers[1 - first]] if both else [layers[first]]
+        for layer in chosen:
+            x = torch.tanh(layer(x))
+        return net.head(x)
+
+    net = Net(forward, one=nn.Linear(6, 6), other=nn.Linear(6, 6), head=nn.Linear(6, 3))
+    watched = one_off(net, vectors(6))
+    for first in (*order, order[0]):
+        assert not watched.complaint(_with(torch.randn(5, 6), first=first)), first
+
+
 @pytest.mark.parametrize("starts", [(4, 2, 0), (2, 4, 3), (0, 4)])
 def test_slices_of_a_parameter_that_overlap_later(starts: tuple[int, ...]) -> None:
     """Rows that are used twice are summed before the power; rows used once need not be."""

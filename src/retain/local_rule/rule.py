@@ -72,6 +72,10 @@ class LocalRule:
         self._sums = LocalSums()
 
     @property
+    def precision(self) -> None:
+        """Not known."""
+
+    @property
     def squared_norms(self) -> None:
         """Not known: the rule looks at layers, not at the output."""
 

@@ -184,7 +184,7 @@ class Memory:
                         batch = batch.take(0, int(wanted) - running.samples)
                     sums = estimator(batch)
                     running.add(sums, batch.samples, estimator.squared_norms)
-                    running.routes = dict(estimator.routes)
+                    running.note(estimator.routes, estimator.precision)
                 self._state = replace(self._state, running=running)
                 advance()
                 if running.samples >= wanted:
@@ -271,9 +271,14 @@ class Memory:
         total: Importance = Importance({}, 0, squared_norm=0.0)
         for term in self._state.terms:
             total = total + Importance(
-                term.importance, term.samples, squared_norm=term.squared_norm
+                term.importance,
+                term.samples,
+                squared_norm=term.squared_norm,
+                precisions=term.precisions,
             )
-        return Importance(total, self._state.samples, self._routes, total.squared_norm)
+        return Importance(
+            total, self._state.samples, self._routes, total.squared_norm, total.precisions
+        )
 
     # ---- from Ω to protection ----
 
@@ -609,7 +614,13 @@ class Memory:
         if not any_sharded(parameters.values()):
             return observed
         means = {name: sharded_like(omega, parameters[name]) for name, omega in observed.items()}
-        return Importance(means, observed.samples, observed.routes, observed.squared_norm)
+        return Importance(
+            means,
+            observed.samples,
+            observed.routes,
+            observed.squared_norm,
+            observed.precisions,
+        )
 
     def _watch(self) -> None:
         """Begin with no attachment, and with an eye on the weights from where they are now."""

@@ -21,13 +21,15 @@ Merge = str | float
 class Consolidated:
     """One quadratic over the model: Ω and θ* by name, and how many samples Ω is a mean over.
 
-    `squared_norm` is the mean of ‖F(x)‖² over these samples, if known.
+    `squared_norm` is the mean of ‖F(x)‖² over these samples, if known; `precisions` says in what Ω
+    was computed.
     """
 
     importance: Mapping[str, Tensor]
     anchor: Mapping[str, Tensor]
     samples: int
     squared_norm: float | None = None
+    precisions: tuple[str, ...] = ()
 
 
 def sharded(
@@ -93,7 +95,7 @@ class Storage:
             else anchor[name]
             for name in means
         }
-        return Consolidated(kept, now, means.samples, means.squared_norm)
+        return Consolidated(kept, now, means.samples, means.squared_norm, means.precisions)
 
 
 def merged(old: Consolidated | None, new: Importance, merge: Merge) -> Importance:
@@ -116,7 +118,8 @@ def merged(old: Consolidated | None, new: Importance, merge: Merge) -> Importanc
         before = old.importance.get(name)
         total[name] = omega if before is None else before.to(omega) * a + omega * b
     norm = combined((old.squared_norm, faded if decay is not None else a), (new.squared_norm, b))
-    return Importance(total, samples, squared_norm=norm)
+    every = (*old.precisions, *new.precisions)
+    return Importance(total, samples, squared_norm=norm, precisions=every)
 
 
 def _decay(merge: Merge) -> float | None:

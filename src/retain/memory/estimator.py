@@ -19,6 +19,11 @@ class Estimator(Protocol):
         ...
 
     @property
+    def precision(self) -> str | None:
+        """What the operations of the last batch ran in, in words; None if it is not known."""
+        ...
+
+    @property
     def squared_norms(self) -> Tensor | None:
         """Σₖ ‖F(xₖ)‖² over the samples of the last batch; None if it is not known."""
         ...

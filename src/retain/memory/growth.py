@@ -65,7 +65,9 @@ def grown(state: State, names: Mapping[str, nn.Parameter]) -> State:
     running = state.running
     if running is not None:
         sums = padded(running.sums, zero=True)
-        running = Running.restored(sums, running.samples, running.routes, running.squared_norm)
+        running = Running.restored(
+            sums, running.samples, running.routes, running.squared_norm, running.precisions
+        )
     return replace(state, terms=terms, running=running)
 
 

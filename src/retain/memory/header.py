@@ -30,6 +30,9 @@ def checked(header: Mapping[str, Any]) -> dict[str, Any]:
     if "squared_norms" in header:
         fields.optional_numbers("squared_norms")
         fields.optional_number("observed_squared_norm")
+    if "precisions" in header:
+        fields.several_texts("precisions")
+        fields.texts("observed_precisions")
     fields.shapes("fingerprint")
     fields.flag("custom_output")
     settings = Fields(fields.mapping("settings"))

@@ -66,6 +66,7 @@ def of_all_ranks(
         "wide": [name for name, omega in mine.items() if omega.dtype == torch.float64],
         "routes": {name: mine.routes.get(name) for name in mine},
         "squared_norm": mine.squared_norm,
+        "precisions": mine.precisions,
     }
     everyone = _gathered(said)
     if problem is not None:
@@ -82,7 +83,9 @@ def of_all_ranks(
         part = own.to(dtype).expand(parameters[name].shape) * mine.samples
         means[name] = _added(part.contiguous()).div_(total)
     norm = combined(*((one["squared_norm"], one["samples"] / total) for one in everyone))
-    return Importance(means, total, {n: route for n, route in routes.items() if route}, norm)
+    known = {name: route for name, route in routes.items() if route}
+    every = (precision for one in everyone for precision in one["precisions"])
+    return Importance(means, total, known, norm, every)
 
 
 def _gathered(said: dict[str, Any]) -> list[dict[str, Any]]:

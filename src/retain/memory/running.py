@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from retain.errors import InputError, ModelError
 from retain.importance import Importance
+from retain.per_sample import WITHOUT_GRADIENT
 
 
 class Running:
@@ -21,6 +22,7 @@ class Running:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.routes: dict[str, str] = {}
+        self.precisions: tuple[str, ...] = ()
         with torch.inference_mode(False):
             self._count = torch.zeros((), dtype=torch.int64)
             self._norms = torch.zeros((), dtype=torch.float64)  # Σ ‖F(xₖ)‖²; NaN if not known
@@ -56,6 +58,18 @@ class Running:
             # One call, which an interrupt cannot cut in two: sums and count never disagree.
             torch._foreach_add_(totals, more)
 
+    def note(self, routes: Mapping[str, str], precision: str | None) -> None:
+        """Take down how the last batch was computed.
+
+        That a parameter had no gradient in it says nothing of the batches before.
+        """
+        known = {name for name, route in self.routes.items() if route not in WITHOUT_GRADIENT}
+        for name, route in routes.items():
+            if name not in known or route not in WITHOUT_GRADIENT:
+                self.routes[name] = route
+        if precision is not None and precision not in self.precisions:
+            self.precisions += (precision,)
+
     def refuse_changed(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Nothing, if the sums still fit the parameters.
 
@@ -78,7 +92,7 @@ class Running:
             return Importance({}, 0)
         names = dict.fromkeys([*(name for name in order if name in self.sums), *self.sums])
         means = {name: self.sums[name] / n for name in names}
-        return Importance(means, n, self.routes, self.squared_norm)
+        return Importance(means, n, self.routes, self.squared_norm, self.precisions)
 
     @classmethod
     def of(cls, importance: Importance, parameters: Mapping[str, nn.Parameter]) -> Running:
@@ -108,13 +122,13 @@ class Running:
         running = cls()
         norm = importance.squared_norm
         running.add(sums, n, None if norm is None else torch.tensor(norm * n, dtype=torch.float64))
-        running.routes = dict(importance.routes)
+        running.routes, running.precisions = dict(importance.routes), importance.precisions
         return running
 
     def copy(self) -> Running:
         """The same, with sums of its own."""
         sums = {name: total.clone() for name, total in self.sums.items()}
-        return Running.restored(sums, self.samples, self.routes, self.squared_norm)
+        return Running.restored(sums, self.samples, self.routes, self.squared_norm, self.precisions)
 
     @classmethod
     def restored(
@@ -123,10 +137,12 @@ class Running:
         samples: int,
         routes: Mapping[str, str],
         squared_norm: float | None,
+        precisions: Iterable[str],
     ) -> Running:
         """The sums as they were saved."""
         running = cls()
         running.sums, running.routes = dict(sums), dict(routes)
+        running.precisions = tuple(precisions)
         running._count.fill_(samples)
         if samples:
             running._norms.fill_(math.nan if squared_norm is None else squared_norm * samples)

@@ -54,6 +54,8 @@ class State:
             "observed_routes": running.routes,
             "squared_norms": [term.squared_norm for term in self.terms],
             "observed_squared_norm": running.squared_norm,
+            "precisions": [list(term.precisions) for term in self.terms],
+            "observed_precisions": list(running.precisions),
             "frozen": list(self.frozen),
             "left_out": list(self.left_out),
         }
@@ -64,20 +66,23 @@ class State:
         """What `pack` made; the sums are copies again."""
         counts = list(header["term_samples"])
         norms = header.get("squared_norms") or [None] * len(counts)
+        precisions = header.get("precisions") or [()] * len(counts)
         terms = tuple(
             Consolidated(
                 tensors.get(f"importance.{i}", {}),
                 tensors.get(f"anchor.{i}", {}),
                 int(samples),
                 norm,
+                tuple(said),
             )
-            for i, (samples, norm) in enumerate(zip(counts, norms, strict=True))
+            for i, (samples, norm, said) in enumerate(zip(counts, norms, precisions, strict=True))
         )
         running = Running.restored(
             tensors.get("observed", {}),
             int(header["observed_samples"]),
             header["observed_routes"],
             header.get("observed_squared_norm"),
+            header.get("observed_precisions", ()),
         ).copy()
         free = (tuple(map(str, header.get(key, ()))) for key in ("frozen", "left_out"))
         return cls(terms, int(header["samples"]), int(header["tasks"]), running, *free)
@@ -98,7 +103,9 @@ class State:
         running = self.running
         if running is not None:
             sums = at(running.sums, None)
-            running = Running.restored(sums, running.samples, running.routes, running.squared_norm)
+            running = Running.restored(
+                sums, running.samples, running.routes, running.squared_norm, running.precisions
+            )
         return replace(self, terms=terms, running=running)
 
 

@@ -23,6 +23,7 @@ from retain.per_sample.hooks import hooked
 from retain.per_sample.interaction import Company
 from retain.per_sample.passes import score_weights
 from retain.per_sample.reference import add_powers, gradients_of
+from retain.per_sample.switches import repeatable
 from retain.per_sample.ties import disagreeing, only_ties
 from retain.samples.batches import Batch
 
@@ -53,7 +54,7 @@ class SelfCheck:
             for k in range(few.samples):
                 only = torch.zeros_like(row)
                 only[..., k] = row[..., k]
-                add_powers(truth, gradients_of(graph, only, self.parameters), self.power)
+                self._add(truth, graph, only)
         wrong = disagreeing(sums, _of(truth, sums), precision, self.power)
         truth, alone = {}, []
         try:
@@ -61,7 +62,7 @@ class SelfCheck:
                 cut = None if target is None else target[k : k + 1]
                 own, _ = self.forward(few.take(k, k + 1), cut, whatever=True)
                 for row in score_weights(own)[:ROWS]:
-                    add_powers(truth, gradients_of(own, row, self.parameters), self.power)
+                    self._add(truth, own, row)
                 alone.append(own)
         except RetainError:
             raise
@@ -76,6 +77,10 @@ class SelfCheck:
             ties = only_ties(graph, alone, hooked(self.parameters))
             wrong |= disagreeing(sums, own_truth, precision, self.power, ties=ties)
         return wrong
+
+    def _add(self, truth: dict[str, Tensor], graph: Graph, weights: Tensor) -> None:
+        with repeatable():
+            add_powers(truth, gradients_of(graph, weights, self.parameters), self.power)
 
 
 def _of(found: Sums, wanted: Sums) -> dict[str, Tensor]:

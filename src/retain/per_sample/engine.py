@@ -31,9 +31,11 @@ from retain.per_sample.fallback import (
     HOOKED,
     INSEPARABLE,
     LONG,
+    NO_GRADIENT,
     SHORT,
     SIDE_DOOR,
     UNASKABLE,
+    UNUSED,
     WARM,
     Prices,
     slow_routes,
@@ -55,13 +57,14 @@ from retain.per_sample.lent import (
 from retain.per_sample.nodes import is_custom
 from retain.per_sample.passes import score_weights
 from retain.per_sample.plan import make_plan
-from retain.per_sample.precision import unrounded, without_autocast
 from retain.per_sample.reference import gradients_of, scored, sums_by_loop
 from retain.per_sample.scaled import Exponent
 from retain.per_sample.scores import Score
 from retain.per_sample.scripted import interpreted
 from retain.per_sample.shares import Shares
+from retain.per_sample.stated import Stated
 from retain.per_sample.sums import Sum, not_finite
+from retain.per_sample.switches import leniently, repeatable, unrounded, without_autocast
 from retain.per_sample.trust import Known, KnownPlans, Trust
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of
@@ -90,6 +93,7 @@ class PerSample:
         self.check = check
         # name → how its sums were computed in the last batch: "linear", "masked", "loop", …
         self.routes: dict[str, str] = {}
+        self.precision: str | None = None  # in which the last batch was computed
         # Σₖ ‖F(xₖ)‖² of the last batch, and of the part of it that is being computed
         self.squared_norms = self._norms = torch.zeros((), dtype=torch.float64)
         self._sums = {
@@ -100,6 +104,7 @@ class PerSample:
         self._company = Company(model, lambda: self.output)
         self._exponent = Exponent(power)
         self._prices = Prices()
+        self._stated = Stated()
         self._multipliers = Multipliers()
         self._checked: set[frozenset[str]] = set()  # kinds of graph, and those called twice
         self._repeated: set[frozenset[str]] = set()
@@ -121,7 +126,8 @@ class PerSample:
                 is halved.
         """
         self.squared_norms = torch.zeros((), dtype=torch.float64)
-        return self._halving(self._finite, batch)
+        with leniently():
+            return self._halving(self._finite, batch)
 
     def _finite(self, batch: Batch) -> dict[str, Tensor]:
         """The sums, if they are finite."""
@@ -153,6 +159,7 @@ class PerSample:
         if self._exponent.settle(graph):
             graph, _ = self._forward(batch, target)
         output, precision = graph.output, graph.precision
+        self.precision = self._stated.of(graph, {self.parameters[n].dtype for n in graph.leaves})
         self._norms = torch.linalg.vector_norm(output, dtype=torch.float64).square()
         if batch.samples == 1:
             self._alone(graph)
@@ -193,7 +200,7 @@ class PerSample:
     def _clear(self) -> None:
         for total in self._sums.values():
             total.clear()
-        self.routes = dict.fromkeys(self.parameters, "unused")
+        self.routes = dict.fromkeys(self.parameters, UNUSED)
 
     def _alone(self, graph: Graph) -> None:
         """One sample: the ordinary gradient is the sample's."""
@@ -263,7 +270,8 @@ class PerSample:
         scores = graph.scores
         weights = probe_weights(samples, graph.precision, scores.dtype, scores.device)
         held = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        return Known(make_plan(graph, weights, held), Trust.PROBED)
+        with repeatable():
+            return Known(make_plan(graph, weights, held), Trust.PROBED)
 
     def _together(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> Known:
         """The sums of the whole batch, and the plan by which they were found to be right."""
@@ -337,7 +345,7 @@ class PerSample:
         return [
             name
             for name in dict.fromkeys([*graph.leaves, *outside])
-            if self.routes[name] == "unused"
+            if self.routes[name] == UNUSED
             and name not in self._looped
             and (graph.wiring, name) not in self._silent
         ]
@@ -363,7 +371,7 @@ class PerSample:
             self.routes[name] = "loop"
         none = {name for name in asked if self.routes[name] == "loop" and not found[name].any()}
         self._silent.update((graph.wiring, name) for name in none)
-        self.routes.update(dict.fromkeys(none, "no gradient"))
+        self.routes.update(dict.fromkeys(none, NO_GRADIENT))
         told = {name: reason for name, reason in reasons.items() if name not in none}
         if not self._prices.knows(told):
             self._prices.looped(told, seconds / self._plain_seconds(batch, target), batch.samples)
@@ -412,7 +420,7 @@ class PerSample:
         self._clear()
         rows = score_weights(graph)[:ROWS]
         backward = self._backward(graph, few.samples, known)
-        with without_autocast():
+        with without_autocast(), repeatable():
             for row in rows:
                 backward.run(row)
         self._conclude(backward)

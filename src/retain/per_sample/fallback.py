@@ -12,6 +12,8 @@ SIDE_DOOR = "their gradients come from a backward() that another backward calls"
 HOOKED = "a hook on their gradient depends on more than each element"
 DEAR = "one pass of a single sample at a time is quicker than what else there is"
 REMEDY = "If that is too slow, observe fewer samples (max_samples=…) or leave them out (exclude=…)."
+UNUSED, NO_GRADIENT = "unused", "no gradient"  # not in the graph; in it, but nothing arrived
+WITHOUT_GRADIENT = (UNUSED, NO_GRADIENT)
 CHEAP = 3.0  # plain passes: what costs more is said
 SHORT = 5e-3  # seconds: what a batch may take without a word, whatever it is compared with
 LONG = 0.2  # seconds: what takes less is not worth looking for another way

@@ -44,14 +44,13 @@ class Graph:
 
     @cached_property
     def wiring(self) -> int:
-        """Equal for two graphs of the same operations, wired in the same way."""
+        """Equal for two graphs of the same operations and parameters, wired in the same way."""
         at = self.position
-        return hash(
-            tuple(
-                (node.name(), tuple((at.get(below, -1), i) for below, i in node.next_functions))  # type: ignore[arg-type]
-                for node in self.order
-            )
+        nodes = tuple(
+            (node.name(), tuple((at.get(below, -1), i) for below, i in node.next_functions))  # type: ignore[arg-type]
+            for node in self.order
         )
+        return hash((nodes, *((name, at[leaf]) for name, leaf in self.leaves.items())))
 
     @cached_property
     def signature(self) -> int:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from retain.errors import RetainError
 from retain.per_sample.blame import raise_interaction, raise_size
-from retain.per_sample.precision import Precision, unrounded
+from retain.per_sample.precision import Precision
 from retain.per_sample.same import same
+from retain.per_sample.switches import unrounded
 from retain.samples.batches import Batch, tensors_in
 from retain.samples.outputs import OutputPicker, output_of
 

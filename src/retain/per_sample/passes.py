@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from retain.per_sample.graph import Graph, Output
-from retain.per_sample.precision import without_autocast
+from retain.per_sample.switches import without_autocast
 
 Grads = tuple[Tensor | None, ...]  # what arrives at the results of a node
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from retain.per_sample.graph import Graph, leaves_below
 from retain.per_sample.lent import gradients_aside, taken_gradients
 from retain.per_sample.passes import gradients_at
-from retain.per_sample.precision import without_autocast
 from retain.per_sample.scores import Score
 from retain.per_sample.sums import CACHED
+from retain.per_sample.switches import without_autocast
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, output_of
 
