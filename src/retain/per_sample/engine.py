@@ -57,7 +57,7 @@ from retain.per_sample.lent import (
 from retain.per_sample.nodes import is_custom
 from retain.per_sample.passes import score_weights
 from retain.per_sample.plan import make_plan
-from retain.per_sample.reference import gradients_of, scored, sums_by_loop
+from retain.per_sample.reference import add_powers, gradients_of, scored, sums_by_loop
 from retain.per_sample.scaled import Exponent
 from retain.per_sample.scores import Score
 from retain.per_sample.scripted import interpreted
@@ -66,6 +66,7 @@ from retain.per_sample.stated import Stated
 from retain.per_sample.sums import Sum, not_finite
 from retain.per_sample.switches import leniently, repeatable, unrounded, without_autocast
 from retain.per_sample.trust import Known, KnownPlans, Trust
+from retain.per_sample.underflow import is_coarse, warn_of_underflow
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of
 
@@ -164,6 +165,8 @@ class PerSample:
         if batch.samples == 1:
             self._alone(graph)
             if self.check and graph.operations not in self._repeated:
+                sums = {name: one.total for name, one in self._sums.items() if not one.empty}
+                self._look_for_underflow(graph, score_weights(graph), batch, target, sums)
                 self._company.refuse_chance(batch, output, precision)
                 self._repeated.add(graph.operations)
         else:
@@ -431,4 +434,31 @@ class PerSample:
         for name in check.wrong(graph, rows, few, target, sums):
             self._looped[name] = f"{DIFFERS} (by way of: {self.routes[name]})"
         self._follow_side_doors()
+        self._look_for_underflow(graph, rows, few, target, sums)
         self._checked.add(graph.operations)
+
+    def _look_for_underflow(
+        self,
+        graph: Graph,
+        rows: list[Tensor],
+        few: Batch,
+        target: Tensor | None,
+        sums: Mapping[str, Tensor],
+    ) -> None:
+        """Warn of gradients that float16 makes nothing of, once for every kind of graph."""
+        if graph.precision.dtype != torch.float16:
+            return
+        with without_autocast():
+            if not any(is_coarse(graph, row) for row in rows):
+                return
+            wide, _ = self._forward(few, target)
+            truth: dict[str, Tensor] | None = None
+            if wide.precision.dtype != torch.float16:
+                truth = {name: torch.zeros_like(total) for name, total in sums.items()}
+                for row in rows:
+                    for k in range(few.samples):
+                        only = torch.zeros_like(row)
+                        only[..., k] = row[..., k]
+                        alone = gradients_of(wide, only, self.parameters)
+                        add_powers(truth, {n: alone[n] for n in sums if n in alone}, self.power)
+        warn_of_underflow(sums, truth)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
+
+from retain.saying import warn
 
 DIFFERS = "their batched gradients differ from those of single samples"
 INSEPARABLE = "no operation shows their gradients apart for each sample"
@@ -44,11 +45,10 @@ class Prices:
         self._told.update(fresh)
         for reason in dict.fromkeys(fresh.values()):
             names = some(name for name, own in fresh.items() if own == reason)
-            warnings.warn(
+            warn(
                 f"The importance of {names} is computed one sample at a time, because {reason}. "
                 f"That is exact, but for this batch of {samples} samples it took about "
-                f"{passes:.1f} times as long as a plain forward and backward pass. {REMEDY}",
-                stacklevel=6,
+                f"{passes:.1f} times as long as a plain forward and backward pass. {REMEDY}"
             )
 
     def slow(self, routes: Mapping[str, str], passes: float, samples: int) -> None:
@@ -58,12 +58,11 @@ class Prices:
             return
         self._told.update(fresh)
         ways = sorted({routes[name] for name in fresh})
-        warnings.warn(
+        warn(
             f"The importance of {some(fresh)} has no closed form (way: {'; '.join(ways)}): "
             f"an operation of the model is asked for each sample in turn. That is exact, but this "
             f"batch of {samples} samples took about {passes:.1f} times as long as a plain forward "
-            f"and backward pass. {REMEDY}",
-            stacklevel=6,
+            f"and backward pass. {REMEDY}"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import re
-import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from retain.errors import OutOfMemoryError
 from retain.samples.batches import Batch
+from retain.saying import warn
 
 Sums = dict[str, Tensor]
 # How PyTorch's allocators, and the libraries below it, say it where they have no class for it.
@@ -70,10 +70,9 @@ class Halving:
                 "another device."
             )
         if self.most is None:
-            warnings.warn(
+            warn(
                 f"Out of memory with {samples} samples at once ({told}): going on with "
-                f"{(samples + 1) // 2}. Ω does not depend on it.",
-                stacklevel=5,
+                f"{(samples + 1) // 2}. Ω does not depend on it."
             )
         self.most = (samples + 1) // 2
 
