@@ -11,6 +11,7 @@ from retain.errors import ModelError, NonFiniteError
 from retain.local_rule.forward_passes import Pass, Passes
 from retain.local_rule.serving import Commit, Listener, Turns
 from retain.local_rule.sums import LocalSums
+from retain.per_sample.halving import Halving
 from retain.samples.batches import Batch
 
 
@@ -70,6 +71,7 @@ class LocalRule:
         self.batch_dim = batch_dim
         self._passes = Passes(parameters, heads=heads)
         self._sums = LocalSums()
+        self._halving = Halving()
 
     @property
     def precision(self) -> None:
@@ -94,7 +96,12 @@ class LocalRule:
         Raises:
             ModelError: no layer has a local rule.
             NonFiniteError: NaN or infinity in a layer's inputs or outputs.
+            OutOfMemoryError: one sample alone does not fit into memory; what does not fit together
+                is halved.
         """
+        return self._halving(self._whole, batch)
+
+    def _whole(self, batch: Batch) -> dict[str, Tensor]:
         if batch.rows is not None and batch.samples > 1:
             return self._one_by_one(batch)
         with torch.no_grad():
@@ -118,7 +125,7 @@ class LocalRule:
         """The sums where rows are no samples: a layer's rows are those of one sample at a time."""
         totals: dict[str, Tensor] = {}
         for k in range(batch.samples):
-            for name, each in self(batch.take(k, k + 1)).items():
+            for name, each in self._whole(batch.take(k, k + 1)).items():
                 totals[name] = totals[name] + each if name in totals else each.clone()
         return totals
 

@@ -178,7 +178,7 @@ class Memory:
         ):
             estimator = self._estimator(parameters)
             for number, raw in enumerate(batches, 1):
-                with blaming(number, lambda: running.samples):
+                with blaming(number, lambda: running.samples, self.model, raw):
                     batch = self._reader.read(raw, self.model, pick, device)
                     if running.samples + batch.samples > wanted:
                         batch = batch.take(0, int(wanted) - running.samples)

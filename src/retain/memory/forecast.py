@@ -62,7 +62,7 @@ def after_one_step(
     samples = 0
     with borrowed(model), torch.enable_grad():
         for number, raw in enumerate(batches_in(data, batch_dim=0), 1):
-            with blaming(number, lambda: 0):
+            with blaming(number, lambda: 0, model, raw):
                 batch = Batch.of(raw).to(device)
                 value = (_cross_entropy if loss is None else loss)(
                     model, batch if loss is None else raw

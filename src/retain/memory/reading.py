@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from retain.errors import InputError, RetainError
+from retain.memory.mishaps import explained
 
 CUT = 64  # samples per batch when the data is one tensor
 EXPECTED = "a DataLoader, a list, a generator or another iterable of batches, or one tensor"
@@ -60,15 +61,16 @@ def progress_of(data: Any, *, wanted: bool) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def blaming(number: int, kept: Callable[[], int]) -> Iterator[None]:
+def blaming(number: int, kept: Callable[[], int], model: nn.Module, raw: object) -> Iterator[None]:
     """Say which batch it was, and how many samples are safe, in whatever goes wrong inside."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except RetainError as error:
-        raise type(error)(f"Batch {number} (the first is 1): {error} {_safe(kept())}") from error
     except Exception as error:
+        known = error if isinstance(error, RetainError) else explained(error, model, raw)
+        if known is not None:
+            raise type(known)(
+                f"Batch {number} (the first is 1): {known} {_safe(kept())}"
+            ) from error
         raise InputError(
             f"Batch {number} (the first is 1) failed with {type(error).__name__}: {error}. "
             + _safe(kept())

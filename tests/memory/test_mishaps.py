@@ -1,0 +1,202 @@
+"""Devices, types and memory: what PyTorch refuses is said so that one can act on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import retain
+from retain.errors import InputError, ModelError, OutOfMemoryError, RetainError
+
+KINDS = [retain.MAS, retain.LocalMAS, retain.EWC]
+X = torch.randn(6, 4)
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+
+
+class Net(nn.Module):
+    """Two layers, with something between them that may go wrong."""
+
+    def __init__(self, between: Callable[[Tensor], Any] = lambda h: None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        self.between(h)
+        out: Tensor = self.last(h)
+        return out
+
+
+def _raising(text: str) -> Callable[[Tensor], None]:
+    def fail(h: Tensor) -> None:
+        raise RuntimeError(text)
+
+    return fail
+
+
+def _raising_backward(text: str) -> Callable[[Tensor], None]:
+    def watch(h: Tensor) -> None:
+        if h.requires_grad:
+            h.register_hook(_raising(text))
+
+    return watch
+
+
+def _refused(memory: Any, batch: Any, error: type[RetainError], said: str) -> None:
+    """With what was observed before still there, and usable."""
+    between, memory.model.between = memory.model.between, lambda h: None
+    before = memory.observed.samples
+    memory.observe([X], progress=False)
+    memory.model.between = between
+    with pytest.raises(error, match=said) as caught:
+        memory.observe([batch], progress=False)
+    assert str(caught.value).startswith("Batch 1 (the first is 1): ")
+    assert "samples observed before it are kept" in str(caught.value)
+    assert memory.observed.samples == before + 6
+    memory.model.between = lambda h: None
+    assert memory.observe([X], progress=False).consolidate().importance.samples == before + 12
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_batch_without_numbers(kind: Any) -> None:
+    batch = (X.to("meta"), torch.zeros(6, dtype=torch.long))
+    _refused(kind(Net()), batch, InputError, "The batch holds tensors on the meta device")
+
+
+class Shifted(Net):
+    """A buffer is somewhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(4, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.shift)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_buffer_on_another_device(kind: Any) -> None:
+    with pytest.raises(ModelError, match=r"several devices.*elsewhere are shift \(meta\).*one dev"):
+        kind(Shifted()).observe([X], progress=False)
+
+
+ON_TWO = (
+    "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+)
+
+
+@pytest.mark.parametrize("where", [_raising, _raising_backward])
+def test_tensors_on_two_devices(where: Any) -> None:
+    said = "several devices.*forward.* or output=… makes tensors elsewhere"
+    _refused(retain.MAS(Net(where(ON_TWO))), X, ModelError, said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ON_TWO,
+        "Tensor on device meta is not on the expected device cpu!",
+        "Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same"
+        " or input should be a MKLDNN tensor and weight is a dense tensor: not on the same device",
+        "indices should be either on cpu or on the same device as the indexed tensor (cuda:1)",
+    ],
+)
+def test_however_it_is_put(text: str) -> None:
+    _refused(retain.MAS(Net(_raising(text))), X, ModelError, "several devices")
+
+
+def test_a_model_on_two_devices() -> None:
+    """Weights without numbers are refused before; of others the first device is taken."""
+    model = Net()
+    model.last.to("meta")
+    with pytest.raises(ModelError, match="meta device.*last.weight"):
+        retain.MAS(model).observe([X], progress=False)
+
+
+@pytest.mark.parametrize("where", [_raising, _raising_backward])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\"max_pool3d_backward\" not implemented for 'Half'",
+        "Could not run 'aten::scatter' with arguments from the 'CUDA' backend.",
+    ],
+)
+def test_a_layer_without_a_kernel(text: str, where: Any) -> None:
+    said = r"cannot be computed in this type.*weights are float32, on cpu.*float\(\)"
+    _refused(retain.MAS(Net(where(text))), X, ModelError, said)
+
+
+def test_a_type_that_cannot_be_computed_in() -> None:
+    model = Net().to(torch.float8_e4m3fn)
+    with pytest.raises(ModelError, match="weights are float8_e4m3fn"):
+        retain.MAS(model).observe([X.to(torch.float8_e4m3fn)], progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_batch_of_another_type(kind: Any) -> None:
+    said = "The weights are float32, the batch float64.*or observe under torch.autocast"
+    _refused(kind(Net()), X.double(), InputError, said)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_models_in_half_precision_work(kind: Any, dtype: torch.dtype) -> None:
+    model = Net().to(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*one sample at a time")
+        memory = kind(model).observe([X.to(dtype)], progress=False)
+    assert all(omega.dtype == torch.float32 for omega in memory.observed.values())
+
+
+# ---- memory ----
+
+
+class Greedy:
+    """Fits so many samples, and no more."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.seen = most, [0]
+
+    def __call__(self, h: Tensor) -> None:
+        self.seen.append(len(h))
+        if len(h) > self.most:
+            raise FULL
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_what_does_not_fit_is_halved(kind: Any) -> None:
+    greedy = Greedy(2)
+    memory = kind(Net(greedy), **({"fisher": "exact"} if kind is retain.EWC else {}))
+    with pytest.warns(UserWarning, match=r"Out of memory.*2\.00 GiB.*going on with 3") as told:
+        memory.observe([X], progress=False)
+    assert {one.filename for one in told if "Out of" in str(one.message)} == {__file__}
+    memory.model.between = lambda h: None
+    whole = kind(memory.model, **({"fisher": "exact"} if kind is retain.EWC else {})).observe([X])
+    for name, omega in memory.observed.items():
+        torch.testing.assert_close(omega, whole.observed[name])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_one_sample_that_does_not_fit(kind: Any) -> None:
+    said = r"Even one sample does not fit.*2\.00 GiB.*Nothing of this batch"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Out of memory")
+        _refused(kind(Net(Greedy(0))), X, OutOfMemoryError, said)
+
+
+class Huge(Tensor):
+    """A batch that does not fit on the device of the model."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        raise FULL
+
+
+def test_a_batch_that_cannot_even_be_moved() -> None:
+    huge = X.as_subclass(Huge)
+    _refused(retain.MAS(Net()), huge, OutOfMemoryError, r"2\.00 GiB.*Give smaller batches")
