@@ -35,7 +35,7 @@ def make(shape, holds=1, dtype=torch.float64, seed=0):
 
 def plainly(theta, holds):
     """Σ Ω (θ − θ*)², as it is written."""
-    return sum((omega * (theta - star) ** 2).sum() for omega, star in holds)
+    return sum((omega * (theta - star) ** 2).sum() for omega, star, _unit in holds)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -83,7 +83,7 @@ def test_gradcheck():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_proximal_step_is_the_closed_form(shape):
     theta, held = make(shape)
-    (omega, star), scale = held[0], 0.3
+    (omega, star, _unit), scale = held[0], 0.3
     expected = (theta + 2 * scale * omega * star) / (1 + 2 * scale * omega)
     proximal_(theta, held, scale)
     torch.testing.assert_close(theta, expected)
@@ -134,8 +134,8 @@ def test_an_endless_pull_ends_at_the_anchor():
 def test_types_may_differ(stored, weights):
     theta, held = make((30, 20), dtype=torch.float32)
     theta = theta.to(weights)
-    held = [Hold(*(t.to(stored) for t in held[0]))]
-    exact = [Hold(*(t.double() for t in held[0]))]
+    held = [Hold(*(t.to(stored) for t in held[0][:2]))]
+    exact = [Hold(*(t.double() for t in held[0][:2]))]
     torch.testing.assert_close(value(theta, held).double(), plainly(theta.double(), exact))
     given = torch.randn(30, 20).to(weights)
     expected = add_gradient(given.double(), theta.double(), exact, 0.5).to(weights)

@@ -12,7 +12,7 @@ from retain.closest import did_you_mean
 from retain.errors import InputError
 from retain.header import LARGEST, shown
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+KEPT = (torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 T = TypeVar("T")
 
 
@@ -69,9 +69,9 @@ def function(name: str, value: T) -> T:
 
 
 def floating(name: str, value: T) -> T:
-    """`value`, if it is None or a type that torch computes with, for Ω and θ*."""
-    if value is not None and value not in FLOATING:
-        listed = ", ".join(str(dtype) for dtype in FLOATING)
+    """`value`, if it is None or a type that Ω and θ* can be kept in."""
+    if value is not None and value not in KEPT:
+        listed = ", ".join(str(dtype) for dtype in KEPT)
         raise InputError(
             f"{name}={shown(value)} cannot hold Ω and θ*; expected None or one of {listed}."
         )

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from retain import files
 from retain.errors import FileError, InputError
 from retain.header import Fields
+from retain.lazily import MadeWhenAsked
 from retain.summary import Summary
 
 
@@ -45,7 +46,7 @@ class Importance(Mapping[str, Tensor]):
         squared_norm: float | None = None,
         precisions: Iterable[str] = (),
     ) -> None:
-        self._means = dict(means)
+        self._means = means if isinstance(means, MadeWhenAsked) else dict(means)
         self.samples = int(samples)
         self.routes = dict(routes or {})
         self.squared_norm = squared_norm
@@ -200,7 +201,7 @@ def not_importance(tensors: Mapping[str, Tensor]) -> str:
             wrong.append(f"{name} is {str(omega.dtype).removeprefix('torch.')}")
         elif not bool(omega.isfinite().all()):
             wrong.append(f"{name} has NaN or infinity")
-        elif not bool((omega >= 0).all()):
+        elif not bool(((omega if omega.dtype.itemsize > 1 else omega.float()) >= 0).all()):
             wrong.append(f"{name} has negative numbers")
     return ", ".join(wrong)
 

@@ -7,7 +7,7 @@ files, need the others. Nothing of torch.distributed is loaded where nothing is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -57,24 +57,13 @@ def sharded_like(whole: Tensor, parameter: Any) -> Tensor:
 
 def whole(tensor: Any) -> Tensor:
     """All of a tensor, on every rank: each has to ask for it."""
-    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        here: Tensor = tensor
+        return here
+    if tensor.dtype.itemsize == 1:  # 8 bits, which no backend sends as numbers
+        return whole(like(local(tensor).view(torch.uint8), tensor)).view(tensor.dtype)
+    full: Tensor = tensor.full_tensor()
     return full
-
-
-class Wholes(Mapping[str, Tensor]):
-    """Name → all of a tensor, gathered when it is asked for and not kept."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        return whole(self._tensors[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 class _Sum(torch.autograd.Function):

@@ -23,8 +23,9 @@ from retain.drift import Drift
 from retain.errors import InputError, ModelError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Handle, Held, attached
-from retain.memory.consolidated import Consolidated, Merge, Storage, holds, merged, sharded
+from retain.memory.consolidated import Consolidated, Merge, holds, merged, sharded
 from retain.memory.estimator import Estimator
+from retain.memory.footprint import Footprint, warn_if_short
 from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.fresh import warn_of_fresh
 from retain.memory.growth import hold_grown
@@ -37,6 +38,7 @@ from retain.memory.report import Check, checked
 from retain.memory.restoring import described, restored, split
 from retain.memory.running import Running
 from retain.memory.state import State, Tensors, flattened
+from retain.memory.storage import Storage, folder_of
 from retain.memory.unheld import warn_of_zeros
 from retain.parameters import Patterns, Selection, unwrapped
 from retain.penalty import Number, Penalty
@@ -57,6 +59,7 @@ class Memory:
         exclude: names or patterns of parameters to leave free.
         dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
         device: where Ω and θ* are kept; by default with the weights.
+        offload: a folder on a fast disk, where Ω and θ* are kept and read at each step.
 
     Raises:
         InputError: a strength that is negative or not finite, or patterns that match nothing.
@@ -76,13 +79,16 @@ class Memory:
         exclude: Patterns = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        offload: str | os.PathLike[str] | None = None,
     ) -> None:
         self.model = unwrapped(model)
         self.strength = strength
         self.selection = Selection.of(include, exclude)
         self.selection.trainable(self.model)
         self.storage = Storage(
-            arguments.floating("dtype", dtype), arguments.place("device", device)
+            arguments.floating("dtype", dtype),
+            arguments.place("device", device),
+            folder_of(offload),
         )
         self._reader = Reader()
         self._state = State()
@@ -160,6 +166,8 @@ class Memory:
                 "and gradients of single samples cannot be had. Observe before fully_shard(model), "
                 "or on a copy that is not sharded, and set memory.observed."
             )
+        if self._state.running is None:
+            warn_if_short(parameters, self.storage)
         running = self._state.running or Running()
         running.refuse_changed(parameters)
         limits = [n for n in (max_samples, own_samples(data)) if n is not None]
@@ -230,7 +238,7 @@ class Memory:
             InputError: another `merge`.
             ModelError: the model no longer has the shapes that were observed or consolidated.
         """
-        observed = self._of_all_ranks(merge) if several() and self.shared else self.observed
+        observed = self._of_all_ranks(merge) if several() and self.shared else self._all_observed()
         if not observed:
             raise StateError(self._nothing_to_consolidate())
         self._guard.look()
@@ -268,17 +276,19 @@ class Memory:
     @property
     def importance(self) -> Importance:
         """The consolidated Ω, over all tasks; empty before the first `consolidate()`."""
-        total: Importance = Importance({}, 0, squared_norm=0.0)
-        for term in self._state.terms:
-            total = total + Importance(
-                term.importance,
+        terms = [
+            Importance(
+                term.omegas(),
                 term.samples,
                 squared_norm=term.squared_norm,
                 precisions=term.precisions,
             )
-        return Importance(
-            total, self._state.samples, self._routes, total.squared_norm, total.precisions
-        )
+            for term in self._state.terms
+        ]
+        nothing = Importance({}, 0, squared_norm=0.0)
+        total = sum(terms[1:], start=terms[0]) if terms else nothing
+        total.samples, total.routes = self._state.samples, dict(self._routes)
+        return total
 
     # ---- from Ω to protection ----
 
@@ -462,6 +472,13 @@ class Memory:
         hold_grown(self)
         return checked(self, [one.optimizer for one in found])
 
+    def footprint(self) -> Footprint:
+        """How many bytes this memory takes, on this process, before they are taken: print it.
+
+        `EWC` keeps an Ω and a θ* for each task; `SI` observes steps.
+        """
+        return Footprint.of(self.selection.trainable(self.model), self.storage)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that it remembers and its settings, to be carried in a training checkpoint.
 
@@ -498,7 +515,9 @@ class Memory:
             refusal=lambda said: InputError(f"The state {said}"),
             output=self.output,
             strict=strict,
+            offload=self.storage.folder,
         )
+        made._state = replace(made._state, terms=self.storage.put(made._state.terms))
         carried = ("_strength", "selection", "storage", "_state", "_routes", "_output_is_lost")
         for name in (*carried, *self._arguments.values(), *self._further):
             setattr(self, name, getattr(made, name))
@@ -573,6 +592,11 @@ class Memory:
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         raise NotImplementedError
 
+    def _all_observed(self) -> Importance:
+        """`observed`, as long as nothing is added, with each Ω made when it is asked for."""
+        running = self._state.running
+        return running.means(self.selection.matching(self.model)) if running else Importance({}, 0)
+
     def _nothing_to_consolidate(self) -> str:
         return "Nothing was observed since the last consolidate(). Call observe(data) first."
 
@@ -640,7 +664,7 @@ class Memory:
     ) -> None:
         """Take over what a file or a state held."""
         devices = {name: p.device for name, p in self.selection.matching(self.model).items()}
-        self._state = state.placed(devices, self.storage.device)
+        self._state = state.placed(devices, self.storage.place)
         self._take_more(tensors)
         self._guard.loaded()
         self.output = output
@@ -671,7 +695,7 @@ class Memory:
         """What is held, also of what has grown."""
         terms = sharded(self._state.terms, self.selection.matching(self.model))
         if terms is not self._state.terms:
-            self._state = replace(self._state, terms=terms)
+            self._state = replace(self._state, terms=self.storage.put(terms))
         try:
             return holds(self.model, self.selection, self._state.terms)
         except ModelError:

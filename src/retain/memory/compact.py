@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -80,6 +81,7 @@ def memory_of(
     kept: Mapping[str, Tensor],
     header: Mapping[str, Any],
     refusal: Callable[[str], RetainError],
+    offload: str | os.PathLike[str] | None = None,
 ) -> MAS:
     """A MAS of `model` with the Ω of a passport; θ* are the weights, which must be the very ones.
 
@@ -113,7 +115,7 @@ def memory_of(
             "the model is trained further."
         )
     before = f"{at}." if at else ""
-    memory = MAS(model, include=[before + name for name in expected])
+    memory = MAS(model, include=[before + name for name in expected], offload=offload)
     memory.observed = Importance(
         {before + name: value for name, value in omega.items()},
         samples,

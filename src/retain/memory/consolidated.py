@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
-from retain.errors import InputError, ModelError, NonFiniteError
+from retain.errors import InputError, ModelError
 from retain.importance import Importance, combined
-from retain.parameters import Selection, named_parameters, snapshot, what_became_of
-from retain.penalty import Hold
+from retain.lazily import MadeWhenAsked
+from retain.parameters import Selection, named_parameters, what_became_of
+from retain.penalty import Hold, in_full
 from retain.sharding import is_sharded, local, sharded_like
 
 Merge = str | float
@@ -19,10 +19,15 @@ Merge = str | float
 
 @dataclass(frozen=True)
 class Consolidated:
-    """One quadratic over the model: Ω and θ* by name, and how many samples Ω is a mean over.
+    """One quadratic over the model: Ω and θ* by name.
 
-    `squared_norm` is the mean of ‖F(x)‖² over these samples, if known; `precisions` says in what Ω
-    was computed.
+    Attributes:
+        importance: Ω as it is kept.
+        anchor: θ*.
+        samples: how many samples Ω is a mean over.
+        squared_norm: the mean of ‖F(x)‖² over these samples, if known.
+        precisions: in what Ω was computed.
+        units: of those whose Ω is kept in 8 bits: Ω = unit · importance.
     """
 
     importance: Mapping[str, Tensor]
@@ -30,6 +35,17 @@ class Consolidated:
     samples: int
     squared_norm: float | None = None
     precisions: tuple[str, ...] = ()
+    units: Mapping[str, float] = field(default_factory=dict)
+
+    def omega(self, name: str) -> Tensor:
+        """Ω of a parameter, in single precision where it is kept in 8 bits."""
+        return in_full(self.importance[name], self.units.get(name, 1.0))
+
+    def omegas(self) -> Mapping[str, Tensor]:
+        """Ω by name; what is kept in 8 bits is made when it is asked for."""
+        if not self.units:
+            return self.importance
+        return MadeWhenAsked(self.importance, self.omega)
 
 
 def sharded(
@@ -53,53 +69,10 @@ def sharded(
     )
 
 
-@dataclass(frozen=True)
-class Storage:
-    """In which type and where Ω and θ* are kept; None: single precision Ω, θ* like the weights."""
-
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-
-    def settings(self) -> dict[str, str | None]:
-        """Both as a file can hold them."""
-        dtype = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
-        return {"dtype": dtype, "device": None if self.device is None else str(self.device)}
-
-    def term(
-        self,
-        means: Importance,
-        parameters: Mapping[str, nn.Parameter],
-        anchor: Mapping[str, Tensor],
-    ) -> Consolidated:
-        """Ω = `means`, anchored to `parameters` as they are now; `anchor` for those not among them.
-
-        Raises:
-            NonFiniteError: an importance that the type cannot hold.
-        """
-        kept = {name: omega.to(self.device, self.dtype) for name, omega in means.items()}
-        bad = [name for name, omega in kept.items() if not torch.isfinite(local(omega)).all()]
-        if bad:
-            finite = all(torch.isfinite(local(means[name])).all() for name in bad)
-            raise NonFiniteError(
-                f"The importance of {', '.join(bad)} "
-                + (
-                    f"does not fit into {self.dtype}. Use dtype=torch.bfloat16, which has the "
-                    "range of single precision."
-                    if finite
-                    else "is NaN or infinite. Did training diverge?"
-                )
-            )
-        now = {
-            name: snapshot(parameters[name], self.dtype, self.device)
-            if name in parameters
-            else anchor[name]
-            for name in means
-        }
-        return Consolidated(kept, now, means.samples, means.squared_norm, means.precisions)
-
-
 def merged(old: Consolidated | None, new: Importance, merge: Merge) -> Importance:
-    """Ω of `old` and `new` together; what only one of them has stays as it is.
+    """Ω of `old` and `new` together, each made when it is asked for.
+
+    What only one of them has stays as it is.
 
     "sum": Ω ← Ω + Ω_new (MAS). "pool": the mean over all samples. A decay γ: Ω ← γΩ + Ω_new.
 
@@ -112,13 +85,18 @@ def merged(old: Consolidated | None, new: Importance, merge: Merge) -> Importanc
     samples = old.samples + new.samples
     a, b = (decay, 1.0) if decay is not None else (old.samples / samples, new.samples / samples)
     faded = 1.0 if decay is None else decay
-    total = {name: omega * faded for name, omega in old.importance.items()}
-    # Ω ← a Ω + b Ω_new
-    for name, omega in new.items():
-        before = old.importance.get(name)
-        total[name] = omega if before is None else before.to(omega) * a + omega * b
+
+    def both(name: str) -> Tensor:
+        if name not in new:
+            return old.omega(name) * faded
+        if name not in old.importance:
+            return new[name]
+        # Ω ← a Ω + b Ω_new
+        return old.omega(name).to(new[name]) * a + new[name] * b
+
     norm = combined((old.squared_norm, faded if decay is not None else a), (new.squared_norm, b))
     every = (*old.precisions, *new.precisions)
+    total = MadeWhenAsked({**old.importance, **dict.fromkeys(new)}, both)
     return Importance(total, samples, squared_norm=norm, precisions=every)
 
 
@@ -152,7 +130,8 @@ def holds(
             if p is not None and is_sharded(omega) and not is_sharded(p):
                 wrong[name] = f"{name} is not sharded for now (call reshard() on its module)"
             elif p is not None and p.shape == omega.shape:
-                hold = Hold(local(omega), local(term.anchor[name]))
+                unit = term.units.get(name, 1.0)
+                hold = Hold(local(omega), local(term.anchor[name]), unit)
                 found.setdefault(name, (p, []))[1].append(hold)
             elif p is not None:
                 wrong[name] = f"{name} was {tuple(omega.shape)} and is {tuple(p.shape)}"

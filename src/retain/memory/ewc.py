@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -40,6 +41,7 @@ class EWC(ReadsBatches, Memory):
         exclude: names or patterns of parameters to leave free.
         dtype: in which F and θ* are kept; by default F in single precision, θ* as the weights are.
         device: where F and θ* are kept; by default with the weights.
+        offload: a folder on a fast disk, where F and θ* are kept and read at each step.
         fisher: where y comes from: "sampled" (drawn from the model, once per sample), "exact" (the
             expectation over all classes, a backward pass for each), or "empirical" (the labels of
             the batches).
@@ -82,6 +84,7 @@ class EWC(ReadsBatches, Memory):
         exclude: Patterns = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        offload: str | os.PathLike[str] | None = None,
         fisher: Literal["sampled", "exact", "empirical"] = "sampled",
         online: bool = False,
         seed: int = 0,
@@ -96,7 +99,13 @@ class EWC(ReadsBatches, Memory):
         arguments.whole("seed", seed)
         arguments.flag("check", check)
         super().__init__(
-            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+            model,
+            strength=strength,
+            include=include,
+            exclude=exclude,
+            dtype=dtype,
+            device=device,
+            offload=offload,
         )
         self.output = output
         self.fisher = fisher

@@ -55,11 +55,7 @@ def grown(state: State, names: Mapping[str, nn.Parameter]) -> State:
         return {n: _padded(t, names[n], zero) if n in names else t for n, t in tensors.items()}
 
     terms = tuple(
-        replace(
-            t,
-            importance=padded(t.importance, zero=True),
-            anchor=padded(t.anchor, zero=False),
-        )
+        replace(t, importance=padded(t.importance, zero=True), anchor=padded(t.anchor, zero=False))
         for t in state.terms
     )
     running = state.running

@@ -21,7 +21,16 @@ def checked(header: Mapping[str, Any]) -> dict[str, Any]:
     fields.number("strength")
     for name in ("samples", "tasks", "observed_samples"):
         fields.count(name)
-    fields.counts("term_samples")
+    terms = fields.counts("term_samples")
+    if "units" in header:  # older files do not have them
+        units = fields.mappings("units")
+        for place, named in enumerate(units):
+            own = Fields(named)
+            for name in named:
+                own.number(name)
+            fields.take(f"units.{place}", own)
+        if len(units) != len(terms):
+            raise ValueError(f"{len(units)} units for {len(terms)} terms")
     for name in ("routes", "observed_routes"):
         fields.named_texts(name)
     for name in ("frozen", "left_out"):

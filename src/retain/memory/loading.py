@@ -18,7 +18,7 @@ from retain.memory.local_mas import LocalMAS
 from retain.memory.mas import MAS
 from retain.memory.restoring import restored
 from retain.memory.si import SI
-from retain.memory.state import grouped
+from retain.memory.state import State, grouped
 from retain.parameters import Patterns, Selection, unwrapped
 from retain.samples.outputs import OutputPicker
 
@@ -32,6 +32,7 @@ def load(
     output: OutputPicker | None = None,
     exclude: Patterns = None,
     strict: bool = True,
+    offload: str | os.PathLike[str] | None = None,
 ) -> Memory:
     """The memory that `save` wrote to `path`, of the same class and with all its settings.
 
@@ -46,6 +47,8 @@ def load(
         exclude: patterns of parameters to leave out, beside those that were left out before.
         strict: refuse a model with parameters that the file does not know; with False, these are
             free until something is observed for them.
+        offload: leave Ω and θ* on disk, in the file itself, and read them at each step; what is
+            consolidated later goes into this folder.
 
     Raises:
         FileError: missing, truncated, foreign or from a newer version; or it does not match the
@@ -64,7 +67,8 @@ def load(
     inner, left_out = unwrapped(model), Selection.of(None, exclude).exclude
     flat, header = files.read(path, "memory", KIND)
     if header["kind"] == KIND:
-        memory = memory_of(inner, flat, header, lambda said: FileError(f"{path} {said}"))
+        refused = lambda said: FileError(f"{path} {said}")  # noqa: E731
+        memory = memory_of(inner, flat, header, refused, offload)
         memory.output = output
         memory.exclude = exclude
         return memory
@@ -80,6 +84,7 @@ def load(
         output=output,
         exclude=left_out,
         strict=strict,
+        offload=offload,
     )
 
 
@@ -105,12 +110,11 @@ def read_importance(path: str | os.PathLike[str]) -> tuple[str, Importance]:
             return f"passport of {name}", Importance(expanded(flat, shapes), samples, routes)
         fields_of = checked(header)
         total = Importance({}, 0)
-        for kind, named in grouped(flat).items():
-            if kind.startswith("importance."):  # one for each term; EWC keeps a term per task
-                bad = not_importance(named)
-                if bad:
-                    raise ValueError(bad)
-                total = total + Importance(named, 0)
+        for term in State.unpack(grouped(flat), fields_of).terms:  # EWC keeps a term per task
+            bad = not_importance(term.importance)
+            if bad:
+                raise ValueError(bad)
+            total = total + Importance(term.omegas(), 0)
     except (ValueError, KeyError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
     said = f"{fields_of['method']}, strength {fields_of['strength']:g}, {fields_of['tasks']} tasks"

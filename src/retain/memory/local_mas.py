@@ -42,6 +42,7 @@ class LocalMAS(ReadsBatches, Memory):
         exclude: names or patterns of parameters to leave free.
         dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
         device: where Ω and θ* are kept; by default with the weights.
+        offload: a folder on a fast disk, where Ω and θ* are kept and read at each step.
         batch_dim: the dimension of the inputs that counts samples.
         samples_of: which sample each row belongs to, where rows are no samples (patches, boxes,
             nodes of graphs): the name of an input that numbers them, or a function of the batch.
@@ -72,6 +73,7 @@ class LocalMAS(ReadsBatches, Memory):
         exclude: Patterns = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        offload: str | os.PathLike[str] | None = None,
         batch_dim: int = 0,
         samples_of: SamplesOf = None,
         padding_mask: PaddingMask = None,
@@ -81,7 +83,13 @@ class LocalMAS(ReadsBatches, Memory):
         self._rule: LocalRule | None = None
         self._listener: Listener | None = None
         super().__init__(
-            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+            model,
+            strength=strength,
+            include=include,
+            exclude=exclude,
+            dtype=dtype,
+            device=device,
+            offload=offload,
         )
         self._reader = Reader(batch_dim=batch_dim, samples_of=samples_of, padding_mask=padding_mask)
         self._served = model

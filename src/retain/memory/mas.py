@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -41,6 +42,7 @@ class MAS(ReadsBatches, Memory):
         exclude: names or patterns of parameters to leave free.
         dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
         device: where Ω and θ* are kept; by default with the weights.
+        offload: a folder on a fast disk, where Ω and θ* are kept and read at each step.
         score: what is differentiated: "squared-norm" (the paper), "norm" (not squared), or
             "each-output" (the paper's slower form, Σ_d |∂F_d/∂θ|, one backward pass per output).
         batch_dim: the dimension of the inputs that counts samples.
@@ -78,6 +80,7 @@ class MAS(ReadsBatches, Memory):
         exclude: Patterns = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        offload: str | os.PathLike[str] | None = None,
         score: Literal["squared-norm", "norm", "each-output"] = "squared-norm",
         batch_dim: int = 0,
         samples_of: SamplesOf = None,
@@ -88,7 +91,13 @@ class MAS(ReadsBatches, Memory):
         arguments.function("output", output)
         arguments.flag("check", check)
         super().__init__(
-            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+            model,
+            strength=strength,
+            include=include,
+            exclude=exclude,
+            dtype=dtype,
+            device=device,
+            offload=offload,
         )
         self.output = output
         self.score = score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -81,6 +82,7 @@ def restored(
     output: OutputPicker | None = None,
     exclude: tuple[str, ...] = (),
     strict: bool = True,
+    offload: str | os.PathLike[str] | None = None,
 ) -> MemoryT:
     """A memory of `model` that remembers what `header` and `tensors` (kind -> name -> tensor) tell.
 
@@ -94,6 +96,7 @@ def restored(
         output: the function that picks the output, if there is one.
         exclude: patterns to leave out, beside those that were left out before.
         strict: refuse a model with parameters that the header does not know.
+        offload: the folder where Ω and θ* are kept from here on.
 
     Raises:
         ModelError: the model has nothing to protect.
@@ -101,7 +104,8 @@ def restored(
             name.
     """
     try:
-        memory, state = _from_header(kind, model, tensors, checked(header), exclude)
+        fields = {**checked(header), "offload": offload}
+        memory, state = _from_header(kind, model, tensors, fields, exclude)
         shapes = {name: tuple(shape) for name, shape in header["fingerprint"].items()}
         custom_output = bool(header["custom_output"])
         misfits = _misfits(shapes, memory, state.terms, strict)
@@ -141,7 +145,7 @@ def _from_header(
     if settings["dtype"] is not None:
         settings["dtype"] = getattr(torch, settings["dtype"])
     settings["device"] = _available(settings["device"])
-    memory = kind(model, strength=header["strength"], **settings)
+    memory = kind(model, strength=header["strength"], offload=header["offload"], **settings)
     if include is not None:  # afterwards: the names may be those that the model turns out to lack
         memory.selection = Selection.of(include, settings["exclude"])
     memory._routes.update(header["routes"])
@@ -198,6 +202,11 @@ def _misfits(
     return said
 
 
+def _is_positive(tensor: Tensor) -> bool:
+    comparable = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    return bool((comparable >= 0).all())
+
+
 def _damaged(
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -210,7 +219,7 @@ def _damaged(
             return True
         at_least = kind.startswith("importance.") or (kind == "observed" and not memory.signed)
         values = kind.startswith(("importance.", "anchor.")) or at_least
-        return values and not (tensor.isfinite().all() and (not at_least or (tensor >= 0).all()))
+        return values and not (tensor.isfinite().all() and (not at_least or _is_positive(tensor)))
 
     wrong = [
         f"{kind}/{name}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from retain.errors import InputError, ModelError
 from retain.importance import Importance
+from retain.lazily import MadeWhenAsked
 from retain.per_sample import WITHOUT_GRADIENT
 
 
@@ -87,11 +88,18 @@ class Running:
 
     def mean(self, order: Iterable[str] = ()) -> Importance:
         """Ω = 1/N Σₖ, so far; names in this order, and then the others."""
+        found = self.means(order)
+        return Importance(
+            dict(found), found.samples, found.routes, found.squared_norm, found.precisions
+        )
+
+    def means(self, order: Iterable[str] = ()) -> Importance:
+        """The same as long as nothing is added, each Ω made when it is asked for."""
         n = self.samples
         if n == 0:
             return Importance({}, 0)
-        names = dict.fromkeys([*(name for name in order if name in self.sums), *self.sums])
-        means = {name: self.sums[name] / n for name in names}
+        names = [*(name for name in order if name in self.sums), *self.sums]
+        means = MadeWhenAsked(names, lambda name: self.sums[name] / n)
         return Importance(means, n, self.routes, self.squared_norm, self.precisions)
 
     @classmethod

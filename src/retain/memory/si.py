@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ class SI(Memory):
         exclude: names or patterns of parameters to leave free.
         dtype: in which Ω and θ* are kept; by default Ω in single precision, θ* as the weights are.
         device: where Ω and θ* are kept; by default with the weights.
+        offload: a folder on a fast disk, where Ω and θ* are kept and read at each step.
 
     Examples:
         >>> import torch, retain
@@ -77,10 +79,17 @@ class SI(Memory):
         exclude: Patterns = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        offload: str | os.PathLike[str] | None = None,
     ) -> None:
         arguments.number("damping", damping, above=0)
         super().__init__(
-            model, strength=strength, include=include, exclude=exclude, dtype=dtype, device=device
+            model,
+            strength=strength,
+            include=include,
+            exclude=exclude,
+            dtype=dtype,
+            device=device,
+            offload=offload,
         )
         self.damping = damping
         self._start: dict[str, Tensor] = {}
@@ -149,6 +158,9 @@ class SI(Memory):
 
     def _held_in_step(self) -> Held:
         return self._holding()
+
+    def _all_observed(self) -> Importance:
+        return self.observed
 
     def _nothing_to_consolidate(self) -> str:
         return (

@@ -50,6 +50,7 @@ class State:
             "samples": self.samples,
             "tasks": self.tasks,
             "term_samples": [term.samples for term in self.terms],
+            "units": [dict(term.units) for term in self.terms],
             "observed_samples": running.samples,
             "observed_routes": running.routes,
             "squared_norms": [term.squared_norm for term in self.terms],
@@ -67,6 +68,7 @@ class State:
         counts = list(header["term_samples"])
         norms = header.get("squared_norms") or [None] * len(counts)
         precisions = header.get("precisions") or [()] * len(counts)
+        units = header.get("units") or [{}] * len(counts)  # older files do not have them
         terms = tuple(
             Consolidated(
                 tensors.get(f"importance.{i}", {}),
@@ -74,6 +76,7 @@ class State:
                 int(samples),
                 norm,
                 tuple(said),
+                units[i],
             )
             for i, (samples, norm, said) in enumerate(zip(counts, norms, precisions, strict=True))
         )

@@ -9,7 +9,7 @@ as a tensor without dimensions.
 from retain.penalty.loss import Penalty
 from retain.penalty.many import add_gradients, proximals_, values
 from retain.penalty.parts import PART, add_gradient, proximal_, value
-from retain.penalty.quadratic import LEAST, Hold, Metric, Number, on_host
+from retain.penalty.quadratic import LEAST, Hold, Metric, Number, in_full, on_host
 
 __all__ = [
     "LEAST",
@@ -20,6 +20,7 @@ __all__ = [
     "Penalty",
     "add_gradient",
     "add_gradients",
+    "in_full",
     "on_host",
     "proximal_",
     "proximals_",

@@ -229,8 +229,10 @@ def _chunks(
     for i, (theta, held) in enumerate(zip(thetas, holds, strict=True)):
         if not held or not is_small(theta) or (only is not None and not only[i]):
             continue
+        if any(hold.unit != 1 for hold in held):  # each has its own
+            continue
         other = None if others is None else others[i]
-        tensors = [theta, *(tensor for hold in held for tensor in hold)]
+        tensors = [theta, *(t for hold in held for t in (hold.importance, hold.anchor))]
         if other is not None:
             tensors.append(other)
         kind = (other is None, *[(tensor.dtype, tensor.device) for tensor in tensors])

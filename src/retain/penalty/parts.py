@@ -20,6 +20,7 @@ from retain.penalty.quadratic import (
     floor,
     is_accelerated,
     is_nothing,
+    like,
     working_dtype,
 )
 
@@ -32,10 +33,10 @@ def value(theta: Tensor, holds: Sequence[Hold]) -> Tensor:
     scratch = _Scratch(theta)
     total = torch.zeros((), dtype=scratch.dtype, device=theta.device)
     for hold in holds:
-        for part, omega, star in parts(theta, *hold):
+        for part, omega, star in parts(theta, hold.importance, hold.anchor):
             d = scratch.difference(part, star)
             # Ω (θ − θ*)²   (MAS, eq. 3, without λ)
-            total += d.square_().mul_(like(omega, d)).sum()
+            total += d.square_().mul_(hold.omega(omega, d)).sum()
     return total
 
 
@@ -53,10 +54,10 @@ def add_gradient(
     for index, hold in enumerate(holds):
         before = total if index else gradient
         for target, part, omega, star, *given in parts(
-            total, theta, *hold, *(() if before is None else (before,))
+            total, theta, hold.importance, hold.anchor, *(() if before is None else (before,))
         ):
             d = scratch.difference(part, star)
-            weight = like(omega, d)
+            weight = hold.omega(omega, d)
             same = target.dtype == d.dtype
             factor = 2 * scale
             if isinstance(factor, Tensor):
@@ -87,9 +88,10 @@ def proximal_(
     least = floor(scale)
     squares = () if metric is None else (metric.square,)
     pulls, totals, terms = _Scratch(theta), _Scratch(theta), _Scratch(theta)
-    for part, *flat in parts(theta, *(tensor for hold in holds for tensor in hold), *squares):
+    pairs = (tensor for hold in holds for tensor in (hold.importance, hold.anchor))
+    for part, *flat in parts(theta, *pairs, *squares):
         total = totals.like(part)
-        weight, star = like(flat[0], total), flat[1]
+        weight, star = holds[0].omega(flat[0], total), flat[1]
         # Σ Ω + H/(2·scale)
         if metric is None:
             torch.add(weight, least, out=total)
@@ -100,10 +102,11 @@ def proximal_(
             part.lerp_(like(star, part), torch.div(weight, total, out=total))
             continue
         pull = pulls.difference(part, star).mul_(weight)
-        for omega, star in zip(flat[2 : 2 * len(holds) : 2], flat[3::2]):
+        for hold, omega, star in zip(holds[1:], flat[2 : 2 * len(holds) : 2], flat[3::2]):
             d = terms.difference(part, star)
-            pull.addcmul_(d, like(omega, d))
-            total.add_(like(omega, d))
+            weight = hold.omega(omega, d)
+            pull.addcmul_(d, weight)
+            total.add_(weight)
         # θ − Σ Ω (θ − θ*) / (Σ Ω + H/(2·scale)): the same for several
         if part.dtype == total.dtype:
             part.addcdiv_(pull, total, value=-1)
@@ -161,8 +164,3 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     dim = 0 if rows_fit else max(range(first.ndim), key=lambda d: first.shape[d])
     count = max(1, size * first.shape[dim] // first.numel())
     yield from zip(*(tensor.split(count, dim) for tensor in tensors), strict=True)
-
-
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """`tensor` where `other` is, in its type; an accelerator is not waited for."""
-    return tensor.to(other.device, other.dtype, non_blocking=is_accelerated(other))

@@ -16,10 +16,24 @@ Number = float | Tensor  # a tensor without dimensions, for what only an acceler
 
 
 class Hold(NamedTuple):
-    """One quadratic Σ Ω (θ − θ*)² on one parameter."""
+    """One quadratic Σ Ω (θ − θ*)² on one parameter, with Ω = unit · importance.
+
+    The unit is other than 1 where Ω is kept in 8 bits, whose range is short.
+    """
 
     importance: Tensor
     anchor: Tensor
+    unit: float = 1.0
+
+    def omega(self, part: Tensor, other: Tensor) -> Tensor:
+        """Ω of a part of `importance`, where `other` is and in its type."""
+        here = like(part, other)
+        return here if self.unit == 1 else here * self.unit
+
+    @property
+    def whole(self) -> Tensor:
+        """Ω as it is kept, in single precision where that is in 8 bits."""
+        return in_full(self.importance, self.unit)
 
 
 class Metric(NamedTuple):
@@ -32,6 +46,16 @@ class Metric(NamedTuple):
     def here(self) -> Metric:
         """The same for this rank's shard."""
         return self._replace(square=local(self.square))
+
+
+def in_full(importance: Tensor, unit: float) -> Tensor:
+    """Ω = unit · importance, in single precision where that is in 8 bits."""
+    return importance if unit == 1 else importance.float() * unit
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """`tensor` where `other` is, in its type; an accelerator is not waited for."""
+    return tensor.to(other.device, other.dtype, non_blocking=is_accelerated(other))
 
 
 def on_host(number: Number) -> Number:

@@ -73,8 +73,12 @@ class LoraPenalty:
                 f"LoraPenalty got a {type(memory).__name__} as memory; expected retain.MAS(model) "
                 "or one of its like."
             )
-        if dtype is not None and not dtype.is_floating_point:
-            raise InputError(f"dtype={dtype} cannot hold Ω; expected a floating type.")
+        if dtype is not None and (not dtype.is_floating_point or dtype.itemsize == 1):
+            raise InputError(
+                f"dtype={dtype} cannot hold Ω here; expected a floating type of 16 bits or more. "
+                "In 8 bits it is kept by the memory itself: retain.MAS(…, "
+                "dtype=torch.float8_e5m2)."
+            )
         self.memory = memory
         self.model = peft_model
         self.dtype = dtype
@@ -167,7 +171,7 @@ class LoraPenalty:
             raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
         holds = self._by_base_name(held.found)[0]
         omegas = {
-            name: torch.stack([hold.importance for hold in several]).sum(0)
+            name: torch.stack([hold.whole for hold in several]).sum(0)
             for name, several in holds.items()
         }
         anchors = {name: several[-1].anchor for name, several in holds.items()}
@@ -276,8 +280,11 @@ class LoraPenalty:
                     continue
                 shape = _shape(found, name)
                 if shape == omega.shape:
-                    kept = _cast(own, omega, self.dtype)
-                    holds[name] = (*holds.get(name, ()), Hold(kept, term.anchor[own]))
+                    hold = Hold(omega, term.anchor[own], term.units.get(own, 1.0))
+                    if self.dtype is not None:
+                        kept = _cast(own, term.omega(own), self.dtype)
+                        hold = Hold(kept, term.anchor[own])
+                    holds[name] = (*holds.get(name, ()), hold)
                 else:
                     now = "is not there" if shape is None else f"is {tuple(shape)}"
                     wrong.append(f"{own} was {tuple(omega.shape)} and {now}")
@@ -332,7 +339,7 @@ def _blocks(one: Adapted, holds: tuple[Hold, ...]) -> tuple[Block, ...]:
     return tuple(
         Block(
             tuple(products),
-            tuple(Hold(view(hold.importance), view(hold.anchor)) for hold in holds),
+            tuple(Hold(view(hold.importance), view(hold.anchor), hold.unit) for hold in holds),
             None if base is None else view(base.detach()),
         )
         for view, products in zip(one.views, one.products, strict=True)
@@ -377,7 +384,7 @@ def _at(weight: Tensor, holds: tuple[Hold, ...]) -> bool:
     return all(torch.equal(weight.detach().to(star.device, star.dtype), star) for star in stars)
 
 
-def _cast(name: str, omega: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _cast(name: str, omega: Tensor, dtype: torch.dtype) -> Tensor:
     kept = omega.to(dtype)
     if not kept.isfinite().all():
         raise NonFiniteError(

@@ -84,7 +84,7 @@ class Block:
         """The same, for the transposed weight."""
         return Block(
             tuple(product.transposed for product in self.products),
-            tuple(Hold(hold.importance.T, hold.anchor.T) for hold in self.holds),
+            tuple(Hold(hold.importance.T, hold.anchor.T, hold.unit) for hold in self.holds),
             None if self.base is None else self.base.T,
         )
 
@@ -118,7 +118,7 @@ class Block:
                     self._here(hold.anchor[part], dtype),
                 )
                 moved = delta + (base - star)
-            yield self._here(hold.importance[part], dtype), moved
+            yield hold.omega(hold.importance[part], delta), moved
 
     def _here(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.to(self.device, dtype)
