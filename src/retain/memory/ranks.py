@@ -73,6 +73,8 @@ def of_all_ranks(
         raise problem
     _refuse_disagreement(everyone)
     total = _total_of_samples(everyone)
+    if total == 0:
+        return mine
     routes = {name: route for one in everyone for name, route in one["routes"].items()}
     wide = {name for one in everyone for name in one["wide"]}
     means = {}
