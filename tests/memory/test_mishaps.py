@@ -115,7 +115,7 @@ def test_a_model_on_two_devices() -> None:
     """Weights without numbers are refused before; of others the first device is taken."""
     model = Net()
     model.last.to("meta")
-    with pytest.raises(ModelError, match="meta device.*last.weight"):
+    with pytest.raises(ModelError, match=r"meta device.*last\.weight"):
         retain.MAS(model).observe([X], progress=False)
 
 

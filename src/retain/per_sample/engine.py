@@ -273,7 +273,7 @@ class PerSample:
         scores = graph.scores
         weights = probe_weights(samples, graph.precision, scores.dtype, scores.device)
         held = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        with repeatable():
+        with unrounded(), repeatable():
             return Known(make_plan(graph, weights, held), Trust.PROBED)
 
     def _together(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> Known:
