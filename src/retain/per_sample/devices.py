@@ -1,4 +1,4 @@
-"""Whether samples go one after another, or many at once.
+"""Whether samples go one after another, or many together.
 
 A CPU core is kept busy by one sample, whose gradient then stays in its cache. An accelerator is
 not, and every operation that it is asked for costs time: there as many samples go together as

@@ -95,7 +95,7 @@ def verifying_weights(
 
 
 def find_layouts(probes: list[Tensor], weights: list[Tensor], precision: Precision) -> list[Layout]:
-    """The layouts that explain a gradient; none where elements belong to several samples at once.
+    """The layouts that explain a gradient; none where elements belong to more than one sample.
 
     `probes` are the gradients of passes with these `weights`, of `probe_weights`. Where there is
     no `Blocks`, there is one `Owners` at most.
@@ -171,7 +171,7 @@ def _scaled(ones: Tensor, factors: Tensor, probe: Tensor, allowed: Tensor, dim: 
 
 
 def find_owners(probes: list[Tensor], weights: list[Tensor], precision: Precision) -> Owners | None:
-    """The owner of every element, or None where elements belong to several samples at once.
+    """The owner of every element, or None where elements belong to more than one sample.
 
     Along one dimension, if that explains all elements up to noise; otherwise element by element,
     which only exact powers of two can.
@@ -224,7 +224,7 @@ def owners(
     *,
     exactly: bool = True,
 ) -> Tensor | None:
-    """The owner of every element, or None where elements belong to several samples at once.
+    """The owner of every element, or None where elements belong to more than one sample.
 
     `probes` are the gradients of Σ sₖ and of Σ 2^digit(k) sₖ. Backward is linear, and powers of
     two are exact in floating point: an element owned by sample k is multiplied by exactly

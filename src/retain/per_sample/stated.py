@@ -18,7 +18,7 @@ from retain.per_sample.switches import settings, without_autocast
 
 PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Addmv", "ScaledDotProduct")
 CONVOLUTIONS = ("Convolution", "CudnnConvolution", "MkldnnConvolution", "SlowConv", "Conv")
-LOST = {"bfloat16": 2.0**-9, "TF32": 2.0**-12}  # beside 1: with 7 bits of mantissa, with 10
+NOTICED = {"bfloat16": 2.0**-9, "TF32": 2.0**-12}  # beside 1: with 7 bits of mantissa, with 10
 SIZE = 64  # rows of the matrices that are multiplied: small ones may take another way
 CHANNELS = 32
 
@@ -58,7 +58,7 @@ class Stated:
 def _rounding(product: Callable[[Tensor], Tensor], device: torch.device) -> str:
     """To what a product with ones rounds its operands; "" if to nothing."""
     with torch.no_grad(), without_autocast():
-        for name, little in LOST.items():
+        for name, little in NOTICED.items():
             operand = torch.full((SIZE,), 1 + little, device=device)
             if bool(((product(operand) - 1).abs() < little / 4).all()):
                 return name
