@@ -11,6 +11,10 @@ from typing_extensions import Self
 
 from retain.parameters import unwrapped
 
+# What buffers are called in which layers average what they see: batch-norm's own, those of layers
+# that people write themselves, and of codebooks.
+AVERAGES = frozenset({"running", "moving", "ema"})
+
 # How many handles keep a layer in eval mode, whatever `train()` has said since its last call.
 _kept: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
@@ -93,12 +97,17 @@ def frozen_statistics(model: nn.Module) -> FrozenStatistics:
 
 
 def layers_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `model` that keep running statistics, by name."""
+    """The layers of `model` that keep running statistics, by name.
+
+    They have floating buffers that are named as such: `running_mean`, `ema_cluster_size`, ….
+    """
     return {
         name or type(model).__name__: module
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "running_mean", None), Tensor)
-        or isinstance(getattr(module, "running_var", None), Tensor)
+        if any(
+            buffer.is_floating_point() and AVERAGES & set(called.lower().split("_"))
+            for called, buffer in module.named_buffers(recurse=False)
+        )
     }
 
 

@@ -88,6 +88,59 @@ def without_gradient(scene):
             optimizer.step()
 
 
+@case("penalty() is computed once, before the loop", says="moved since penalty.. was called")
+def computed_once(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    penalty = memory.penalty()
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        (cross_entropy(scene.model(x), y) + penalty).backward(retain_graph=True)
+        with scene.step():
+            optimizer.step()
+
+
+@case(
+    "penalty() is not in the loss that a GradScaler multiplies",
+    says="GradScaler divides .* 65,536 .* penalty.. was not in the loss",
+)
+def left_unscaled(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    scaler = torch.amp.GradScaler("cpu")
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        scaler.scale(cross_entropy(scene.model(x), y)).backward()
+        memory.penalty().backward()
+        with scene.step():
+            scaler.step(optimizer)
+        scaler.update()
+
+
+@case("penalty() is in the loss that a GradScaler multiplies")
+def scaled_together(scene):
+    memory, start, optimizer = scene.memory(), copy.deepcopy(scene.model), scene.sgd()
+    scaler = torch.amp.GradScaler("cpu")
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        scaler.scale(cross_entropy(scene.model(x), y) + memory.penalty()).backward()
+        with scene.step():
+            scaler.step(optimizer)
+        scaler.update()
+    return ended(scene, memory, start=start)
+
+
+@case("penalty() in the loss, and another network trained several steps at a time (a critic)")
+def with_a_critic(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    optimizer, critic = scene.sgd(), nn.Linear(5, 3)
+    critics = torch.optim.SGD(critic.parameters(), lr=RATE)
+    for x, y in scene.data:
+        for _ in range(4):
+            cross_entropy(critic(x), y).backward()
+            critics.step()
+        scene.train(optimizer, memory=memory, data=[(x, y)])
+    return ended(scene, memory, start=start)
+
+
 @case("penalty() is in the loss of the first epoch only", says="penalty.. is in no gradient")
 def first_epoch_only(scene):
     memory, optimizer = scene.memory(), scene.sgd()

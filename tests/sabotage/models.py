@@ -166,6 +166,60 @@ def batch_norm_later(scene):
     scene.train(optimizer)
 
 
+class Averaging(Network):
+    """A layer of one's own that subtracts a moving average."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ema_mean", torch.zeros(6))
+
+    def forward(self, x):
+        h = self.body(x)
+        if self.training:
+            self.ema_mean.lerp_(h.detach().mean(0), 0.1)
+        return self.head(h - self.ema_mean)
+
+
+@case(
+    "a moving average of one's own follows the new data",
+    says=r"running statistics of Averaging follow.*retain\.frozen_statistics",
+    make=Averaging,
+)
+def own_average(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer)
+    del memory
+
+
+@case(
+    "batch-norm converted to SyncBatchNorm afterwards",
+    says=r"running statistics of body\.1",
+    make=WITH_NORM,
+)
+def converted(scene):
+    memory = scene.memory()
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(scene.model)
+    memory.attach(scene.sgd(model))
+
+
+@case("traced (torch.fx) afterwards")
+def traced(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    model = torch.fx.symbolic_trace(scene.model)
+    optimizer = scene.sgd(model)
+    memory.attach(optimizer)
+    scene.train(optimizer, model=model)
+    return ended(scene, memory, start=start)
+
+
+@case("initialised again before the optimizer is attached", says="have moved .* nothing protected")
+def initialised_again(scene):
+    memory = scene.memory()
+    for layer in (*scene.model.body[::2], scene.model.head):
+        layer.reset_parameters()
+    memory.attach(scene.sgd())
+
+
 @case("batch-norm, with penalty() in the loss", says=r"running statistics.*body\.1", make=WITH_NORM)
 def batch_norm_loss(scene):
     scene.train(scene.sgd(), memory=scene.memory())

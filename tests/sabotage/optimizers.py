@@ -6,10 +6,12 @@ import copy
 import functools
 import gc
 import pickle
+import warnings
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.sgd import sgd
 
 from .cases import Ended, ended, sabotage
 from .scene import RATE, ByHand, Network
@@ -137,6 +139,133 @@ def profiled(scene):
     with torch.profiler.profile():
         scene.train(optimizer)
     return ended(scene, memory, start=start)
+
+
+@case("step is compiled (torch.compile)")
+def step_compiled(scene):
+    memory, start, optimizer = begun(scene)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Dynamo|Converting a tensor")
+        for x, y in scene.data:
+            optimizer.zero_grad()
+            cross_entropy(scene.model(x), y).backward()
+            with scene.step():
+                step()
+    return ended(scene, memory, start=start)
+
+
+@case(
+    "a function of torch.optim is called in place of step", says="have moved .* nothing protected"
+)
+def functional_step(scene):
+    memory, _start, optimizer = begun(scene)
+    parameters = list(scene.model.parameters())
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        cross_entropy(scene.model(x), y).backward()
+        with torch.no_grad(), scene.step():
+            gradients = [p.grad for p in parameters]
+            sgd(
+                parameters, gradients, [None] * len(gradients), weight_decay=0, momentum=0,
+                lr=RATE, dampening=0, nesterov=False, maximize=False,
+            )  # fmt: skip
+    del memory
+
+
+@case("a shallow copy of it steps (copy.copy)", says="steps weights .* nothing protects")
+def copied_shallowly(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(copy.copy(optimizer))
+    del memory
+
+
+@case("weights are updated in the backward pass (LOMO)", says="have moved .* nothing protected")
+def updated_in_backward(scene):
+    memory, _start, optimizer = begun(scene)
+
+    def update(p):
+        p.data.add_(p.grad, alpha=-RATE)
+        p.grad = None
+
+    for p in scene.model.parameters():
+        p.register_post_accumulate_grad_hook(update)
+    for x, y in scene.data:
+        with scene.step():
+            cross_entropy(scene.model(x), y).backward()
+    del memory, optimizer
+
+
+@case(
+    "after some protected steps, weights are written through .data",
+    says="have moved .* nothing protected",
+)
+def data_later(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer, data=scene.data * 2)
+    scene.made = 0
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        cross_entropy(scene.model(x), y).backward()
+        with scene.step():
+            for p in scene.model.parameters():
+                p.data.add_(p.grad, alpha=-RATE)
+    del memory
+
+
+@case("a hook before the step clips, and was there later than the memory")
+def clipping_hook(scene):
+    memory, start, optimizer = begun(scene)
+
+    def clip(*_):
+        nn.utils.clip_grad_norm_(scene.model.parameters(), 0.1)
+
+    optimizer.register_step_pre_hook(clip)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start, clip=0.1)
+
+
+@case("a hook before the step puts other gradients in place (those of other processes)")
+def replacing_hook(scene):
+    memory, start, optimizer = begun(scene)
+    own = {}
+
+    def keep(p):
+        own[p] = p.grad.clone()
+
+    def gathered(*_):
+        for p, gradient in own.items():
+            p.grad = gradient
+
+    for p in scene.model.parameters():
+        p.register_post_accumulate_grad_hook(keep)
+    optimizer.register_step_pre_hook(gathered)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("attached anew in every iteration")
+def attached_each_time(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    optimizer = scene.sgd()
+    for x, y in scene.data:
+        with memory.attach(optimizer):
+            scene.train(optimizer, data=[(x, y)])
+    return ended(scene, memory, start=start)
+
+
+@case("only one of two optimizers is attached", says=r"holds \(body.* nothing protects")
+def one_of_two(scene):
+    memory = scene.memory()
+    head = torch.optim.SGD(scene.model.head.parameters(), lr=RATE)
+    body = torch.optim.SGD(scene.model.body.parameters(), lr=RATE)
+    memory.attach(head)
+    for x, y in scene.data:
+        scene.model.zero_grad()
+        cross_entropy(scene.model(x), y).backward()
+        with scene.step():
+            head.step()
+            body.step()
 
 
 @case(
@@ -334,6 +463,30 @@ def closure(scene):
         with scene.step():
             optimizer.step(evaluate)
     return ended(scene, memory, start=start)
+
+
+@case("LBFGS, which moves weights between the gradients of one step")
+def lbfgs(scene):
+    def train(model, optimizer, penalty):
+        for x, y in scene.data:
+
+            def evaluate(x=x, y=y):
+                optimizer.zero_grad()
+                loss = cross_entropy(model(x), y) + penalty()
+                loss.backward()
+                return loss
+
+            optimizer.step(evaluate)
+        return model
+
+    memory = scene.memory()
+    hand, free = ByHand(memory), ByHand(memory)
+    make = functools.partial(torch.optim.LBFGS, lr=0.05, max_iter=4)
+    optimizer = make(scene.model.parameters())
+    memory.attach(optimizer)
+    model = train(scene.model, optimizer, lambda: 0)
+    by_hand = train(hand.model, make(hand.model.parameters()), hand.penalty)
+    return Ended(model, by_hand, train(free.model, make(free.model.parameters()), lambda: 0))
 
 
 @case("a step that breaks off and is tried again")

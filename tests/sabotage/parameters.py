@@ -143,6 +143,63 @@ def cast_while_attached(scene):
 
 
 @case(
+    "model.to(torch.float64) puts new parameters in place (torch.__future__)",
+    says="was replaced in the model by another parameter|no longer holds",
+)
+def overwritten(scene):
+    memory, _start, optimizer = begun(scene)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        scene.model.double()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    scene.data = [(x.double(), y) for x, y in scene.data]
+    scene.train(optimizer)
+    del memory
+
+
+@case("load_state_dict swaps the parameters' contents (torch.__future__)")
+def contents_swapped(scene):
+    memory, start, optimizer = begun(scene)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        scene.model.load_state_dict(copy.deepcopy(scene.model.state_dict()))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case(
+    "a vector is written over all parameters (vector_to_parameters)",
+    says="have moved .* nothing protected",
+)
+def vector(scene):
+    memory, _start, optimizer = begun(scene)
+    for x, y in scene.data:
+        optimizer.zero_grad()
+        cross_entropy(scene.model(x), y).backward()
+        parameters = list(scene.model.parameters())
+        theta = nn.utils.parameters_to_vector(parameters).detach()
+        step = nn.utils.parameters_to_vector([p.grad for p in parameters])
+        with scene.step():
+            nn.utils.vector_to_parameters(theta - RATE * step, parameters)
+    del memory
+
+
+@case("the best weights are loaded again in between")
+def best_again(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer, data=scene.data[:1])
+    best = copy.deepcopy(scene.model.state_dict())
+    scene.train(optimizer, data=scene.data[1:])
+    scene.model.load_state_dict(best)
+    start = copy.deepcopy(scene.model)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case(
     "frozen while it was observed, freed afterwards",
     says=r"body\.0\.weight.*\(frozen when it was observed\)",
 )

@@ -138,6 +138,12 @@ class ByHand:
         away = p.detach() - self.anchor[name].to(p.dtype)
         return 2 * self.strength * self.importance[name].to(p.dtype) * away
 
+    def penalty(self):
+        """λ Σ Ω (θ − θ*)²."""
+        named = dict(self.model.named_parameters())
+        away = {name: named[name] - self.anchor[name] for name in self.importance}
+        return self.strength * sum((self.importance[n] * d**2).sum() for n, d in away.items())
+
     def train(self, data, *, protect=True, rate=RATE, clip=None):
         """The model after one step on each batch."""
         for x, y in data:

@@ -116,6 +116,17 @@ class Attachment:
         """Whether steps of the optimizer are still protected by it."""
         return bool(self._hooks)
 
+    def go_last(self) -> None:
+        """Let the penalty join the gradients after other hooks before a step are done with them.
+
+        Hooks that came later would clip the penalty, or replace it with gradients of their own.
+        """
+        hooks = getattr(self.optimizer, "_optimizer_step_pre_hooks", {})
+        own = self._hooks[0].id if self._hooks else None
+        if own in hooks and next(reversed(hooks)) != own:
+            self._hooks[0].remove()
+            self._hooks[0] = self.optimizer.register_step_pre_hook(self._before)
+
     def held_by(self, handle: object, watcher: Watcher | None) -> None:
         """Stay attached for the sake of `handle`, too, and tell `watcher` of every step."""
         self._handles[handle] = watcher
@@ -334,6 +345,11 @@ class Handle:
     def attached(self) -> bool:
         """Whether it still protects steps."""
         return not self._removed
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """One for each optimizer."""
+        return tuple(self._attachments)
 
     @property
     def form(self) -> str:

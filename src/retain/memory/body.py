@@ -401,7 +401,7 @@ class Memory:
                 every=every,
             )
         handle = attached(found, form, self._attachments, made, watcher)
-        self._guard.attached([one.optimizer for one in found], form)
+        self._guard.attached(handle.attachments)
         return handle
 
     # ---- how much is it, or will it be, forgotten ----
@@ -606,7 +606,7 @@ class Memory:
     def _entered_a_loss(self, weight: Number) -> None:
         """The gradient of `penalty()` was asked for, times `weight`."""
         self._in_losses += 1
-        self._guard.entered()
+        self._guard.entered(weight)
         twice = any(handle.attached and handle.form != "loss" for handle in self._attachments)
         if twice and not self._warned_twice:
             self._warned_twice = True

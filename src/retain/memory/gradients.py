@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from retain.memory.movement import elements, spread, version
 
 DOWNHILL = -0.3  # cosine of a movement and the last gradient: steps go against it, SAM goes along
-CLOSE = 4  # protected steps in the course of which elements are compared, and not only counters
+# Protected steps in the course of which elements are compared, and not only counters; after them
+# only where more gradients follow one another without a step than ever did.
+CLOSE = 4
 
 
 class Gradients:
@@ -33,6 +35,7 @@ class Gradients:
         self._indices = spread(parameter)
         self._last: tuple[int, int, Tensor, Tensor] | None = None
         self._moved_before = False
+        self._since, self._usual = 0, 0  # gradients since a step; the most of them between two
 
     @torch.no_grad()
     def __call__(self, gradient: Tensor) -> None:
@@ -44,8 +47,11 @@ class Gradients:
         self._last = steps, version(p), now, elements(gradient, self._indices)
         if last is None or last[0] != steps:
             self._moved_before = False
+            self._since, self._usual = 1, max(self._usual, self._since)
             return
-        if version(p) == last[1] and (steps >= CLOSE or torch.equal(now, last[2])):
+        self._since += 1
+        trusted = steps >= CLOSE and self._since <= self._usual
+        if version(p) == last[1] and (trusted or torch.equal(now, last[2])):
             return
         way, slope = (now - last[2]).double(), last[3].double()
         if not way.any():

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterable
+from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from retain.memory.coverage import Coverage, listed, patterns
+from retain.memory import alarms
+from retain.memory.attachment import Attachment
+from retain.memory.coverage import Coverage
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
 from retain.memory.movement import Distance, Movement, alike, can_be_read
 from retain.memory.places import Place, places_in
 from retain.memory.steps import listen
+from retain.penalty import Number
 from retain.saying import warn
 from retain.statistics import layers_with_statistics, moves_statistics
 
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
     from retain.memory.body import Memory
 
 PATIENCE = 2  # steps elsewhere before a word is said: the first may be another network's
+SCALED = 1024  # a GradScaler that multiplies by more, and a penalty that counts so much less
+DEPTH = 16  # callers of a hook among which a GradScaler is looked for
 REPLACED = 0.5  # of ‖θ*‖: nearer, a parameter in the place of another is taken for a copy of it
 
 
@@ -60,14 +68,19 @@ class Guard:
         self._entered = 0  # how often penalty() entered a gradient
         self._settled = 0  # … when the weights were last looked at
         self._consumed: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-        self._elsewhere: WeakKeyDictionary[Optimizer, tuple[int, int]] = WeakKeyDictionary()
+        self._used = 0  # … of which an optimizer that steps held weights knows
+        self._entered_with: Number | None = None  # … the last time: the factor of the penalty
+        self._scaler_seen: WeakSet[Optimizer] = WeakSet()
+        self._inside: WeakSet[Optimizer] = WeakSet()  # attached, and in a step
+        self._stepped = False  # whether there was a protected step since the anchor was set
+        self._elsewhere: WeakKeyDictionary[Optimizer, _Elsewhere] = WeakKeyDictionary()
         self._in_use = False  # penalty() entered a gradient since the anchor was set
 
     # ---- what the memory tells ----
 
     def anchored(self) -> None:
         """Ω and θ* are new: weights rest where they are."""
-        self._in_use = False
+        self._in_use = self._stepped = False
         self._places = {}
         self._movement.start([place.parameter for place in self._placed().values()])
         self._settled = self._entered
@@ -86,20 +99,16 @@ class Guard:
             if place.parameter.shape == anchor[name].shape
         )
         if not total.relative <= REPLACED:
-            self._say(
-                "loaded",
-                f"The weights of the model are far from those that {_name(memory)} remembers: "
-                f"{total}. Load the model's own weights before its memory; as it is, they are "
-                "pulled to where the others were.",
-            )
+            self._say("loaded", alarms.loaded(memory, total))
 
-    def attached(self, optimizers: Iterable[Optimizer], form: str) -> None:
-        """Steps of these are protected from here on."""
+    def attached(self, attachments: Iterable[Attachment]) -> None:
+        """Steps of their optimizers are protected from here on."""
         memory = self._memory()
-        for optimizer in optimizers:
+        for attachment in attachments:
+            optimizer = attachment.optimizer
             if optimizer not in self._attached:
                 self._never_removed += 1
-                mark = self._attached[optimizer] = _Attached(form)
+                mark = self._attached[optimizer] = _Attached(attachment)
                 mark.hooks.append(optimizer.register_step_pre_hook(mark.runs))
             if memory is not None and memory._state.terms:
                 self._wait_for_gradients(optimizer)
@@ -118,9 +127,10 @@ class Guard:
         """`penalty()` was called."""
         self._asked += 1
 
-    def entered(self) -> None:
-        """`penalty()` is in a gradient."""
+    def entered(self, weight: Number) -> None:
+        """`penalty()` is in a gradient, times `weight`."""
         self._entered += 1
+        self._entered_with = weight
         self._in_use = True
 
     def look(self, *, closely: bool = True) -> None:
@@ -154,26 +164,33 @@ class Guard:
         mark, known = self._attached.get(optimizer), self._known.get(optimizer)
         now = self._look_at(optimizer)
         if mark is None and not now.ours:
-            self._steps_elsewhere(memory, optimizer, now)
+            self._steps_elsewhere(memory, optimizer)
             return
         self._elsewhere.clear()
         entered = self._entered > self._consumed.get(optimizer, 0)
         asked = self._asked > self._asked_then
         self._consumed[optimizer], self._asked_then = self._entered, self._asked
+        self._used = self._entered
         if mark is not None:
             mark.ran = False
+            mark.goes_last()
+            self._inside.add(optimizer)
             self._wait_for_gradients(optimizer)
+        if entered:
+            self._see_scaler(optimizer)
         if mark is not None and not now.ours:
-            self._say_lost(memory, optimizer)
+            self._say("lost", alarms.lost(memory, optimizer))
         elif entered or (mark is not None and mark.form != "loss") or not memory.strength:
             if known is None or known.signature != now.signature:
                 self._cover(memory, optimizer)
             self._see_statistics(memory)
         elif self._never_removed > 0 or self._in_use or asked:
-            self._say_unprotected(memory, optimizer, now, asked=asked)
+            names = [place.name for place in now.ours]
+            self._say("unprotected", alarms.unprotected(memory, optimizer, names, asked=asked))
 
     def after(self, optimizer: Optimizer) -> None:
         """It has stepped."""
+        self._inside.discard(optimizer)
         memory, known = self._memory(), self._known.get(optimizer)
         if memory is None or not memory._state.terms or known is None or not known.ours:
             return
@@ -182,11 +199,13 @@ class Guard:
             if mark.ran:
                 mark.steps += 1
                 self._steps += 1
+                self._stepped = True
                 self._movement.record(place.parameter for place in known.ours)
             else:
-                self._say_unhooked(memory, optimizer)
+                self._say("unhooked", alarms.unhooked(memory, optimizer))
         elif self._consumed.get(optimizer, 0) > self._settled:
             self._steps += 1
+            self._stepped = True
             self._movement.record(place.parameter for place in known.ours)
 
     def _wait_for_gradients(self, optimizer: Optimizer) -> None:
@@ -202,10 +221,16 @@ class Guard:
             us = weakref.ref(self)
             hook = Gradients(
                 usable[-1],
-                lambda: guard._steps if (guard := us()) else 0,
+                lambda: guard._accounted() if (guard := us()) else 0,
                 lambda: guard._moved_by_hand() if (guard := us()) else None,
             )
             mark.hooks.append(usable[-1].register_hook(hook))
+
+    def _accounted(self) -> int:
+        """How many steps were protected; at each gradient inside of one (a closure's), one more."""
+        if self._inside:
+            self._steps += 1
+        return self._steps
 
     def _moved_by_hand(self) -> None:
         """Held weights move between backward passes, without a step of an optimizer."""
@@ -260,17 +285,9 @@ class Guard:
         inside = set(map(id, _parameters(optimizer)))
         coverage = Coverage.of(memory.model, memory.selection, memory._state, inside)
         new = {name: why for name, why in coverage.unheld.items() if name not in self._named}
-        if not new:
-            return
-        self._named.update(new)
-        reasons = {why: [n for n, w in new.items() if w == why] for why in new.values()}
-        said = "; ".join(f"{listed(names)} ({why})" for why, names in reasons.items())
-        warn(
-            f"{_name(memory)} holds {100 * coverage.share:.3g} % of the weights that this "
-            f"{_name(optimizer)} trains. Trained without importance, and free to move: {said}. "
-            "Observe data and consolidate() to hold them; if they are meant to be free, say so: "
-            f"memory.exclude = {[*memory.exclude, *patterns(new)]}."
-        )
+        if new:
+            self._named.update(new)
+            warn(alarms.uncovered(memory, optimizer, coverage.share, new))
 
     def _see_statistics(self, memory: Memory) -> None:
         """Warn of running statistics that follow the new data, and name the way to keep them."""
@@ -280,53 +297,24 @@ class Guard:
             self._statistics = layers_with_statistics(memory.model)
         moving = [name for name, layer in self._statistics.items() if moves_statistics(layer)]
         if moving:
-            self._say(
-                "statistics",
-                f"The running statistics of {listed(moving)} follow the new data, and with them "
-                "the network forgets, however well its weights are held. Keep them: "
-                "frozen = retain.frozen_statistics(model) before training and frozen.remove() "
-                "after it, or with retain.frozen_statistics(model): around it.",
-            )
+            self._say("statistics", alarms.statistics(moving))
+
+    def _see_scaler(self, optimizer: Optimizer) -> None:
+        """Warn if a GradScaler divides a penalty that it did not multiply; looked at once."""
+        if self._entered_with is None or optimizer in self._scaler_seen:
+            return
+        self._scaler_seen.add(optimizer)
+        scaler = scaler_around_step()
+        scale = scaler.get_scale() if scaler is not None else 1.0
+        if scale > SCALED and float(self._entered_with) * SCALED < scale:
+            self._say("unscaled", alarms.unscaled(scale))
 
     def _say_moved(self, memory: Memory, moved: list[str]) -> None:
         anchor = memory.anchor
         away = {name: Distance.of(self._places[name].parameter, anchor[name]) for name in moved}
-        total = Distance.over(away.values())
-        if not total.moved:  # back at the anchor
-            return
-        since = any(mark.steps for mark in self._attached.values()) or self._settled
-        self._say(
-            "moved",
-            f"Weights that {_name(memory)} holds have moved since "
-            + ("its last protected step" if since else "they were consolidated or loaded")
-            + f", and nothing protected them: {total} for "
-            + listed(sorted(away, key=lambda name: -away[name].moved))
-            + ". Optimizers that are not attached do that, and whatever else writes weights. "
-            "Attach every optimizer that steps them; memory.check(optimizer) shows what is held.",
-        )
-
-    def _say_unprotected(
-        self, memory: Memory, optimizer: Optimizer, now: Stepped, *, asked: bool
-    ) -> None:
-        why = "it is not attached, as another one was or still is, and penalty() is in no gradient"
-        if asked:
-            why = "penalty() was called, but no gradient of it was asked for"
-        self._say(
-            "unprotected",
-            f"This {_name(optimizer)} steps weights that {_name(memory)} holds "
-            f"({listed([place.name for place in now.ours])}), and nothing protects them: {why} "
-            "since the last step. Call memory.attach(optimizer) for each optimizer that is made, "
-            "or add penalty() to each loss; where protection is over, remove() the handle.",
-        )
-
-    def _say_lost(self, memory: Memory, optimizer: Optimizer) -> None:
-        self._say(
-            "lost",
-            f"The attached {_name(optimizer)} no longer holds any of the parameters that "
-            f"{_name(memory)} holds: the model's or the optimizer's were replaced by others, and "
-            "its steps protect nothing. Make the optimizer anew from model.parameters(), and "
-            "attach it.",
-        )
+        if any(distance.moved for distance in away.values()):  # not back at the anchor
+            since = self._stepped or bool(self._settled)
+            self._say("moved", alarms.moved(memory, away, stepped=since))
 
     def _say_replaced(self, memory: Memory, names: list[str]) -> None:
         places, anchor = self._places, memory.anchor
@@ -342,57 +330,28 @@ class Guard:
             if not away.relative <= REPLACED:
                 far[module or inside[0]] = away
         if far:
-            self._say(
-                "replaced",
-                f"{', '.join(f'{module} ({away})' for module, away in far.items())} was replaced "
-                f"since {_name(memory)} consolidated, by weights far from those that it holds, and "
-                "is pulled to where the old ones were. If this is a new layer that is to be free, "
-                f"say so: memory.exclude = {[*memory.exclude, *far]}.",
-            )
+            self._say("replaced", alarms.replaced(memory, far))
         new = {id(places[name].parameter): name for name in names}
         for optimizer in self._attached:
             contained = set(map(id, _parameters(optimizer)))
             stale = [name for key, name in new.items() if key not in contained]
             if stale:
-                self._say(
-                    "stale",
-                    f"{listed(stale)} was replaced in the model by another parameter, which the "
-                    f"attached {_name(optimizer)} does not hold: it still steps the old one. Make "
-                    "the optimizer anew from model.parameters(), and attach it.",
-                )
+                self._say("stale", alarms.stale(optimizer, stale))
 
-    def _say_unhooked(self, memory: Memory, optimizer: Optimizer) -> None:
-        self._say(
-            "unhooked",
-            f"The step of this {_name(optimizer)} was not protected, although {_name(memory)} is "
-            "attached to it: something has cleared its hooks. remove() the handle and attach it "
-            "again.",
-        )
-
-    def _steps_elsewhere(self, memory: Memory, optimizer: Optimizer, now: Stepped) -> None:
+    def _steps_elsewhere(self, memory: Memory, optimizer: Optimizer) -> None:
         """An optimizer steps other weights: those of another model, which may be meant instead."""
-        count, entered = self._elsewhere.get(optimizer, (0, 0))
-        if self._entered > max(entered, self._settled):  # the penalty's gradient is waiting
-            self._elsewhere[optimizer] = count + 1, self._entered
-            if count + 1 >= PATIENCE:
-                self._say(
-                    "elsewhere",
-                    f"penalty() is in the gradient, but this {_name(optimizer)} steps none of the "
-                    f"parameters that {_name(memory)} holds: they belong to another model, of "
-                    "which this may be a copy. Make the memory for the model that is trained "
-                    "(memory.model is the one that it holds).",
-                )
+        seen = self._elsewhere.setdefault(optimizer, _Elsewhere())
+        if self._entered > max(seen.entered, self._used, self._settled):
+            # the penalty's gradient is waiting for a step that takes it
+            seen.entered, seen.waited = self._entered, seen.waited + 1
+            if seen.waited >= PATIENCE:
+                self._say("elsewhere", alarms.elsewhere(memory, optimizer))
             return
-        if count or self._is_a_copy(optimizer):
-            self._elsewhere[optimizer] = count + 1, entered
-            if count + 1 >= PATIENCE:
-                self._say(
-                    "copy",
-                    f"This {_name(optimizer)} steps a copy of the weights that {_name(memory)} "
-                    "holds, and the attached optimizer has made no step: nothing protects the "
-                    "copy. Copy model and memory together, copy.deepcopy((model, memory)), and "
-                    "attach the optimizer of the copy.",
-                )
+        seen.copies = seen.copies or self._is_a_copy(optimizer)
+        if seen.copies:
+            seen.steps += 1
+            if seen.steps >= PATIENCE:
+                self._say("copy", alarms.copied(memory, optimizer))
 
     def _is_a_copy(self, optimizer: Optimizer) -> bool:
         """Whether it is about to step weights that are, so far, what an idle attached one holds."""
@@ -404,15 +363,32 @@ class Guard:
         return False
 
 
+class _Elsewhere:
+    """What is known of an optimizer that steps none of the held weights."""
+
+    def __init__(self) -> None:
+        self.entered = 0  # how often penalty() had entered a gradient when it last stepped
+        self.waited = 0  # steps that it made while such a gradient was waiting
+        self.copies = False  # whether its weights were a copy of the held ones
+        self.steps = 0  # since that was seen
+
+
 class _Attached:
     """What is known of an attachment: whether its optimizer's hooks run, and how often."""
 
-    def __init__(self, form: str) -> None:
-        self.form = form
+    def __init__(self, attachment: Attachment) -> None:
+        self.form = attachment.form
         self.steps = 0
         self.ran = True
         self.waits = False
         self.hooks: list[RemovableHandle] = []
+        self._attachment = weakref.ref(attachment)
+
+    def goes_last(self) -> None:
+        """See to it that other hooks before a step are done when the penalty joins."""
+        attachment = self._attachment()
+        if attachment is not None:
+            attachment.go_last()
 
     def runs(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
         """The hook before its step."""
@@ -424,9 +400,18 @@ class _Attached:
             hook.remove()
 
 
+def scaler_around_step() -> torch.amp.GradScaler | None:
+    """The GradScaler in whose `step` we are, if we are in one."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(DEPTH):
+        if frame is None:
+            break
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, torch.amp.GradScaler):
+            return owner
+        frame = frame.f_back
+    return None
+
+
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _name(of: object) -> str:
-    return type(of).__name__

@@ -97,9 +97,22 @@ class Distance(NamedTuple):
             return self.moved / self.anchor
         return float("inf") if self.moved else 0.0
 
+    @property
+    def share(self) -> str:
+        """`relative` in words that need no exponent: "0.55 %", "380 %", "38 times"."""
+        percent = 100 * self.relative
+        if not self.anchor:
+            return ""
+        if percent == 0 or 0.01 <= percent < 9.5:
+            return f"{percent:.2g} %"
+        if percent < 0.01:
+            return "under 0.01 %"
+        return f"{percent:.0f} %" if percent < 999.5 else f"{self.relative:,.0f} times"
+
     def __str__(self) -> str:
-        share = f" ({100 * self.relative:.2g} % of ‖θ*‖)" if self.anchor else ""
-        return f"‖θ − θ*‖ = {self.moved:.3g}{share}"
+        far = f"{self.moved:.3g}" if self.moved < 999.5 else f"{self.moved:,.0f}"
+        share = f" ({self.share} {'‖θ*‖' if self.share.endswith('s') else 'of ‖θ*‖'})"
+        return f"‖θ − θ*‖ = {far}" + (share if self.anchor else "")
 
 
 def alike(p: Tensor, q: Tensor) -> bool:

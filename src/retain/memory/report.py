@@ -213,6 +213,6 @@ def _cells(row: Checked) -> tuple[str, ...]:
         row.state,
         f"{row.importance:.3g}" if row.distance is not None else "",
         f"{row.distance.moved:.3g}" if row.distance is not None else "",
-        f"{100 * row.distance.relative:.2g} %" if row.distance is not None else "",
+        row.distance.share if row.distance is not None else "",
         {None: "", True: "yes", False: "no"}[row.in_optimizer],
     )
