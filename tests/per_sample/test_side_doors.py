@@ -60,3 +60,28 @@ def test_they_are_exact_and_the_users_own_gradient_stays(samples, include):
         assert torch.allclose(omega, truth, rtol=1e-10, atol=1e-14), name
     assert model.middle[0].weight.grad.eq(1).all()
     assert model.first.weight.grad is None
+
+
+class Both(Net):
+    """A parameter that is reached plainly and by a side door."""
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(Recomputed.apply(self.middle, h) + self.middle(h))
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+@pytest.mark.parametrize("include", [None, "middle"])
+@pytest.mark.filterwarnings("ignore:.*one sample at a time")
+def test_a_parameter_with_two_ways_to_its_gradient(samples, include):
+    torch.manual_seed(0)
+    model, x = Both().double(), torch.randn(samples, 5, dtype=torch.float64)
+    memory = retain.MAS(model, include=include).observe(x, progress=False)
+    for name, omega in memory.observed.items():
+        p = model.get_parameter(name)
+        truth = torch.zeros_like(p)
+        for k in range(samples):
+            h = model.first(x[k : k + 1])
+            score = model.last(2 * model.middle(h)).square().sum()
+            truth += torch.autograd.grad(score, p)[0].abs() / samples
+        assert torch.allclose(omega, truth, rtol=1e-10, atol=1e-14), name

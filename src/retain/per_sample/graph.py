@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 from retain.per_sample.nodes import arguments, operation
@@ -41,6 +42,11 @@ class Graph:
                 self.leaves[by_tensor[id(variable)]] = node
             elif variable is not None:
                 self.other_leaves.append(node)
+
+    @cached_property
+    def has_functions(self) -> bool:
+        """Whether any operation is a user's own Function, whose backward may do more."""
+        return any(map(_is_function, self.order))
 
     @cached_property
     def wiring(self) -> int:
@@ -87,6 +93,15 @@ def leaves_below(root: Node) -> list[Tensor]:
     """The tensors in which the graph below a node ends: parameters, and inputs with gradients."""
     variables = (getattr(node, "variable", None) for node in _inputs_first(root))
     return [variable for variable in variables if variable is not None]
+
+
+def has_functions(root: Node) -> bool:
+    """Whether any operation below a node is a user's own Function, whose backward may do more."""
+    return any(_is_function(node) for node in _inputs_first(root))
+
+
+def _is_function(node: Node) -> bool:
+    return isinstance(node, BackwardCFunction)
 
 
 def _inputs_first(root: Node) -> list[Node]:

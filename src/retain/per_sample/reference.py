@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.per_sample.graph import Graph, leaves_below
+from retain.per_sample.graph import Graph, has_functions, leaves_below
 from retain.per_sample.lent import gradients_aside, taken_gradients
 from retain.per_sample.passes import gradients_at
 from retain.per_sample.scores import Score
@@ -64,14 +64,14 @@ def sums_by_loop(
 def _with_side_doors(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
     """The parameters, and behind them whatever else the graph ends in, if it may lead to them.
 
-    A parameter that the graph does not end in may still get a gradient, from a backward that an
-    operation calls inside of its own; and autograd runs only what leads to what is asked for.
+    A parameter may get a gradient, or some more of it, from a backward that an operation calls
+    inside of its own; and autograd runs only what leads to what is asked for.
     """
     asked = list(parameters.values())
     if not asked or scores.grad_fn is None:
         return asked
     below = {id(leaf): leaf for leaf in leaves_below(scores.grad_fn)}
-    if all(id(p) in below for p in asked):
+    if all(id(p) in below for p in asked) and not has_functions(scores.grad_fn):
         return asked
     own = {id(p) for p in asked}
     return [*asked, *(leaf for number, leaf in below.items() if number not in own)]
@@ -92,7 +92,8 @@ def gradients_of(
 ) -> dict[str, Tensor]:
     """∂(Σ weights·scores)/∂θ for every parameter that has one, by an ordinary backward pass."""
     ends = [(leaf, 0) for leaf in graph.leaves.values()]
-    if parameters.keys() - graph.leaves.keys():  # some may have theirs from a backward inside
+    # some may have theirs, or a part of it, from a backward inside
+    if graph.has_functions or parameters.keys() - graph.leaves.keys():
         ends += [(end, 0) for end in graph.other_leaves]
     return complete(dict(zip(graph.leaves, gradients_at(graph, weights, ends))), parameters)
 
