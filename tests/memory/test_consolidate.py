@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -301,3 +302,21 @@ def test_a_copy_is_a_memory_of_its_own():
     twin.observe(tasks(1)[0]).consolidate()
     assert (memory.tasks, twin.tasks) == (1, 2)
     assert memory.importance.samples == 5
+
+
+def test_a_small_layer_that_was_trained_and_loaded_is_not_taken_for_fresh():
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))  # noqa: E731
+    trained, loaded, x = make(), make(), torch.randn(16, 5)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.05)
+    for _ in range(20):
+        optimizer.zero_grad()
+        trained(x).square().mean().backward()
+        optimizer.step()
+    loaded.load_state_dict(trained.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        retain.MAS(loaded).observe(x, progress=False).consolidate()
+    loaded[2] = nn.Linear(8, 3)
+    with pytest.warns(UserWarning, match="^2: still as initialised"):
+        retain.MAS(loaded).observe(x, progress=False).consolidate()

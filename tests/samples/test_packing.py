@@ -111,6 +111,40 @@ def test_masks_that_number_texts():
     assert_same(found, truth)
 
 
+class Blocks(nn.Module):
+    """Attention by a mask over pairs of positions, as it is or added to the scores."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(31, 6), nn.Linear(6, 4)
+
+    def forward(self, input_ids, attention_mask):
+        h = self.embed(input_ids)
+        allowed = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1e3
+        scores = (h @ h.mT).masked_fill(~allowed.reshape(-1, *allowed.shape[-2:]), -1e9)
+        return self.out(scores.softmax(-1) @ h)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_masks_over_pairs_in_blocks(causal, added):
+    model, some = ready(Blocks), texts(3, 2, 4)
+
+    def masked(sizes):
+        mask = torch.block_diag(*[torch.ones(n, n) for n in sizes]).bool()
+        mask = (mask.tril() if causal else mask)[None]
+        mask = mask[:, None] if added else mask
+        return torch.zeros(mask.shape).masked_fill(~mask, -1e9) if added else mask
+
+    truth = one_by_one(model, some, lambda t: model(t[None], masked([len(t)])))
+    batch = {"input_ids": torch.cat(some)[None], "attention_mask": masked([3, 2, 4])}
+    found = omega(model, [batch])
+    assert found.samples == 3
+    assert_same(found, truth)
+    window = torch.ones(1, 9, 9).tril().triu(-1).bool()  # a sliding one is of one text
+    assert omega(model, [{**batch, "attention_mask": window}]).samples == 1
+
+
 class Flat(nn.Module):
     """Rows of all texts in one dimension, as attention of variable length takes them."""
 

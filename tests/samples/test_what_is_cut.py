@@ -241,3 +241,50 @@ def test_dataclasses_by_their_fields_or_whole(make):
     assert_same(omega(model, [record]), truth)
     assert_same(omega(model, [(record, torch.zeros(3))]), truth)
     assert record.input_ids.shape == (3, 9)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def forward(self, image):
+        return self.net(image)
+
+
+def test_columns_that_only_a_loss_looks_at():
+    """Not among those that are always labels, and not taken by the model."""
+    model, x = ready(Named), torch.randn(5, 4).double()
+    truth = one_by_one(model, list(x), lambda one: model(one[None]))
+    batch = {"image": x, "target": torch.zeros(5), "name": list("abcde")}
+    assert_same(omega(model, [batch]), truth)
+
+
+@pytest.mark.parametrize("wrap", [lambda b: b, lambda b: (b, 0), lambda b: {"x": b}])
+def test_ragged_batches_are_refused_with_the_way_out(wrap):
+    parts = [torch.randn(3, 4), torch.randn(2, 4)]
+    packed = nn.utils.rnn.pack_sequence(parts)
+    with pytest.raises(retain.RetainError, match=r"a PackedSequence.*pad_packed_sequence"):
+        omega(Named(), [wrap(packed)])
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor(parts, layout=layout)
+        with pytest.raises(retain.RetainError, match=r"nested tensor.*to_padded_tensor"):
+            omega(Named(), [wrap(nested)])
+
+
+def test_lists_are_cut_with_rows_that_are_no_samples():
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, rows, lengths):
+            parts = self.net(rows).tanh().split(lengths)
+            return torch.cat([p * p.mean(0) for p in parts])
+
+    model, lengths = ready(Split), [3, 1, 4]
+    rows = torch.randn(8, 4).double()
+    truth = one_by_one(model, rows.split(lengths), lambda own: model(own, [len(own)]))
+    owner = torch.repeat_interleave(torch.tensor(lengths))
+    found = omega(model, [{"rows": rows, "lengths": lengths}], samples_of=lambda batch: owner)
+    assert_same(found, truth)

@@ -12,7 +12,8 @@ from retain.parameters import named_parameters
 from retain.saying import warn
 
 WRITES = 3  # what initialising, casting and loading leave on a version counter; steps leave more
-ENOUGH = 32  # weights of which a spread can be told
+ENOUGH = 2  # weights of a layer that was written to once, when it was made
+LOADED = 256  # … of one that may have been copied or loaded, of which a spread can be told
 SLACK = 0.12  # of the spread that is expected, for layers that are not large
 
 
@@ -57,7 +58,7 @@ def _is_fresh(weight: Tensor, bias: Tensor | None) -> bool:
     w = weight.detach().float()
     if bias is not None and bias.requires_grad and not bias.detach().any():
         return bool(w.any())
-    if w.numel() < ENOUGH and not written:  # a small copy: nothing can be told
+    if w.numel() < (ENOUGH if written == 1 else LOADED):  # a copy, or loaded: too small to tell
         return False
     inputs, outputs = w[0].numel(), w.shape[0] * max(1, w[0, 0].numel())
     bounds = (1 / math.sqrt(inputs), math.sqrt(6 / (inputs + outputs)))

@@ -152,6 +152,16 @@ class Batch:
         rebuilt(self._parts(), see)
         return tensors | lists
 
+    def lists_of(self, samples: int) -> list[Path]:
+        """Lists with one item for each of so many samples, and no tensor of rows in them."""
+        tensors = self.inputs()
+        inside = {path[:-1] for path in tensors}
+        return [
+            path
+            for path, count in self.counts().items()
+            if count == samples and path not in tensors and path not in inside
+        ]
+
     def parts_that_count(self) -> list[Path]:
         """The parts that are cut because they hold as many samples as the batch."""
         tensors = self.inputs()

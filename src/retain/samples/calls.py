@@ -88,6 +88,9 @@ def calls(
         yield Call((), kwargs, labels)
     else:
         yield Call((whole,), {}, labels)
+        asked = {name: part for name, part in kwargs.items() if asks_for(model, name)}
+        if asked and _takes(model, (), asked):  # beside what only a loss or a metric looks at
+            yield Call((), asked, labels)
 
 
 def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -55,15 +55,20 @@ def kept_positions(mask: Tensor) -> Tensor | None:
     """
     if mask.ndim not in (2, 3, 4):
         return None
-    allowed = _allowed(mask)
     if mask.ndim == 2:
-        return allowed
-    pairs = allowed if mask.ndim == 3 else allowed.any(1)
+        return _allowed(mask)
+    looks = pairs(mask)
     # A padded query sees nothing; some implementations let it see everything, to spare softmax the
     # division by zero. It tells nothing then, unless the last one sees everything: then all do.
-    tells = ~pairs.all(-1, keepdim=True)
-    everything = pairs[:, -1].all(-1, keepdim=True)
-    return (pairs & tells).any(1) | everything
+    tells = ~looks.all(-1, keepdim=True)
+    everything = looks[:, -1].all(-1, keepdim=True)
+    return (looks & tells).any(1) | everything
+
+
+def pairs(mask: Tensor) -> Tensor:
+    """[n, T, T] of bools: who may look at whom, by a mask [n, T, T] or [n, heads, T, T]."""
+    allowed = _allowed(mask)
+    return allowed if mask.ndim == 3 else allowed.any(1)
 
 
 def padding(mask: Tensor, name: str) -> Tensor:

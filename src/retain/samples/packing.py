@@ -13,7 +13,7 @@ from retain.samples import masks
 from retain.samples.rows import NOBODY, TEXTS, Rows
 
 # [B, T]: the number of the text that a position belongs to
-NUMBERS = ("seq_idx", "document_ids")
+NUMBERS = ("seq_idx", "document_ids", "document_id", "doc_ids", "sequence_ids", "sequence_id")
 # [texts + 1]: where each text begins, and the end
 CUMULATED = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
 
@@ -95,7 +95,7 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, numbers: list[str]) ->
 
 
 def _texts(inputs: Mapping[str, Tensor]) -> Rows | None:
-    found = _numbered(inputs) or _cumulated(inputs) or _restarting(inputs)
+    found = _numbered(inputs) or _cumulated(inputs) or _restarting(inputs) or _blocks(inputs)
     if found is None:
         return None
     ids, numbers = found
@@ -144,6 +144,27 @@ def _restarting(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] |
     kept = _kept(inputs, ids)
     began = torch.ones_like(kept)
     began[:, 1:] = (ids[:, 1:] <= ids[:, :-1]) | ~kept[:, :-1]
+    return _numbers(began, kept), {}
+
+
+def _blocks(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | None:
+    """Where an attention mask over pairs of positions lets nothing look across, in either way."""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim not in (3, 4) or mask.shape[-1] != mask.shape[-2]:
+        return None
+    pairs, kept = masks.pairs(mask), masks.kept_positions(mask)
+    if kept is None or not bool(kept.all()):
+        return None
+    at = torch.arange(pairs.shape[-1], device=pairs.device)
+    eye = at[:, None] == at
+    both = pairs | pairs.mT | eye
+    # a text begins where neither a later position looks back nor an earlier one ahead
+    reach = torch.where(both, at[:, None], -1).amax(-2)  # [n, T]: the last one joined with each
+    farthest = reach.cummax(-1).values
+    began = torch.ones_like(kept)
+    began[:, 1:] = farthest[:, :-1] < at[1:]
+    if bool(began.all()):
+        return None  # every position by itself: it says nothing of texts
     return _numbers(began, kept), {}
 
 

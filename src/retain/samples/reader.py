@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from retain import arguments
 from retain.errors import InputError, StateError
 from retain.samples import masks
 from retain.samples.batches import Batch, input_of
 from retain.samples.calls import Call, calls
-from retain.samples.containers import Path
+from retain.samples.containers import DESCEND, Path, rebuilt
 from retain.samples.outputs import OutputPicker
 from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
 from retain.samples.packing import rows_of
@@ -77,6 +78,7 @@ class Reader:
                     f"This memory was saved with {name}=…, a function that a file cannot hold. "
                     f"Set it again: memory.{name} = …"
                 )
+        _refuse_ragged(raw)
         forms = self._possible(raw, model)
         kind = _kind_of(raw)
         if len(forms) > 1 and kind not in self._forms:
@@ -139,7 +141,8 @@ class Reader:
             padding = padding_said(self.padding_mask, raw, named)
             batch = replace(batch, padding=padding.to(device))
         if rows is not None:
-            batch = replace(batch, rows=rows.to(device), samples=rows.samples)
+            lists = frozenset(batch.lists_of(rows.samples))
+            batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
             return self._arranged(batch, rows.to(device), Trial(model, pick))
         return self._counted(batch, Trial(model, pick))
 
@@ -209,6 +212,31 @@ class Reader:
                     stacklevel=4,
                 )
                 return
+
+
+def _refuse_ragged(raw: Any) -> None:
+    """Nothing, unless samples of several lengths lie behind one another in one object.
+
+    Raises:
+        InputError: they do; says what to give in its place.
+    """
+
+    def see(_path: Path, part: Any) -> Any:
+        if isinstance(part, PackedSequence):
+            raise InputError(
+                "A batch holds a PackedSequence, whose samples cannot be taken apart; expected "
+                "padded sequences: torch.nn.utils.rnn.pad_packed_sequence(batch), which gives "
+                "their lengths, too. A model that takes packed ones can pack them itself."
+            )
+        if isinstance(part, Tensor) and part.is_nested:
+            raise InputError(
+                "A batch holds a nested tensor, whose samples cannot be taken apart; expected a "
+                "padded one: torch.nested.to_padded_tensor(batch, 0.0), with a mask of what is "
+                "padding (attention_mask, or padding_mask=…)."
+            )
+        return part if isinstance(part, Tensor) else DESCEND
+
+    rebuilt(raw, see)
 
 
 def _kind_of(raw: Any) -> object:

@@ -79,7 +79,8 @@ class Rows:
             return torch.cat([first, ends])[: len(counts) + len(tensor) - self.samples]
         if name in self.indices:
             return self._renumbered(tensor, start, stop)
-        ids = self._owners_of(name, tensor)
+        over_pairs = name == "attention_mask" and tensor.ndim > 2
+        ids = None if over_pairs else self._owners_of(name, tensor)
         if ids is None:
             return self._square(name, tensor, start, stop)
         if name in self.numbers:
