@@ -322,3 +322,19 @@ def test_a_mask_that_does_not_fit_the_output_is_ignored():
         model, some, lambda text: longer(SimpleNamespace(logits=model(text[None]).logits))
     )
     assert_same(omega(model, [batch], output=longer), truth)
+
+
+@pytest.mark.parametrize("width", [10, 31, 2 * LONGEST])
+def test_positions_in_another_dimension(width):
+    """[n, V, T], as criterions want it, and all layers at once; also where sizes are the same."""
+    model, some = ready(DECODERS["gpt2"]), texts(3, LONGEST, 5)
+    model.config.output_hidden_states = True
+    for pick in (
+        lambda returned: returned.logits.mT,
+        lambda returned: torch.stack(returned.hidden_states * (width // 3 + 1), 1)[:, :width],
+    ):
+        truth = one_by_one(model, some, lambda text, pick=pick: pick(model(text[None])))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = omega(model, [padded(some, width)] * 2, output=pick)
+        assert_same(found, truth, within=1e-8)

@@ -42,6 +42,7 @@ class Batch:
         rows: which sample each row belongs to, where rows are no samples.
         padding: [n, T] of bools: positions that do not count, where the user says so.
         per_position: an output [n, T] has one number for each position.
+        positions: the dimension of an output [n, …] that counts positions.
     """
 
     args: tuple[Any, ...]
@@ -55,6 +56,7 @@ class Batch:
     rows: Rows | None = None
     padding: Tensor | None = None
     per_position: bool = False
+    positions: int = 1
 
     @classmethod
     def of(cls, raw: object, *, batch_dim: int = 0) -> Batch:

@@ -68,11 +68,12 @@ def picked_from(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
     output = picked if batch.rows is None else batch.rows.arranged(picked)
     if output is not picked or not (batch.per_position or _has_positions(returned, picked)):
         return output
-    kept = batch.kept(output.shape[1], encoder=_is_of_encoder(returned, picked))
+    dim = batch.positions if batch.positions < output.ndim else 1
+    kept = batch.kept(output.shape[dim], encoder=_is_of_encoder(returned, picked))
     if kept is None or kept.all():
         return output
     # not by multiplying: what stands at a padded position may be infinite
-    left_out = ~kept.view(*kept.shape, *[1] * (output.ndim - 2))
+    left_out = ~kept.view(len(kept), *[1] * (dim - 1), -1, *[1] * (output.ndim - dim - 1))
     return output.masked_fill(left_out, 0.0)
 
 
@@ -89,7 +90,7 @@ def counted(batch: Batch, output: Tensor) -> Tensor | None:
         rows = batch.rows.counted(output)
         if rows is not None:
             return rows
-    return batch.kept(output.shape[1]) if output.ndim > 2 else None
+    return batch.kept(output.shape[1]) if output.ndim > 2 and batch.positions == 1 else None
 
 
 def _has_positions(returned: Any, picked: Tensor) -> bool:

@@ -162,6 +162,7 @@ class Reader:
                 self._kinds[kind] = known
         batch = batch.counted_by(known.counter)
         batch = replace(batch, shared=known.shared, per_position=known.per_position)
+        batch = replace(batch, positions=known.positions)
         if known.unmasked is not None:
             self._warn_of_unmasked(batch, known.unmasked)
         return batch

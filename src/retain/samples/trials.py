@@ -30,6 +30,7 @@ class Kind:
         shared: what all samples share.
         sure: whether it was found by trying, and holds for every batch of the kind.
         per_position: whether the output [n, T] has one number for each position.
+        positions: which dimension of the output [n, …] counts positions.
         unmasked: the shape of an output that has other positions than any mask.
     """
 
@@ -37,6 +38,7 @@ class Kind:
     shared: frozenset[Path]
     sure: bool = False
     per_position: bool = False
+    positions: int = 1
     unmasked: tuple[int, ...] | None = None
 
 
@@ -88,8 +90,10 @@ class Trial:
         batch = replace(batch.counted_by(found.counter), shared=found.shared)
         if whole.ndim == 2:
             return replace(found, per_position=self._has_one_per_position(batch, whole))
-        fits = batch.kept(whole.shape[1]) is not None or not batch.masks()
-        return replace(found, unmasked=None if fits else tuple(whole.shape))
+        positions = self._positions(batch, whole)
+        if positions is not None:
+            return replace(found, positions=positions)
+        return replace(found, unmasked=tuple(whole.shape) if batch.masks() else None)
 
     def _counting(self, batch: Batch, whole: Tensor | None, rows: int | None) -> Kind | None:
         counts = batch.counts()
@@ -118,6 +122,21 @@ class Trial:
         if shared:
             self._refuse_rows(batch, shared, whole)
         return Kind(counter, frozenset(shared))
+
+    def _positions(self, batch: Batch, whole: Tensor) -> int | None:
+        """The dimension of an output [n, …] that is as long as a mask; None if there is none.
+
+        Where it is not the first that it could be, the one that is shorter for shorter inputs.
+        """
+        fit = [d for d in range(1, whole.ndim) if batch.kept(whole.shape[d]) is not None]
+        usual = 1 if 1 in fit else None
+        if not fit or fit == [1] or whole.shape[fit[0]] < 2:
+            return usual
+        output, _ = self.tried(batch.shortened(whole.shape[fit[0]]))
+        if output is None or output.ndim != whole.ndim:
+            return usual
+        follow = [d for d in fit if output.shape[d] == whole.shape[d] - 1]
+        return follow[0] if follow else usual
 
     def _has_one_per_position(self, batch: Batch, whole: Tensor) -> bool:
         """Whether an output [n, T] as long as a mask is shorter where the inputs are shorter."""
