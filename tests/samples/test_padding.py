@@ -104,6 +104,20 @@ def test_outputs_of_an_encoder_and_decoder_follow_the_decoder():
     assert_same(found, counted, within=1e-8)
 
 
+def test_a_decoder_without_a_mask_is_spoken_of_only_if_it_looks_padded():
+    model, asked = ready(encoder_decoder), texts(3, LONGEST, 5)
+
+    def batch(answers):
+        ids = padded(answers, max(map(len, answers)))["input_ids"]
+        return padded(asked, 9) | {"decoder_input_ids": nn.functional.pad(ids, (1, 0))}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        omega(model, [batch(texts(4, 4, 4))])
+    with pytest.warns(UserWarning, match="'decoder_input_ids' look padded.*decoder_attention_mask"):
+        omega(model, [batch(texts(6, 2, 4))])
+
+
 def test_states_of_the_encoder_follow_the_encoder():
     model = ready(encoder_decoder)
     asked, answers = texts(3, LONGEST, 5), texts(6, 2, LONGEST)

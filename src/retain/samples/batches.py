@@ -282,6 +282,12 @@ class Batch:
             return [~self.padding]
         return [mask for encoder in (True, False) for mask in self._masks(encoder)]
 
+    @property
+    def follows_unmasked_decoder(self) -> bool:
+        """Whether outputs follow what a decoder reads, and no mask is of that."""
+        named = {str(path[-1]): t for path, t in self.inputs().items()}
+        return self.padding is None and masks.has_decoder(named) and not masks.of_decoder(named)
+
     def _masks(self, encoder: bool) -> list[Tensor]:
         named = {str(path[-1]): t for path, t in self.inputs().items() if path not in self.shared}
         if masks.has_decoder(named) and not encoder:

@@ -186,7 +186,12 @@ class Reader:
     # ---- what may be meant otherwise ----
 
     def _warn_of_unmasked(self, batch: Batch, shape: tuple[int, ...]) -> None:
-        if "unmasked" in self._warned or all(bool(mask.all()) for mask in batch.masks()):
+        if "unmasked" in self._warned:
+            return
+        if batch.follows_unmasked_decoder:
+            self._warn_of_padded_decoder(batch)
+            return
+        if all(bool(mask.all()) for mask in batch.masks()):
             return
         self._warned.add("unmasked")
         warnings.warn(
@@ -195,6 +200,22 @@ class Reader:
             f"function of the batch that gives bools [{shape[0]}, {shape[1]}].",
             stacklevel=5,
         )
+
+    def _warn_of_padded_decoder(self, batch: Batch) -> None:
+        """Outputs follow what the decoder reads, of which no mask says what is padding."""
+        for path, tensor in batch.inputs().items():
+            if path[-1] not in masks.OF_DECODER or tensor.ndim != 2:
+                continue
+            token = masks.looks_padded(tensor[:, 1:])  # the first one may be the same
+            if token is not None:
+                self._warned.add("unmasked")
+                warnings.warn(
+                    f"The rows of '{path[-1]}' look padded: they end in {token}, in runs of "
+                    "several lengths. The output follows them, and no decoder_attention_mask says "
+                    "so: this padding counts like text. Pass decoder_attention_mask, or say where "
+                    "there is padding with padding_mask=….",
+                    stacklevel=6,
+                )
 
     def _warn_of_padding(self, batch: Batch) -> None:
         if "padded" in self._warned or batch.rows is not None:
