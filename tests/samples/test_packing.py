@@ -40,6 +40,13 @@ def test_texts_in_one_row_count_as_texts(name):
     assert_same(memory.observed, few, within=1e-8)
 
 
+def test_a_pack_that_looks_padded_at_its_end_is_spoken_of():
+    model, some = ready(DECODERS["llama"]), texts(3, 7, 5)
+    batch = flattened([*some, *[torch.zeros(1).long()] * 3])
+    with pytest.warns(UserWarning, match="end in 0 again and again.*a text of its own"):
+        omega(model, [batch])
+
+
 def test_several_rows_of_several_texts():
     model, some = ready(DECODERS["llama"]), texts(3, 7, 5, 5)
     truth = one_by_one(model, some, lambda text: first(model(input_ids=text[None])))

@@ -179,6 +179,7 @@ class Reader:
         batch = replace(batch, rows=replace(rows, output=self._outputs[kind]))
         if rows.what != TEXTS or rows.samples < 2:
             return batch
+        self._warn_of_padded_pack(batch, rows)
         if kind not in self._apart:
             self._apart[kind] = trial.keeping_apart(batch)
         return replace(batch, kwargs=batch.kwargs | self._apart[kind])
@@ -216,6 +217,26 @@ class Reader:
                     "there is padding with padding_mask=….",
                     stacklevel=6,
                 )
+
+    def _warn_of_padded_pack(self, batch: Batch, rows: Rows) -> None:
+        """Packed texts of a single token each, all of them the same, at the end of a row."""
+        if "packed" in self._warned or batch.masks():
+            return
+        ids = rows.owners[0]
+        for path, tokens in batch.inputs().items():
+            if path[-1] not in ("input_ids", "tokens") or tokens.shape != ids.shape:
+                continue
+            last, lengths = ids[..., -2:].reshape(-1), torch.bincount(ids[ids >= 0].flatten())
+            if bool((last >= 0).all()) and bool((lengths[last] == 1).all()):
+                ends = tokens[..., -2:].reshape(-1)
+                if len(ends.unique()) == 1:
+                    self._warned.add("packed")
+                    warnings.warn(
+                        f"The packed texts in '{path[-1]}' end in {int(ends[0])} again and again, "
+                        "each of which counts as a text of its own. If that is padding, leave it "
+                        "out of the batch: packed texts need none.",
+                        stacklevel=6,
+                    )
 
     def _warn_of_padding(self, batch: Batch) -> None:
         if "padded" in self._warned or batch.rows is not None:
