@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import copy
+from contextlib import nullcontext
 
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import retain
 from retain import choose_strength
 from retain.errors import InputError
-from retain.strength import Tried
+from retain.strength import Trial, Tried
 
 
 def curve(asked=None):
@@ -114,3 +121,106 @@ def test_all_of_them_are_said_at_once():
 def test_a_training_that_says_nothing(given):
     with pytest.raises(InputError, match=r"train\(0\) returned .*expected the accuracy"):
         choose_strength(lambda _strength: given, start=1)
+
+
+def drifting(asked=None, penalty=4.0):
+    """Accuracy falls, and drift as well, the harder the old tasks are held."""
+
+    def train(strength):
+        if asked is not None:
+            asked.append(strength)
+        return Trial(
+            0.1 + 0.8 / (1 + strength / 10), forgotten=0.5 / (1 + strength), penalty=penalty
+        )
+
+    return train
+
+
+def test_what_is_given_up_and_what_is_forgotten_are_least_together():
+    asked = []
+    choice = choose_strength(drifting(asked), chance=0.1)
+    # from λ = 10/4: 1 − 1/(1 + λ/10) + 0.5/(1 + λ) = 0.343 at 2.5, 0.355 at 0.75, 0.430 at 0.225
+    assert asked == pytest.approx([0, 2.5, 0.75, 0.225])
+    assert choice.strength == 2.5
+    assert [t.accepted for t in choice.tried] == [True, False, False]
+    # it ends where the forecast alone, 0.408, is more than the best sum
+    assert choice.tried[-1].forgotten == pytest.approx(0.5 / 1.225)
+
+
+def test_where_holding_costs_more_than_it_keeps_nothing_is_held():
+    choice = choose_strength(lambda s: Trial(0.9 if s == 0 else 0.5, 0.1, 1.0))
+    assert (choice.strength, choice.accepted, choice.accuracy) == (0, False, 0.9)
+
+
+def test_where_nothing_that_is_held_moves_nothing_is_tried():
+    choice = choose_strength(drifting(penalty=0.0))
+    assert (choice.strength, choice.tried) == (0, ())
+
+
+def test_a_start_is_needed_where_nothing_says_which_strengths_are_large():
+    with pytest.raises(InputError, match=r"got no start; .* memory.drift"):
+        choose_strength(curve())
+    with pytest.raises(InputError, match="no penalty to take it from"):
+        choose_strength(drifting(penalty=None))
+    with pytest.raises(InputError, match="expected the accuracy"):
+        choose_strength(lambda _: Trial(0.5, float("nan")), start=1)
+
+
+class Scaled(nn.Module):
+    """A network whose outputs are so many times as large."""
+
+    def __init__(self, factor):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * self.body(x)
+
+
+@pytest.mark.parametrize("kind", [retain.MAS, retain.LocalMAS, retain.SI])
+def test_outputs_ten_times_as_large_lead_to_the_same_choice(kind):
+    generator = torch.Generator().manual_seed(1)
+    old, new = (torch.randn(2, 128, 6, generator=generator) + 0.5).unbind()
+    labels = {True: (old[:, 0] > old[:, 1]).long(), False: (new[:, 2] + new[:, 0] > 0).long()}
+
+    def learn(model, inputs, y, memory=None):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        attached = memory.attach(optimizer, form="proximal") if memory else nullcontext()
+        with attached:
+            for _ in range(40):
+                optimizer.zero_grad()
+                # a temperature in the loss undoes the scale
+                cross_entropy(model(inputs) / model.factor, y).backward()
+                optimizer.step()
+
+    def chosen(factor):
+        first = Scaled(factor)
+        before = kind(first) if kind is retain.SI else None
+        learn(first, old, labels[True], before)
+        state = before.consolidate().state_dict() if before else None
+
+        def train(strength):
+            trial = copy.deepcopy(first)
+            memory = kind(trial)
+            if state is None:
+                memory.observe(old, progress=False).consolidate()
+            else:
+                memory.load_state_dict(state)
+            memory.strength = strength
+            learn(trial, new, labels[False], memory)
+            right = (trial(new).argmax(1) == labels[False]).float().mean().item()
+            return right, memory.drift()
+
+        return choose_strength(train, chance=0.5)
+
+    one, ten = chosen(1.0), chosen(10.0)
+    assert one.accepted
+    assert [t.accuracy for t in one.tried] == pytest.approx([t.accuracy for t in ten.tried])
+    assert [t.forgotten for t in one.tried] == pytest.approx(
+        [t.forgotten for t in ten.tried], rel=1e-3
+    )
+    places = [[t.accepted for t in choice.tried].index(True) for choice in (one, ten)]
+    assert places[0] == places[1]

@@ -4,20 +4,61 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from retain.drift import Drift
 from retain.errors import InputError
 from retain.header import is_count, is_number, shown
+
+# The share of the old tasks that goes with a relative drift of 1, as a rule of thumb: permuted
+# digits lose from 1.2 to 3 times the drift, split digits 0.3 times (docs/strength.md).
+LOST_PER_DRIFT = 1.5
+START = 10.0  # nats that the weights of free training shall cost at first: more than any loss saves
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one training of the new task came to.
+
+    Attributes:
+        accuracy: on validation data of the new task; or several, such as that on its training data
+            as well.
+        forgotten: the share of what the old tasks are able to do that is expected to be lost.
+        penalty: what the penalty comes to with λ = 1 at the end, such as Σ Ω (θ − θ*)². Of the
+            training without protection it says which strengths are worth a try.
+
+    Examples:
+        >>> import retain
+        >>> retain.strength.Trial(0.9, forgotten=0.2)
+        Trial(accuracy=0.9, forgotten=0.2, penalty=None)
+    """
+
+    accuracy: float | Sequence[float]
+    forgotten: float
+    penalty: float | None = None
+
+    @classmethod
+    def of(cls, accuracy: float | Sequence[float], drift: Drift) -> Trial:
+        """The trial that ended with this drift of a memory."""
+        return cls(accuracy, min(1.0, LOST_PER_DRIFT * drift.relative), drift.penalty)
+
+
+Reached = float | Sequence[float] | tuple[float | Sequence[float], Drift] | Trial
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One strength, the accuracy on the new task that it allowed, and whether that was enough."""
+    """One strength, the accuracy on the new task that it allowed, and whether that was enough.
+
+    `forgotten` is the share of the old tasks that was expected to be lost, where `train` said so;
+    then `accepted` is the one strength that was chosen.
+    """
 
     strength: float
     accuracy: float
     accepted: bool
+    forgotten: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,11 +66,10 @@ class StrengthChoice:
     """What `choose_strength` found.
 
     Attributes:
-        strength: the first strength tried that was accepted, which is the largest; or else 0, with
-            which nothing is held.
+        strength: the one that was chosen; 0, with which nothing is held, if none was any better.
         accuracy: what the new task reached with it.
         reference: what the new task reaches when nothing is held.
-        accepted: whether `accuracy` is near enough to `reference`.
+        accepted: whether something is held.
         tried: everything that was tried, in order.
 
     Examples:
@@ -47,40 +87,57 @@ class StrengthChoice:
 
 
 def choose_strength(
-    train: Callable[[float], float | Sequence[float]],
+    train: Callable[[float], Reached],
     *,
-    start: float,
-    reference: float | Sequence[float] | None = None,
-    samples: int | Sequence[int] | None = None,
+    start: float | None = None,
+    reference: Reached | None = None,
+    samples: int | Sequence[int | None] | None = None,
+    chance: float = 0.0,
     drop: float = 0.005,
     decay: float = 0.3,
     tries: int = 10,
 ) -> StrengthChoice:
-    """The largest strength with which the new task is learned as well as with none, within noise.
+    """The strength that is expected to lose least of the new task and of the old ones together.
 
-    Starts high and decays: λ ← decay · λ while A(λ) < A_reference − max(drop · A_reference, s),
-    where s is one standard error of an accuracy on so many samples. Only data of the new task is
-    needed. After De Lange et al., *A continual learning survey*, whose public code halves λ while
-    a fifth of the reference is lost: what is lost of the new task counts in the end as well, and
-    so much of it is seldom kept of the old ones (docs/methods.md).
+    Only data of the new task is needed, and the drift of the old ones' memory: `train` returns
+    `(accuracy, memory.drift())`. Strengths are tried from one that surely holds downwards,
+    λ ← decay · λ, and the choice is the least of
+
+        (A_reference − s − A(λ)) / (A_reference − chance)  +  1.5 · drift(λ).relative
+
+    where s is one standard error of an accuracy on so many samples: the part of the new task that
+    is given up, and the part of the old tasks that is expected to be forgotten. Training without
+    protection is among the candidates. The search ends where the second term alone is more than
+    the best sum so far, for it only grows. Neither term depends on the scale of the outputs or of
+    Ω, nor does the first strength, λ = 10 / Σ Ω (θ − θ*)² at the weights of free training: outputs
+    ten times as large lead to the same choice.
+
+    If `train` returns an accuracy alone, nothing is known of the old tasks. Then the choice is the
+    first, and largest, strength with which the new task is learned as well as with none, within
+    noise: A(λ) ≥ A_reference − max(drop · A_reference, s), after De Lange et al., *A continual
+    learning survey*.
 
     Args:
         train: trains the new task from the same starting point with the strength that it is given,
             and returns the accuracy on the new task's validation data; or several, such as that on
-            its training data as well, of which none may be lost.
-        start: the first strength, so high that it surely holds the old tasks.
-        reference: the new task's accuracy without protection; by default `train(0.0)` is asked.
+            its training data as well, of which the one that loses most counts. With it the drift,
+            or both as a `Trial`.
+        start: the first strength, so high that it surely holds the old tasks; by default it is
+            taken from the drift of training without protection.
+        reference: what `train(0.0)` would return; by default it is asked.
         samples: how many samples each accuracy is measured on; None where it has no noise.
-        drop: the part of the reference that may be lost, in [0, 1).
-        decay: by what the strength is multiplied after a failure, in (0, 1).
+        chance: the new task's accuracy by guessing.
+        drop: the part of the reference that may be lost, in [0, 1), where there is no drift.
+        decay: by what the strength is multiplied from one try to the next, in (0, 1).
         tries: how many strengths are tried at most.
 
     Returns:
-        The choice and everything that was tried. If no try was good enough, 0, with
-        `accepted=False` and a warning.
+        The choice and everything that was tried. Its strength is 0, with `accepted=False`, if none
+        was good enough; where there is no drift, with a warning.
 
     Raises:
-        InputError: an argument out of its range, or `train` returned no finite number.
+        InputError: an argument out of its range, no start where there is no drift, or `train`
+            returned no finite number.
 
     Examples:
         >>> import retain
@@ -92,37 +149,100 @@ def choose_strength(
     """
     if not callable(train):
         raise InputError(f"choose_strength got train={shown(train)}; expected a function.")
-    _refuse(start=start, samples=samples, drop=drop, decay=decay, tries=tries)
-    if reference is None:
-        reference = _accuracy(train, 0.0)
-    references = reference if isinstance(reference, (list, tuple)) else (reference,)
-    if not all(map(is_number, references)) or not references:
-        raise InputError(f"reference={shown(reference)}; expected an accuracy of at least 0.")
-    numbers = samples if isinstance(samples, (list, tuple)) else (samples,) * len(references)
-    # accept when A(λ) ≥ A_reference − max(p · A_reference, s), up to rounding
-    enough = [
-        (one - max(drop * one, _standard_error(one, n))) * (1 - 1e-12)
-        for one, n in zip(references, numbers)
-    ]
-    tried: list[Tried] = []
-    strength = float(start)
-    while len(tried) < tries:
-        reached = _accuracy(train, strength)
-        accepted = all(a >= least for a, least in zip(reached, enough))
-        tried.append(Tried(strength, reached[0], accepted))
-        if tried[-1].accepted:
-            break
-        strength *= decay
-    last = tried[-1]
-    if not last.accepted:
-        warnings.warn(
-            f"No strength from {start:g} down to {last.strength:g} left the new task near enough "
-            f"to its reference accuracy {references[0]:g}; the last reached {last.accuracy:g}. "
-            "Nothing is held then, with 0. Start lower, or allow more tries or a larger drop.",
-            stacklevel=2,
+    _refuse(start=start, samples=samples, chance=chance, drop=drop, decay=decay, tries=tries)
+    free = _understood(train(0.0), "train(0)") if reference is None else _reference(reference)
+    numbers = samples if isinstance(samples, (list, tuple)) else (samples,) * len(free.accuracies)
+    noise = [_standard_error(one, n) for one, n in zip(free.accuracies, numbers)]
+
+    def trials(first: float) -> Iterator[tuple[float, _Understood]]:
+        for count in range(tries):
+            strength = first * decay**count
+            yield strength, _understood(train(strength), f"train({strength:g})")
+
+    if free.forgotten is None:
+        if start is None:
+            raise InputError(
+                "choose_strength got no start; without a drift it does not know which strengths "
+                "are large. Give start=…, or let train return (accuracy, memory.drift())."
+            )
+        return _largest(trials(start), free, noise, drop)
+    if start is None:
+        if free.penalty is None:
+            raise InputError(
+                "choose_strength got no start, and train(0) returned no penalty to take it from. "
+                "Give start=…"
+            )
+        if not free.penalty:  # nothing that is held has moved: there is nothing to choose
+            return StrengthChoice(0.0, free.accuracies[0], free.accuracies[0], False, ())
+        # λ · Σ Ω (θ_free − θ*)² = 10 nats
+        start = START / free.penalty
+    return _least_lost(trials(start), free, noise, chance)
+
+
+@dataclass(frozen=True)
+class _Understood:
+    """A trial, however it was returned."""
+
+    accuracies: tuple[float, ...]
+    forgotten: float | None = None
+    penalty: float | None = None
+
+
+def _least_lost(
+    trials: Iterator[tuple[float, _Understood]],
+    free: _Understood,
+    noise: Sequence[float],
+    chance: float,
+) -> StrengthChoice:
+    """The strength, 0 included, with the least of what is given up and expected to be lost."""
+
+    def given_up(trial: _Understood) -> float:
+        # max over accuracies of (A_reference − s − A(λ)) / (A_reference − chance), at least 0
+        return max(
+            max(0.0, one - s - a) / max(one - chance, s, 1e-12)
+            for one, s, a in zip(free.accuracies, noise, trial.accuracies)
         )
-        return StrengthChoice(0.0, references[0], references[0], False, tuple(tried))
-    return StrengthChoice(last.strength, last.accuracy, references[0], True, tuple(tried))
+
+    assert free.forgotten is not None
+    least, chosen, found = free.forgotten, (0.0, free), []
+    smallest = float("inf")  # of what was tried with a strength
+    for strength, trial in trials:
+        forgotten = 1.0 if trial.forgotten is None else trial.forgotten
+        found.append((strength, trial, forgotten))
+        lost = given_up(trial) + forgotten
+        smallest = min(smallest, lost)
+        if lost < least:
+            least, chosen = lost, (strength, trial)
+        if forgotten >= smallest:  # the less is held, the more is forgotten
+            break
+    tried = tuple(Tried(s, t.accuracies[0], s == chosen[0], f) for s, t, f in found)
+    accuracy = chosen[1].accuracies[0]
+    return StrengthChoice(chosen[0], accuracy, free.accuracies[0], chosen[0] > 0, tried)
+
+
+def _largest(
+    trials: Iterator[tuple[float, _Understood]],
+    free: _Understood,
+    noise: Sequence[float],
+    drop: float,
+) -> StrengthChoice:
+    """The first strength with which the new task is learned as well as with none."""
+    # accept when A(λ) ≥ A_reference − max(p · A_reference, s), up to rounding
+    enough = [(one - max(drop * one, s)) * (1 - 1e-12) for one, s in zip(free.accuracies, noise)]
+    reference, tried = free.accuracies[0], []
+    for strength, trial in trials:
+        accepted = all(a >= least for a, least in zip(trial.accuracies, enough))
+        tried.append(Tried(strength, trial.accuracies[0], accepted))
+        if accepted:
+            return StrengthChoice(strength, tried[-1].accuracy, reference, True, tuple(tried))
+    first, last = tried[0], tried[-1]
+    warnings.warn(
+        f"No strength from {first.strength:g} down to {last.strength:g} left the new task near "
+        f"enough to its reference accuracy {reference:g}; the last reached {last.accuracy:g}. "
+        "Nothing is held then, with 0. Start lower, or allow more tries or a larger drop.",
+        stacklevel=3,
+    )
+    return StrengthChoice(0.0, reference, reference, False, tuple(tried))
 
 
 def _standard_error(accuracy: float, samples: int | None) -> float:
@@ -134,37 +254,59 @@ def _standard_error(accuracy: float, samples: int | None) -> float:
     return math.sqrt(p * (1 - p) / (samples + 2))
 
 
-def _accuracy(
-    train: Callable[[float], float | Sequence[float]], strength: float
-) -> tuple[float, ...]:
-    given = train(strength)
-    several = given if isinstance(given, (list, tuple)) else (given,)
+def _understood(given: object, where: str) -> _Understood:
+    """What a training returned.
+
+    Raises:
+        InputError: no finite accuracy, or no finite forecast where there is one.
+    """
+    trial = given
+    if isinstance(given, (list, tuple)) and len(given) == 2 and isinstance(given[1], Drift):
+        trial = Trial.of(*given)
+    accuracy = trial.accuracy if isinstance(trial, Trial) else trial
+    several = accuracy if isinstance(accuracy, (list, tuple)) else (accuracy,)
+    rest = (trial.forgotten, trial.penalty or 0.0) if isinstance(trial, Trial) else ()
     try:
-        reached = tuple(map(float, several))
+        reached, more = tuple(map(float, several)), tuple(map(float, rest))
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        reached = ()
-    if not reached or not all(map(math.isfinite, reached)):
+        reached, more = (), ()
+    if not reached or not all(map(math.isfinite, (*reached, *more))):
         raise InputError(
-            f"train({strength:g}) returned {shown(given)}; expected the accuracy on the new task's "
-            "validation data, a finite number."
+            f"{where} returned {shown(given)}; expected the accuracy on the new task's validation "
+            "data, a finite number, or (accuracy, memory.drift())."
         )
-    return reached
+    if isinstance(trial, Trial):
+        return _Understood(reached, more[0], trial.penalty)
+    return _Understood(reached)
+
+
+def _reference(given: object) -> _Understood:
+    bare = given if isinstance(given, (list, tuple)) else (given,)
+    ours = isinstance(given, Trial) or any(isinstance(one, Drift) for one in bare)
+    if not ours and not (bare and all(map(is_number, bare))):
+        raise InputError(f"reference={shown(given)}; expected an accuracy of at least 0.")
+    return _understood(given, "reference")
 
 
 def _refuse(
     *,
-    start: float,
-    samples: int | Sequence[int] | None,
+    start: float | None,
+    samples: int | Sequence[int | None] | None,
+    chance: float,
     drop: float,
     decay: float,
     tries: int,
 ) -> None:
     wrong = []
     numbers = list(samples) if isinstance(samples, (list, tuple)) else [samples]
-    if samples is not None and not (numbers and all(is_count(n) and n for n in numbers)):
+    if samples is not None and not (
+        numbers and all(n is None or (is_count(n) and n) for n in numbers)
+    ):
         wrong.append(f"samples={shown(samples)}; expected at least 1, or None")
-    if not (is_number(start) and start > 0):
+    if start is not None and not (is_number(start) and start > 0):
         wrong.append(f"start={shown(start)}; expected a finite number above 0")
+    if not (is_number(chance) and chance < 1):
+        wrong.append(f"chance={shown(chance)}; expected at least 0 and below 1")
     if not (is_number(drop) and drop < 1):
         wrong.append(f"drop={shown(drop)}; expected at least 0 and below 1")
     if not (is_number(decay) and 0 < decay < 1):

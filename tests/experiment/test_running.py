@@ -133,11 +133,10 @@ def test_strength_is_chosen_without_old_data():
     for record in run(asked, progress=False).runs:
         assert record.status == "done", record.error
         assert {one["task"] for one in record.strength_search} == {"2-3", "4-5", "6-7", "8-9"}
-        assert record.strength == record.strength_search[-1]["strength"]
         for one in record.strength_search:
             # 8 of 80 samples to validate on: one more that is wrong may be noise, three are not
             assert not one["accepted"] or one["accuracy"] >= one["reference"] - 2 / 8
-        assert {one["accepted"] for one in record.strength_search} >= {True}
+        assert sum(one["accepted"] for one in record.strength_search) == 4
 
 
 def test_one_shared_head():

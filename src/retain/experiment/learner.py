@@ -14,6 +14,7 @@ from retain.experiment.checkpoint import Checkpoint, Standing
 from retain.experiment.config import AUTO, knob_value
 from retain.experiment.disk import uninterrupted
 from retain.experiment.evaluate import Score, by_layer
+from retain.experiment.foresight import foresight
 from retain.experiment.job import Job
 from retain.experiment.machine import start_drawing
 from retain.experiment.results import Run
@@ -21,6 +22,7 @@ from retain.experiment.stage import Stage
 from retain.experiment.strength_search import choose
 from retain.experiment.train import learn
 from retain.methods import METHODS, Method, options_of
+from retain.methods.method import under
 
 Keep = Callable[[Run], None]
 
@@ -117,6 +119,7 @@ def described(error: BaseException) -> str:
 
 # ---- between two tasks ----
 
+FORESIGHT = "foresight."  # before the names of what it keeps
 LISTED_CLASSES = 200  # of a task with more, the accuracy is not listed class by class
 Clock = Literal["train_seconds", "importance_seconds", "evaluation_seconds"]
 
@@ -130,6 +133,7 @@ class Learner:
         self.network = stage.network(job.seed)
         self._add_head(0)
         self.method = self._method()
+        self.foresight = foresight(stage) if job.strength == AUTO else None
 
     def _method(self) -> Method[Any]:
         asked: dict[str, Any] = dict(self.stage.config.options.get(self.job.method, {}))
@@ -150,7 +154,9 @@ class Learner:
 
     def standing(self) -> Standing:
         """Where the job stands; shares its tensors."""
-        return Standing(self.run, self.network.state_dict(), self.method.state_dict())
+        seen = self.foresight.state_dict() if self.foresight else {}
+        method = {**self.method.state_dict(), **{FORESIGHT + name: t for name, t in seen.items()}}
+        return Standing(self.run, self.network.state_dict(), method)
 
     def resume(self, standing: Standing) -> None:
         """Go on from where `standing` was taken."""
@@ -159,7 +165,10 @@ class Learner:
         for index in range(1, len(self.run.accuracy)):
             self._add_head(index)
         self.network.load_state_dict(standing.network)
-        self.method.load_state_dict(standing.method)
+        mine = {n: t for n, t in standing.method.items() if not n.startswith(FORESIGHT)}
+        self.method.load_state_dict(mine)
+        if self.foresight:
+            self.foresight.load_state_dict(under(standing.method, FORESIGHT))
         if self.job.strength == AUTO and self.run.strength is not None:
             self.method.set_strength(self.run.strength)
 
@@ -180,12 +189,17 @@ class Learner:
             watch.phase("importance")
             start_drawing(self.job.seed, index, "end")
             self.method.end(index, self.stage.sequence)
+            if self.foresight:
+                self.foresight.end(self.method, index, self.stage)
         with self._timed("evaluation_seconds"):
             watch.phase("evaluation")
             scores = [self.stage.score(self.network, task) for task in range(index + 1)]
         self.run.before.append(before)
         self.run.at_random.append(at_random)
-        self.run.memory_bytes_by_task.append(_larger(learning, self.method.memory_bytes()))
+        kept = _larger(learning, self.method.memory_bytes())
+        if self.foresight and (more := self.foresight.kept()):
+            kept["foresight"] = more
+        self.run.memory_bytes_by_task.append(kept)
         row = [score.accuracy for score in scores]
         self.run.accuracy.append([*row, *[None] * (len(tasks) - len(row))])
         by_class = self._by_class(scores)
@@ -206,9 +220,17 @@ class Learner:
         }
 
     def _learn(self, index: int) -> None:
-        if self.job.strength == AUTO and index > 0:
-            tried = choose(self.method, index, self.stage, self.job.seed)
-            self.run.strength = tried[-1]["strength"]
+        if self.foresight and index > 0:
+            searched = self.run.strength_search or []
+            earlier = [one["strength"] for one in searched if one["accepted"] and one["strength"]]
+            self.run.strength, tried = choose(
+                self.method,
+                index,
+                self.stage,
+                seed=self.job.seed,
+                foresight=self.foresight,
+                earlier=earlier,
+            )
             self.run.strength_search = [*(self.run.strength_search or []), *tried]
             return
         seed, method, stage = self.job.seed, self.method, self.stage

@@ -43,12 +43,16 @@ class Layer(TypedDict, total=False):
 
 
 class Tried(TypedDict, total=False):
-    """A strength that was tried on a new task, and what it came to on validation data."""
+    """A strength that was tried on a new task, and what it came to on validation data.
+
+    `forgotten` is the share of the old tasks that was expected to be lost with it.
+    """
 
     task: str
     strength: float | None
     accuracy: Fraction | None
     accepted: bool
+    forgotten: Fraction | None
     reference: Fraction | None
 
 

@@ -2,86 +2,123 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
+from retain.errors import NonFiniteError
+from retain.experiment.foresight import Foresight
 from retain.experiment.machine import start_drawing
 from retain.experiment.results import Tried
 from retain.experiment.stage import Stage
 from retain.experiment.train import learn
-from retain.methods import METHODS, Method
+from retain.methods import Method
 from retain.methods.finetune import FineTune, FineTuneOptions
-from retain.strength import choose_strength
+from retain.strength import Trial, choose_strength
 from retain.tasks import TaskSequence
 
-# Times the method's default: high enough to hold the old tasks (the survey starts MAS at 3, LwF at
-# 10). Far beyond it LwF and EBLL take steps so large that they harm what they should keep.
+# Where the method says nothing of what its penalty comes to: nats beside those of the task's loss.
 START = 10.0
 DECAY = 0.3
 VALIDATION = 0.1  # of a task's training data, where it has no validation data of its own
 ENOUGH = 500  # validation samples, of which one standard error is about a point or less
 
 
-def choose(method: Method[Any], index: int, stage: Stage, seed: int) -> list[Tried]:
-    """What was tried; leaves `method` trained on task `index` with the strength that was chosen.
+def choose(
+    method: Method[Any],
+    index: int,
+    stage: Stage,
+    *,
+    seed: int,
+    foresight: Foresight,
+    earlier: Sequence[float],
+) -> tuple[float, list[Tried]]:
+    """The strength that was chosen, and what was tried; leaves `method` trained on task `index`.
 
-    Fine-tuning on the new task is the reference. The first search starts high; later ones start
-    one step above the strength that the last one ended with. Where no strength lets the new task
-    be learned, nothing is held. No data of an old task is looked at. Where validation data
-    is too little to tell a point, accuracy on the task's training data must not be lost either.
-    Validation data is the task's own, or cut from its training data: then it is learned once more
-    from all of them, with the strength that was chosen.
+    Fine-tuning on the new task is the reference. The first strength is one with which the weights
+    that fine-tuning ends with would cost 10 nats. No data of an old task is looked at: what is
+    expected to be lost of them is what `foresight` says. Where validation data is too little to
+    tell a point, accuracy on the task's training data counts as well. Validation data is the
+    task's own, or cut from its training data. In the end the task is learned from all of them, with
+    the geometric mean of what was chosen on this task and on earlier ones: a choice on few data is
+    a noisy one, and an Ω that was made with one λ is not held well by quite another.
     """
     network, whole = method.network, stage.sequence
     task = whole.tasks[index].with_validation(VALIDATION)
     assert task.val is not None
     judged = [task.val] if len(task.val) >= ENOUGH else [task.val, task.train]
     first, kept = _copy(network.state_dict()), _copy(method.state_dict())
+    foresight.begin(network, index, stage)
 
     part = replace(whole, tasks=(*whole.tasks[:index], task, *whole.tasks[index + 1 :]))
 
-    def trained(learner: Method[Any], on: TaskSequence = part) -> list[float]:
+    def trained(learner: Method[Any], on: TaskSequence) -> None:
         steps = learner.steps(index, on, stage.config.batch_size)
         stage.watch.more(stage.config.epochs * steps)
         order = start_drawing(seed, index)
         learn(learner, index, on, stage.config, order=order, watch=stage.watch)
-        return [stage.score(network, index, examples).accuracy for examples in judged]
 
-    def trained_with(strength: float, on: TaskSequence = part) -> list[float]:
+    def trained_with(strength: float, on: TaskSequence) -> None:
         network.load_state_dict(first)
         method.load_state_dict(_copy(kept))
         method.set_strength(strength)
-        return trained(method, on)
+        trained(method, on)
 
-    reference = trained(FineTune(network, FineTuneOptions(), method.setting))
-    default = METHODS[method.name].Options().strength
-    # later on one step above the last one, for it may have been noise that it was not higher
-    start = START * default if index == 1 else min(method.options.strength / DECAY, START * default)
+    def outcome(penalty: float | None = None) -> Trial:
+        accuracies = [stage.score(network, index, examples).accuracy for examples in judged]
+        return Trial(accuracies, foresight.forgotten(network), penalty)
+
+    def trial(strength: float) -> Trial:
+        try:
+            trained_with(strength, part)
+        except NonFiniteError:  # steps too large for it
+            return Trial([0.0] * len(judged), 1.0)
+        if method.merges:  # what counts is what the merge leaves
+            method.end(index, part)
+        return outcome()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*nothing protect")  # which is what is meant here
+        trained(FineTune(network, FineTuneOptions(), method.setting), part)
+    resistance = method.resistance(first)
     choice = choose_strength(
-        trained_with,
-        start=start or START * default,
-        reference=reference,
-        samples=[len(examples) for examples in judged],
+        trial,
+        start=START if resistance is None else None,
+        reference=outcome(resistance),
+        samples=[len(task.val), None][: len(judged)],
+        chance=1 / len(task.classes),
         decay=DECAY,
     )
-    if not choice.accepted or task is not whole.tasks[index]:
-        trained_with(choice.strength, whole)
+    network.load_state_dict(first)
+    method.load_state_dict(_copy(kept))
+    if not choice.accepted:  # as if nothing was held
+        method.let_go()
+    strength = 0.0
+    if choice.accepted:
+        # λ_t = (Π λ chosen so far)^(1/t)
+        strength = math.exp(fmean(map(math.log, [*earlier, choice.strength])))
+    method.set_strength(strength)
+    trained(method, whole)
     found: list[Tried] = [
         {
             "task": task.name,
             "strength": one.strength,
             "accuracy": one.accuracy,
             "accepted": one.accepted,
+            "forgotten": one.forgotten,
             "reference": choice.reference,
         }
         for one in choice.tried
     ]
-    if not choice.accepted:  # as if nothing was held
+    if not choice.accepted:
         last: Tried = {"strength": 0.0, "accuracy": choice.reference, "accepted": True}
         found.append({"task": task.name, "reference": choice.reference, **last})
-    return found
+    return strength, found
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import retain
 from retain.errors import ConfigError
-from retain.methods.l2_sp import near
+from retain.methods.l2_sp import near, squared_distance
 from retain.methods.method import Form, Method, Setting, numbered, under
 from retain.methods.ranges import NotNegative, Share
 from retain.methods.start import shared_weights
@@ -92,6 +92,7 @@ class IMM(Method[IMMOptionsT]):
     """
 
     holds_weights = True
+    merges = True
 
     def __init__(self, network: TaskNetwork, options: IMMOptionsT, setting: Setting) -> None:
         super().__init__(network, options, setting)
@@ -153,7 +154,17 @@ class IMM(Method[IMMOptionsT]):
     def end(self, index: int, sequence: TaskSequence) -> None:
         """Keep the task's weights, and put the merge of all into the network."""
         self.models.append(shared_weights(self.network, self.setting))
-        self._load(self.merged(list(self.options.alpha or [1.0] * len(self.models))))
+        alpha = list(self.options.alpha or [1.0] * len(sequence.tasks))
+        shares = alpha[index + 1 - len(self.models) : index + 1]
+        self._load(self.merged(shares if any(shares) else [1.0] * len(shares)))
+
+    def resistance(self, start: Mapping[str, Tensor]) -> float | None:
+        """‖θ − θ_{t−1}‖², with the last task's own weights; None before there are any."""
+        return squared_distance(self.network, self.models[-1]) if self.models else None
+
+    def let_go(self) -> None:
+        """Forget the models of the tasks before: what is merged begins with the task at hand."""
+        self.models = []
 
     def merged(self, alpha: list[float]) -> Weights:
         """The merge of `models`."""
@@ -187,7 +198,7 @@ class IMMMean(IMM[IMMOptions]):
 
     def merged(self, alpha: list[float]) -> Weights:
         """The weighted mean."""
-        return merged_mean(self.models, alpha[: len(self.models)])
+        return merged_mean(self.models, alpha)
 
 
 class IMMMode(IMM[IMMModeOptions]):
@@ -215,9 +226,14 @@ class IMMMode(IMM[IMMModeOptions]):
         self.fishers.append(dict(memory.observed))
         super().end(index, sequence)
 
+    def let_go(self) -> None:
+        """Forget their Fishers as well."""
+        super().let_go()
+        self.fishers = []
+
     def merged(self, alpha: list[float]) -> Weights:
         """The mode of the mixture."""
-        return merged_mode(self.models, self.fishers, alpha[: len(self.models)])
+        return merged_mode(self.models, self.fishers, alpha)
 
     def kept(self) -> dict[str, Iterable[Tensor]]:
         """The weights and the Fisher of every task."""

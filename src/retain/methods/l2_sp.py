@@ -16,6 +16,7 @@ from retain.memory.optimizers import optimizers_in
 from retain.methods.method import Form
 from retain.methods.ranges import NotNegative
 from retain.methods.start import FromStart
+from retain.parameters import Selection
 from retain.penalty import Hold
 from retain.tasks import TaskSequence
 
@@ -56,6 +57,14 @@ def near(
     )
 
 
+def squared_distance(network: nn.Module, weights: Mapping[str, Tensor]) -> float:
+    """‖θ − θ*‖² over the parameters of the network that `weights` has."""
+    found = dict(network.named_parameters())
+    return sum(
+        float((found[n].detach() - w).square().sum()) for n, w in weights.items() if n in found
+    )
+
+
 class L2SP(FromStart[L2SPOptions]):
     """λ Σ (θ − θ*)², Ω = 1 for every shared weight; θ* the weights before the task."""
 
@@ -75,6 +84,13 @@ class L2SP(FromStart[L2SPOptions]):
             optimizer,
             form=self.options.form,
             strength=self.options.strength,
+        )
+
+    def resistance(self, start: Mapping[str, Tensor]) -> float:
+        """‖θ − θ*‖² over what the tasks share."""
+        shared = Selection.of(self.setting.shared, None)
+        return squared_distance(
+            self.network, {name: w for name, w in start.items() if shared.picks(name)}
         )
 
     def end(self, index: int, sequence: TaskSequence) -> None:

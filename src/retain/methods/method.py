@@ -79,6 +79,7 @@ class Method(Generic[OptionsT]):
             that one training serves all such methods.
         protects_from_outside: whether it leaves the loss and the batches as they are, so that it
             can protect a training that is not the runner's.
+        merges: whether `end` puts other weights into the network, which are then what counts.
         sweep: values of the knob to compare, where it is not λ and not the network's to say.
     """
 
@@ -91,6 +92,7 @@ class Method(Generic[OptionsT]):
     chooses_data: ClassVar[bool] = False
     first_as_finetune: ClassVar[bool] = True
     protects_from_outside: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
     sweep: ClassVar[tuple[float, ...]] = ()
 
     def __init__(self, network: TaskNetwork, options: OptionsT, setting: Setting) -> None:
@@ -134,6 +136,17 @@ class Method(Generic[OptionsT]):
 
     def end(self, index: int, sequence: TaskSequence) -> None:
         """What is done once task `index` is learned: importance, merging, an auto-encoder."""
+
+    def resistance(self, start: Mapping[str, Tensor]) -> float | None:
+        """What the penalty comes to with λ = 1, at the weights as they are; None without one.
+
+        Args:
+            start: name -> weight before the task.
+        """
+        return None
+
+    def let_go(self) -> None:
+        """Let what is kept begin with the task at hand, where merging it would undo that task."""
 
     def importance(self) -> Mapping[str, Tensor] | None:
         """Ω by parameter, for methods that have one."""

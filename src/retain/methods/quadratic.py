@@ -70,6 +70,16 @@ class Quadratic(Method[QuadraticT]):
         self.memory.observe(self.passes(index, sequence), progress=False)
         self.memory.consolidate()
 
+    def resistance(self, start: Mapping[str, Tensor]) -> float | None:
+        """Σ Ω (θ − θ*)², or of EWC half of it; None while nothing is held."""
+        if not self.memory.tasks:
+            return None
+        before, self.memory.strength = self.memory.strength, 1.0
+        try:
+            return float(self.memory.penalty().detach())
+        finally:
+            self.memory.strength = before
+
     def importance(self) -> Mapping[str, Tensor]:
         """Ω over all tasks so far."""
         return self.memory.importance

@@ -82,9 +82,10 @@ def searches(sequence: Sequence) -> Grid | None:
         title=f"How λ was chosen: {sequence.name}",
         columns=("Method", "Seed", "Chosen λ", "Tried"),
         rows=tuple(rows),
-        caption="Without old data: from a high λ downwards, until accuracy on the new task's "
-        "validation data is near enough to that of fine-tuning. In brackets that accuracy, ✓ where "
-        "it was enough.",
+        caption="Without old data, from a high λ downwards: what is lost of the new task, and what "
+        "is expected to be lost of the old ones, shall be least together. In brackets accuracy on "
+        "the new task's validation data, ✓ beside the choice on that task. The chosen λ is the "
+        "geometric mean of the choices so far.",
     )
 
 
