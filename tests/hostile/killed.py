@@ -56,7 +56,8 @@ def try_save(count: int, seed: int, folder: Path) -> Tally:
         here, there = multiprocessing.Pipe(duplex=False)
         process = _begun(_save_for_ever, path, there)
         there.close()
-        here.recv()  # the first one is written
+        here.recv()  # the first one is begun
+        here.recv()  # and written
         time.sleep(dice.uniform(0, 0.2))
         process.kill()
         process.join()
