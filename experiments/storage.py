@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 import retain
 from retain.tasks import Task, load_tasks
 
-TYPES = (None, torch.bfloat16, torch.float16)
+TYPES = (None, torch.bfloat16, torch.float16, torch.float8_e5m2)
 WAYS = (("gradient", 1.0), ("adaptive", 1.0), ("adaptive", 1000.0))
 SEEDS, EPOCHS, BATCH = (0, 1, 2), 4, 128
 
