@@ -52,7 +52,9 @@ class Running:
             if squared_norms is None:
                 squared_norms = torch.full((), torch.nan)
             if self._norms.device != squared_norms.device and not self.samples:
-                self._norms = self._norms.to(squared_norms.device)
+                there = squared_norms.device
+                single = there.type == "mps"  # has no double precision
+                self._norms = self._norms.to(there, torch.float32 if single else torch.float64)
             norms = squared_norms.to(self._norms)
             totals = [*(self.sums[name] for name in sums), self._count, self._norms]
             more = [*sums.values(), torch.tensor(samples, dtype=self._count.dtype), norms]

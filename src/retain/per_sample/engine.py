@@ -68,7 +68,7 @@ from retain.per_sample.switches import leniently, repeatable, unrounded, without
 from retain.per_sample.trust import Known, KnownPlans, Trust
 from retain.per_sample.underflow import is_coarse, warn_of_underflow
 from retain.samples.batches import Batch
-from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of
+from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of, squared_norms
 
 FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
 
@@ -96,7 +96,7 @@ class PerSample:
         self.routes: dict[str, str] = {}
         self.precision: str | None = None  # in which the last batch was computed
         # Σₖ ‖F(xₖ)‖² of the last batch, and of the part of it that is being computed
-        self.squared_norms = self._norms = torch.zeros((), dtype=torch.float64)
+        self.squared_norms = self._norms = torch.zeros(())
         self._sums = {
             name: Sum(p.shape, p.dtype, p.device, power) for name, p in self.parameters.items()
         }
@@ -126,7 +126,7 @@ class PerSample:
             OutOfMemoryError: one sample alone does not fit into memory; what does not fit together
                 is halved.
         """
-        self.squared_norms = torch.zeros((), dtype=torch.float64)
+        self.squared_norms = torch.zeros(())
         with leniently():
             return self._halving(self._finite, batch)
 
@@ -143,7 +143,7 @@ class PerSample:
             broken = not_finite(self._sums)
             if not broken:
                 # a batch may go in parts
-                self.squared_norms = self._norms + self.squared_norms.to(self._norms.device)
+                self.squared_norms = self._norms + self.squared_norms.to(self._norms)
                 return sums
             if not self._exponent.lower():
                 raise NonFiniteError(
@@ -161,7 +161,7 @@ class PerSample:
             graph, _ = self._forward(batch, target)
         output, precision = graph.output, graph.precision
         self.precision = self._stated.of(graph, {self.parameters[n].dtype for n in graph.leaves})
-        self._norms = torch.linalg.vector_norm(output, dtype=torch.float64).square()
+        self._norms = squared_norms(output)
         if batch.samples == 1:
             self._alone(graph)
             if self.check and graph.operations not in self._repeated:

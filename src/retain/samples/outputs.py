@@ -107,6 +107,17 @@ def _is_of_encoder(returned: Any, picked: Tensor) -> bool:
     return isinstance(states, (tuple, list)) and any(picked is state for state in states)
 
 
+def squared_norms(output: Tensor) -> Tensor:
+    """Σₖ ‖F(xₖ)‖² over all samples, a scalar in single precision at least.
+
+    Row by row, so that single precision is enough: one norm over everything in double precision
+    takes 27 times as long (20 million numbers on a CPU).
+    """
+    wide = torch.promote_types(output.dtype, torch.float32)
+    rows: Tensor = torch.linalg.vector_norm(output, dim=-1, dtype=wide)
+    return rows.square().sum()
+
+
 def checked(picked: Any, samples: int) -> Tensor:
     """`picked`, if it is an F(x) that can be differentiated for each of the `samples`.
 
