@@ -170,15 +170,17 @@ def rho(some: list[dict[str, Any]], predictor: str) -> float:
     return float(spearmanr([r[predictor] for r in some], [r["forgotten"] for r in some])[0])
 
 
-def main() -> None:
-    """Run what is missing, and print the table."""
+def asked_for(
+    description: str, out: Path
+) -> tuple[argparse.Namespace, dict[str, tuple[str, str, dict[str, Any]]]]:
+    """What the command line says, and the data sets in it: name -> tasks, network, task options."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--fashion-mnist", help="folder with the four IDX files")
     parser.add_argument("--folders", help="two tasks of images, as name=PATH,name=PATH")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("forecast"))
+    parser.add_argument("--out", type=Path, default=out)
     asked = parser.parse_args()
     sets: dict[str, tuple[str, str, dict[str, Any]]] = {
         "digits": ("digits", "mlp", {"classes_per_task": 5})
@@ -190,6 +192,12 @@ def main() -> None:
         own = {"image_size": 32, "samples_per_class": 300}
         sets["photographs"] = (f"folders:{asked.folders}", "cnn", own)
     asked.out.mkdir(parents=True, exist_ok=True)
+    return asked, sets
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    asked, sets = asked_for(__doc__, Path("forecast"))
     file = asked.out / "forecast.json"
     found = json.loads(file.read_text()) if file.exists() else []
     for name, (spec, model, options) in sets.items():

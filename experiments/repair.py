@@ -10,7 +10,6 @@ in percent, mean over seeds; MAS trained anew from the same start is the mark to
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import warnings
@@ -19,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from forecast import accuracy, learn  # beside this file
+from forecast import accuracy, asked_for, learn  # beside this file
 from torch import nn
 
 import retain
@@ -77,22 +76,7 @@ def curves(sequence: TaskSequence, model_name: str, seed: int) -> list[dict[str,
 
 def main() -> None:
     """Run all, and print a table per case."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--fashion-mnist", help="folder with the four IDX files")
-    parser.add_argument("--folders", help="two tasks of images, as name=PATH,name=PATH")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("repair"))
-    asked = parser.parse_args()
-    cases: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "digits": ("digits", "mlp", {"classes_per_task": 5})
-    }
-    if asked.fashion_mnist:
-        own = {"classes_per_task": 5, "samples_per_class": 400}
-        cases["Fashion-MNIST"] = (f"fashion-mnist={asked.fashion_mnist}", "mlp", own)
-    if asked.folders:
-        own = {"image_size": 32, "samples_per_class": 300}
-        cases["photographs"] = (f"folders:{asked.folders}", "cnn", own)
-    asked.out.mkdir(parents=True, exist_ok=True)
+    asked, cases = asked_for(__doc__, Path("repair"))
     everything: dict[str, list[dict[str, Any]]] = {}
     warnings.simplefilter("ignore")
     for name, (spec, model, options) in cases.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +49,11 @@ def number(
         bounds += f" above {above:g}" if above is not None else ""
         raise InputError(f"{name}={shown(value)}; expected a finite number{bounds}.")
     return found
+
+
+def optional(check: Callable[..., Any], name: str, value: Any, **bounds: Any) -> Any:
+    """None as it is, or what another check here says of `value`."""
+    return None if value is None else check(name, value, **bounds)
 
 
 def among(name: str, value: T, options: Iterable[str]) -> T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -15,6 +15,7 @@ from retain.experiment.train import FirstTasks, optimizer_maker
 from retain.methods import ImportanceData, Setting
 from retain.models import TaskNetwork, build_model
 from retain.tasks import Examples, TaskOptions, TaskSequence, load_tasks
+from retain.tasks.options import TaskChoices
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,4 @@ class Stage:
 
 def task_options(config: Config) -> TaskOptions:
     """How the tasks of a config are made."""
-    return TaskOptions(
-        scenario=config.scenario,
-        classes_per_task=config.classes_per_task,
-        class_order_seed=config.class_order_seed,
-        samples_per_class=config.samples_per_class,
-        image_size=config.image_size,
-        augmentation=config.augmentation,
-        loaders=config.loaders,
-    )
+    return TaskOptions(**{one.name: getattr(config, one.name) for one in fields(TaskChoices)})

@@ -47,10 +47,9 @@ class RetainCallback(Callback):
         stop_when_drift_exceeds: float | None = None,
     ) -> None:
         super().__init__()
-        limit = stop_when_drift_exceeds
-        if limit is not None:
-            limit = arguments.number("stop_when_drift_exceeds", limit, least=0)
-        self.stop_when_drift_exceeds = limit
+        self.stop_when_drift_exceeds: float | None = arguments.optional(
+            arguments.number, "stop_when_drift_exceeds", stop_when_drift_exceeds, least=0
+        )
         self.memory: Any = memory
         self.form = form
         self.name = name

@@ -150,8 +150,7 @@ class Memory:
             ModelError: the samples of a batch influence each other.
             StateError: the model changed since the first sample; call `consolidate()` before that.
         """
-        if max_samples is not None:
-            arguments.whole("max_samples", max_samples, least=1)
+        arguments.optional(arguments.whole, "max_samples", max_samples, least=1)
         arguments.flag("progress", progress)
         if self._output_is_lost:
             raise StateError(
@@ -366,9 +365,9 @@ class Memory:
         """
         arguments.function("log", log)
         arguments.whole("every", every, least=1)
-        limit = stop_when_drift_exceeds
-        if limit is not None:
-            limit = arguments.number("stop_when_drift_exceeds", limit, least=0)
+        limit = arguments.optional(
+            arguments.number, "stop_when_drift_exceeds", stop_when_drift_exceeds, least=0
+        )
         found = optimizers_in(optimizer)
         for one in found:
             refuse_form(one.optimizer, form, self.forms)

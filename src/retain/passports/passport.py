@@ -148,8 +148,7 @@ def passport(
     Raises:
         InputError: fewer than two batches, or what `observe` refuses.
     """
-    if max_samples is not None:
-        arguments.whole("max_samples", max_samples, least=1)
+    arguments.optional(arguments.whole, "max_samples", max_samples, least=1)
     for what, text in (("name", name), ("described", described)):
         if not isinstance(text, str):
             raise InputError(f"{what}={shown(text)}; expected a text.")

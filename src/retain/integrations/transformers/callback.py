@@ -56,10 +56,9 @@ class RetainCallback(TrainerCallback, ExportableState):
         file: str = FILE,
         stop_when_drift_exceeds: float | None = None,
     ) -> None:
-        limit = stop_when_drift_exceeds
-        if limit is not None:
-            limit = arguments.number("stop_when_drift_exceeds", limit, least=0)
-        self.stop_when_drift_exceeds = limit
+        self.stop_when_drift_exceeds: float | None = arguments.optional(
+            arguments.number, "stop_when_drift_exceeds", stop_when_drift_exceeds, least=0
+        )
         self.memory: Any = memory
         self.form = form
         self.file = file
