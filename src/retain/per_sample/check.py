@@ -21,7 +21,7 @@ from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
 from retain.per_sample.hooks import hooked
 from retain.per_sample.interaction import Company
-from retain.per_sample.passes import score_weights
+from retain.per_sample.passes import one_by_one, score_weights
 from retain.per_sample.reference import add_powers, gradients_of
 from retain.per_sample.switches import repeatable
 from retain.per_sample.ties import disagreeing, only_ties
@@ -50,11 +50,8 @@ class SelfCheck:
         """
         precision = graph.precision
         truth: dict[str, Tensor] = {}
-        for row in rows:
-            for k in range(few.samples):
-                only = torch.zeros_like(row)
-                only[..., k] = row[..., k]
-                self._add(truth, graph, only)
+        for only in one_by_one(rows, few.samples):
+            self._add(truth, graph, only)
         wrong = disagreeing(sums, _of(truth, sums), precision, self.power)
         truth, alone = {}, []
         try:

@@ -54,8 +54,7 @@ from retain.per_sample.lent import (
     versions,
     weights_aside,
 )
-from retain.per_sample.nodes import is_custom
-from retain.per_sample.passes import score_weights
+from retain.per_sample.passes import one_by_one, score_weights
 from retain.per_sample.plan import make_plan
 from retain.per_sample.reference import add_powers, gradients_of, scored, sums_by_loop
 from retain.per_sample.scaled import Exponent
@@ -344,7 +343,7 @@ class PerSample:
         Those in the graph; and where a user's `Function` runs, which may call backward inside of
         its own, also those outside of it.
         """
-        outside = set() if not any(map(is_custom, graph.order)) else self.parameters.keys()
+        outside = set() if not graph.has_functions else self.parameters.keys()
         return [
             name
             for name in dict.fromkeys([*graph.leaves, *outside])
@@ -455,10 +454,7 @@ class PerSample:
             truth: dict[str, Tensor] | None = None
             if wide.precision.dtype != torch.float16:
                 truth = {name: torch.zeros_like(total) for name, total in sums.items()}
-                for row in rows:
-                    for k in range(few.samples):
-                        only = torch.zeros_like(row)
-                        only[..., k] = row[..., k]
-                        alone = gradients_of(wide, only, self.parameters)
-                        add_powers(truth, {n: alone[n] for n in sums if n in alone}, self.power)
+                for only in one_by_one(rows, few.samples):
+                    alone = gradients_of(wide, only, self.parameters)
+                    add_powers(truth, {n: alone[n] for n in sums if n in alone}, self.power)
         warn_of_underflow(sums, truth)

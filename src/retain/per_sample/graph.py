@@ -7,10 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
-from retain.per_sample.nodes import arguments, operation
+from retain.per_sample.nodes import arguments, is_custom, operation
 from retain.per_sample.precision import Precision, narrowest
 
 # Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
@@ -46,7 +45,7 @@ class Graph:
     @cached_property
     def has_functions(self) -> bool:
         """Whether any operation is a user's own Function, whose backward may do more."""
-        return any(map(_is_function, self.order))
+        return any(map(is_custom, self.order))
 
     @cached_property
     def wiring(self) -> int:
@@ -97,11 +96,7 @@ def leaves_below(root: Node) -> list[Tensor]:
 
 def has_functions(root: Node) -> bool:
     """Whether any operation below a node is a user's own Function, whose backward may do more."""
-    return any(_is_function(node) for node in _inputs_first(root))
-
-
-def _is_function(node: Node) -> bool:
-    return isinstance(node, BackwardCFunction)
+    return any(map(is_custom, _inputs_first(root)))
 
 
 def _inputs_first(root: Node) -> list[Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -24,6 +24,15 @@ def score_weights(graph: Graph) -> list[Tensor]:
         )
         for d in range(len(graph.scores))
     ]
+
+
+def one_by_one(rows: Iterable[Tensor], samples: int) -> Iterator[Tensor]:
+    """Of each of these weights, what it says of one sample, and nothing for the others."""
+    for row in rows:
+        for k in range(samples):
+            only = torch.zeros_like(row)
+            only[..., k] = row[..., k]
+            yield only
 
 
 def over_all_scores(graph: Graph, of_samples_n: Tensor) -> Tensor:

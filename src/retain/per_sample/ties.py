@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from retain.per_sample.graph import Graph
-from retain.per_sample.nodes import constants, is_custom
+from retain.per_sample.nodes import constants
 from retain.per_sample.precision import Precision, narrowest
 from retain.per_sample.same import distance, same
 
@@ -50,7 +50,7 @@ def only_ties(together: Graph, alone: Sequence[Graph], hooked: Iterable[str]) ->
     No user's own backward, no gradient divided by frequency, no hook, and the same operations with
     the same constants however many samples there are.
     """
-    if any(hooked) or any(map(is_custom, together.order)):
+    if any(hooked) or together.has_functions:
         return False
     own = [constants(node) for node in together.order]
     if any(("scale_grad_by_freq", True) in each for each in own):
