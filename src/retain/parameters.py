@@ -23,6 +23,11 @@ WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 Patterns = str | Iterable[str] | None
 
 
+def summed_in(dtype: torch.dtype) -> torch.dtype:
+    """In which sums over many numbers of a type are kept: double stays, all else is single."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, `DistributedDataParallel` and `DataParallel`.
 

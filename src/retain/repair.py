@@ -13,7 +13,7 @@ from retain import arguments
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
-from retain.parameters import canonical, unwrapped
+from retain.parameters import canonical, summed_in, unwrapped
 
 Weights = Mapping[str, Tensor]
 
@@ -105,7 +105,7 @@ def _repaired(
             shrunk[name] = importance[own]
     for name, omega in shrunk.items():
         now = result[names[name]]
-        wide = torch.float64 if now.dtype == torch.float64 else torch.float32
+        wide = summed_in(now.dtype)
         start = before[name].to(now.device, wide)
         keep = 1 + amount / mean * omega.to(now.device, wide)
         # θ* + Δ / (1 + amount · Ω / mean Ω)

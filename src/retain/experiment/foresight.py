@@ -67,7 +67,7 @@ class OldHeads:
         self._before = self._answers(network)
 
     def forgotten(self, network: TaskNetwork) -> float:
-        """¼ of the mean over old heads of the part of answers that changed / (1 − 1/C)."""
+        """A tenth of the mean over old heads of (part of answers that changed) / (1 − 1/C)."""
         shares = []
         for head, before, now in zip(network.heads, self._before, self._answers(network)):
             classes = int(head.weight.shape[0])  # type: ignore[index]

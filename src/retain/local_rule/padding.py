@@ -11,6 +11,7 @@ from torch import Tensor
 from retain.errors import InputError
 from retain.local_rule.ownership import Ownership, row_dims
 from retain.local_rule.watch import Layer
+from retain.parameters import summed_in
 from retain.per_sample import devices
 
 # What a decoder reads of its encoder: these projections have the encoder's positions.
@@ -47,7 +48,7 @@ def unpadded(layer: Layer, owner: Ownership, samples: int, masks: Sequence[Tenso
     if not fitting:
         return layer
     kept = _the_layers_own(layer, fitting)
-    wide = torch.float64 if layer.call.weight.dtype == torch.float64 else torch.float32
+    wide = summed_in(layer.call.weight.dtype)
     half_slope = layer.half_slope(wide).masked_fill(~kept, 0.0)
     inputs = layer.inputs
     if layer.call.convolving is None:

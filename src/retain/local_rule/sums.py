@@ -19,6 +19,7 @@ from torch import Tensor
 
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, row_dims
 from retain.local_rule.watch import Layer, LayerUse
+from retain.parameters import summed_in
 from retain.per_sample import devices
 from retain.per_sample.contributions import Contribution, Factors
 from retain.per_sample.layout import Blocks
@@ -190,7 +191,7 @@ class _Rows(NamedTuple):
 
 
 def _rows(layer: Layer, owner: Ownership, samples: int, alone: bool) -> _Rows:
-    wide = torch.float64 if layer.call.weight.dtype == torch.float64 else torch.float32
+    wide = summed_in(layer.call.weight.dtype)
     inputs, deltas = layer.inputs.to(wide), layer.half_slope(wide)
     if owner.order == "shared":
         inputs, deltas = (

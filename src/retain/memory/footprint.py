@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from retain.memory.storage import Storage
+from retain.parameters import summed_in
 from retain.saying import warn
 from retain.sharding import local
 
@@ -43,7 +44,7 @@ class Footprint:
         kept = [storage.bytes_of(p) for p in here]
         return cls(
             weights=sum(p.nbytes for p in here),
-            observing=SUMS * sum(p.numel() * _wide(p) for p in here),
+            observing=SUMS * sum(p.numel() * summed_in(p.dtype).itemsize for p in here),
             importance=sum(omega for omega, _star in kept),
             anchor=sum(star for _omega, star in kept),
             on_disk=storage.folder is not None,
@@ -122,7 +123,3 @@ def _of_the_container() -> int | None:
     except (OSError, ValueError):
         return None
     return max(0, limit - used + cached)
-
-
-def _wide(p: Tensor) -> int:
-    return 8 if p.dtype == torch.float64 else 4

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from retain.parameters import summed_in
 from retain.sharding import is_sharded, local, sharded_like
 
 PROBED = 4  # parameters of which some elements are remembered
@@ -78,9 +79,7 @@ class Distance(NamedTuple):
     @classmethod
     def of(cls, p: Tensor, star: Tensor) -> Distance:
         """The distance of one parameter."""
-        at = local(sharded_like(star.detach(), p)).to(
-            p.device, torch.float64 if p.dtype == torch.float64 else torch.float32
-        )
+        at = local(sharded_like(star.detach(), p)).to(p.device, summed_in(p.dtype))
         away = local(p.detach()).to(at.dtype) - at
         return cls(float(torch.linalg.vector_norm(away)), float(torch.linalg.vector_norm(at)))
 

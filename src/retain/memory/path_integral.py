@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
+
+from retain.parameters import summed_in
 
 
 class Stretch:
@@ -29,7 +30,7 @@ class Stretch:
         """−g · Δθ for every parameter, the weights having moved."""
         walked = {}
         for name, p in self.parameters.items():
-            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            dtype = summed_in(p.dtype)
             back = self.before[name].to(dtype) - p.detach().to(dtype)
             # ω ← ω − g · Δθ
             walked[name] = back.mul_(self.gradients[name])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from retain.errors import InputError, ModelError
 from retain.importance import Importance
 from retain.lazily import MadeWhenAsked
+from retain.parameters import summed_in
 from retain.per_sample import WITHOUT_GRADIENT
 
 
@@ -47,8 +48,7 @@ class Running:
         with torch.inference_mode(False), torch.no_grad():
             for name, given in sums.items():
                 if name not in self.sums:
-                    dtype = torch.float64 if given.dtype == torch.float64 else torch.float32
-                    self.sums[name] = torch.zeros_like(given, dtype=dtype)
+                    self.sums[name] = torch.zeros_like(given, dtype=summed_in(given.dtype))
             if squared_norms is None:
                 squared_norms = torch.full((), torch.nan)
             if self._norms.device != squared_norms.device and not self.samples:

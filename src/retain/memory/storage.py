@@ -18,7 +18,7 @@ from retain import files
 from retain.errors import FileError, NonFiniteError
 from retain.importance import Importance
 from retain.memory.consolidated import Consolidated
-from retain.parameters import snapshot
+from retain.parameters import snapshot, summed_in
 from retain.sharding import like, local, whole
 
 EIGHT = torch.float8_e5m2  # 2 bits of precision, and a range of 1 : 3.7e9
@@ -58,7 +58,7 @@ class Storage:
 
     def bytes_of(self, weight: Tensor) -> tuple[int, int]:
         """What Ω and θ* of a weight take."""
-        single = 8 if weight.dtype == torch.float64 else 4
+        single = summed_in(weight.dtype).itemsize
         eight = self.dtype == EIGHT and weight.ndim > 1
         omega = 1 if eight else self._plain.itemsize if self._plain else single
         star = self._plain.itemsize if self._plain else weight.element_size()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from retain.parameters import summed_in
+
 # A buffer of this many numbers stays in a core's second-level cache (1 MiB of float32).
 CACHED = 1 << 18
 # One of this many in the last-level cache; matrix products of fewer rows are less efficient.
@@ -19,8 +21,7 @@ class Sum:
     def __init__(
         self, shape: torch.Size, dtype: torch.dtype, device: torch.device, power: int
     ) -> None:
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        self.total = torch.empty(shape, dtype=wide, device=device)
+        self.total = torch.empty(shape, dtype=summed_in(dtype), device=device)
         self.power = power
         self.empty = True
         self._bounded = True  # whether everything added is known to be finite

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import InputError, NonFiniteError
+from retain.parameters import summed_in
 from retain.samples.batches import Batch
 
 OutputPicker = Callable[[Any], Tensor]
@@ -113,8 +114,7 @@ def squared_norms(output: Tensor) -> Tensor:
     Row by row, so that single precision is enough: one norm over everything in double precision
     takes 27 times as long (20 million numbers on a CPU).
     """
-    wide = torch.promote_types(output.dtype, torch.float32)
-    rows: Tensor = torch.linalg.vector_norm(output, dim=-1, dtype=wide)
+    rows: Tensor = torch.linalg.vector_norm(output, dim=-1, dtype=summed_in(output.dtype))
     return rows.square().sum()
 
 

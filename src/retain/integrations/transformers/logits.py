@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from typing_extensions import Self
 
 from retain.errors import ModelError, StateError
+from retain.parameters import summed_in
 from retain.samples.outputs import first_tensor
 
 SAME = {8: 1e-9, 4: 1e-3, 2: 5e-2}  # relative, by the bytes of a number
@@ -82,7 +83,7 @@ class LogitsNorm:
                 "retain.MAS, which enters it while it observes."
             )
         self._hidden = self._one = None
-        kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        kind = summed_in(hidden.dtype)
         weight_vd, bias = self.head.weight.to(kind), self.head.bias
         hidden_ntd = hidden.to(kind)
         # ‖W h + b‖² = hᵀ WᵀW h + 2 hᵀ Wᵀb + bᵀb
