@@ -10,8 +10,9 @@ from rich.console import Console
 from torch import nn
 
 import retain
-from retain import Importance
+from retain import Importance, files
 from retain.errors import FileError, InputError
+from retain.memory.loading import read_importance
 
 
 def some(samples, seed=0, names=("a.weight", "a.bias")):
@@ -141,3 +142,63 @@ def test_what_cannot_be_drawn(tmp_path):
         Importance({}, 0).plot(tmp_path / "x.png")
     with pytest.raises(InputError, match="Cannot draw"):
         some(3).plot(tmp_path / "x.docx")
+
+
+ODD = {
+    "a number": 3.0,
+    "nothing": None,
+    "whole numbers": torch.ones(2, dtype=torch.int32),
+    "complex": torch.ones(2, dtype=torch.complex64),
+    "eight bits of another kind": torch.ones(2).to(torch.float8_e4m3fn),
+    "sparse": torch.eye(2).to_sparse(),
+    "no numbers": torch.empty(2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_is_no_importance_is_refused_when_it_is_made(what):
+    with pytest.raises(InputError, match=r"'layer' is .*; expected dense tensors"):
+        Importance({"layer": ODD[what]}, 3)
+
+
+@pytest.mark.parametrize("samples", [-1, 1.5, float("nan"), None, "3", True, 10**400])
+def test_samples_are_a_whole_number(samples):
+    with pytest.raises(InputError, match="samples="):
+        Importance({"layer": torch.ones(2)}, samples)
+
+
+@pytest.mark.parametrize("name", [3, None, b"a"])
+def test_names_are_text(name):
+    with pytest.raises(InputError, match="the name"):
+        Importance({name: torch.ones(2)}, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_what_could_not_be_loaded_is_not_saved(value, tmp_path):
+    with pytest.raises(InputError, match=r"No importance to save: layer has"):
+        Importance({"layer": torch.tensor([1.0, value])}, 3).save(tmp_path / "omega.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_files(tmp_path):
+    with pytest.raises(InputError, match=r"No file can name the tensor 'caf\\udce9'"):
+        Importance({"caf\udce9": torch.ones(2)}, 3).save(tmp_path / "omega.safetensors")
+
+
+def test_a_file_of_another_type_is_refused_with_its_type(tmp_path):
+    path = tmp_path / "omega.safetensors"
+    header = {"samples": 3, "routes": {}, "names": ["layer"]}
+    files.write(path, "importance", {"layer": torch.ones(2).to(torch.float8_e4m3fn)}, header)
+    with pytest.raises(FileError, match="layer is float8_e4m3fn"):
+        Importance.load(path)
+
+
+def test_a_damaged_memory_is_said_to_be_damaged_by_whoever_looks_at_it(tmp_path):
+    path = tmp_path / "memory.safetensors"
+    memory = retain.MAS(nn.Linear(3, 2)).observe(torch.randn(4, 3), progress=False).consolidate()
+    memory.save(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="is damaged: its digest"):
+        read_importance(path)

@@ -83,6 +83,17 @@ def floating(name: str, value: T) -> T:
     return value
 
 
+def unusable(tensor: object) -> str:
+    """What keeps it from being an Ω or θ* that torch computes with; "" where nothing does."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"is a {type(tensor).__name__}"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "is not dense"
+    if tensor.dtype not in KEPT:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}"
+    return "is on the meta device, without numbers" if tensor.is_meta else ""
+
+
 def place(name: str, value: object) -> torch.device | None:
     """The device, if it is None or one that is here."""
     if value is None:

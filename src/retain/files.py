@@ -45,6 +45,7 @@ def write(
         FileError: the folder is missing or not writable, or the disk is full.
         InputError: a path that is none.
     """
+    _refuse_names(tensors)
     said = json.dumps({"kind": kind, "format": VERSION, "torch": torch.__version__, **header})
     with _by_one(tensors) as ready:
         if ready is not None:
@@ -58,9 +59,21 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
         FileError: the folder is missing or not writable, or the disk is full.
         InputError: a path that is none.
     """
+    _refuse_names(tensors)
     with _by_one(tensors) as ready:
         if ready is not None:
             _write(path, ready, {"format": "pt"})
+
+
+def _refuse_names(tensors: Mapping[str, Tensor]) -> None:
+    """A file names its tensors in UTF-8."""
+    try:
+        for name in tensors:
+            name.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"No file can name the tensor {name!a}: it is not UTF-8. Rename the module."
+        ) from None
 
 
 @contextmanager

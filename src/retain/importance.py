@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from retain import files
+from retain import arguments, files
 from retain.errors import FileError, InputError
-from retain.header import Fields
+from retain.header import Fields, shown
 from retain.lazily import MadeWhenAsked
 from retain.summary import Summary
 
@@ -46,8 +47,8 @@ class Importance(Mapping[str, Tensor]):
         squared_norm: float | None = None,
         precisions: Iterable[str] = (),
     ) -> None:
-        self._means = means if isinstance(means, MadeWhenAsked) else dict(means)
-        self.samples = int(samples)
+        self._means = means if isinstance(means, MadeWhenAsked) else _checked(means)
+        self.samples = int(arguments.whole("samples", samples, least=0))
         self.routes = dict(routes or {})
         self.squared_norm = squared_norm
         self.precisions = tuple(dict.fromkeys(precisions))
@@ -127,7 +128,11 @@ class Importance(Mapping[str, Tensor]):
 
         Raises:
             FileError: it cannot be written; what was there is untouched.
+            InputError: it holds NaN, infinity or negative numbers, which are no Ω.
         """
+        bad = not_importance(self)
+        if bad:
+            raise InputError(f"No importance to save: {bad}.")
         header = {
             "samples": self.samples,
             "routes": self.routes,
@@ -144,7 +149,17 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             FileError: missing, truncated, foreign, or from a newer version.
         """
-        tensors, header = files.read(path, "importance")
+        return cls.of_file(path, *files.read(path, "importance"))
+
+    @classmethod
+    def of_file(
+        cls, path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]
+    ) -> Self:
+        """The same, of what was read from `path` already.
+
+        Raises:
+            FileError: it is no importance.
+        """
         fields = Fields(header)
         names, samples = fields.texts("names"), fields.count("samples")
         routes = fields.named_texts("routes")
@@ -183,6 +198,21 @@ class Importance(Mapping[str, Tensor]):
         return self.summary().plot(path)
 
 
+def _checked(means: object) -> dict[str, Tensor]:
+    """Tensors by name that can be Ω; their numbers are not looked at."""
+    if not isinstance(means, Mapping):
+        raise InputError(f"means={shown(means)}; expected a mapping from names to tensors.")
+    wrong = [f"the name {shown(name)}" for name in means if not isinstance(name, str)]
+    wrong += [
+        f"{name!r} {why}" for name, tensor in means.items() if (why := arguments.unusable(tensor))
+    ]
+    if wrong:
+        raise InputError(
+            f"Importance got {', '.join(wrong)}; expected dense tensors of floating point by name."
+        )
+    return dict(means)
+
+
 def combined(*weighted: tuple[float | None, float]) -> float | None:
     """Σᵢ wᵢ aᵢ over pairs (aᵢ, wᵢ); None where a number that counts is not known."""
     total = 0.0
@@ -193,15 +223,21 @@ def combined(*weighted: tuple[float | None, float]) -> float | None:
     return total
 
 
+def is_positive(tensor: Tensor) -> bool:
+    """Whether all numbers are ≥ 0; those of 8 bits, which cannot be compared, in single precision."""
+    comparable = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    return bool((comparable >= 0).all())
+
+
 def not_importance(tensors: Mapping[str, Tensor]) -> str:
     """What is wrong with tensors that should be Ω, by name; "" where all are finite and ≥ 0."""
     wrong = []
     for name, omega in tensors.items():
-        if not omega.is_floating_point():
-            wrong.append(f"{name} is {str(omega.dtype).removeprefix('torch.')}")
+        if why := arguments.unusable(omega):
+            wrong.append(f"{name} {why}")
         elif not bool(omega.isfinite().all()):
             wrong.append(f"{name} has NaN or infinity")
-        elif not bool(((omega if omega.dtype.itemsize > 1 else omega.float()) >= 0).all()):
+        elif not is_positive(omega):
             wrong.append(f"{name} has negative numbers")
     return ", ".join(wrong)
 

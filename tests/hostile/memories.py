@@ -159,6 +159,7 @@ def _another(tensor: Tensor, dice: random.Random) -> Any:
         lambda: tensor.int(),
         lambda: tensor.bool(),
         lambda: tensor.to(torch.complex64),
+        lambda: tensor.to(torch.float8_e4m3fn),
         lambda: tensor.reshape(-1)[:1],
         lambda: tensor.reshape(1, *tensor.shape),
         lambda: tensor.new_zeros(0),

@@ -215,6 +215,20 @@ def test_a_pickle_made_meanwhile_needs_nothing_of_ours(model):
         assert b"retain" not in pickle.dumps(nn.Sequential(model))
 
 
+def test_calls_of_a_model_that_was_compiled_meanwhile_are_named(model, x):
+    memory = retain.LocalMAS(model)
+    block = memory.observing()
+    block.__enter__()
+    model(x)
+    model.compile(backend="eager")
+    model(x)
+    with pytest.warns(UserWarning, match="calls after the model was compiled in the block"):
+        block.__exit__(None, None, None)
+    with memory.observing():
+        model(x)
+    assert_observed(memory, model, x, 12)
+
+
 def _served_in_a_fork(model, x, answer):
     assert torch.equal(model(x), answer)
     os._exit(7)

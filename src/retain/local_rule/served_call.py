@@ -38,19 +38,23 @@ def listen(module: nn.Module, begin: Begin) -> None:
         call.listeners += (begin,)
 
 
-def listen_no_more(module: nn.Module, begin: Begin) -> None:
-    """Do not ask `begin` any more; the module's call is as it was when nobody else listens."""
+def listen_no_more(module: nn.Module, begin: Begin) -> bool:
+    """Do not ask `begin` any more; the module's call is as it was when nobody else listens.
+
+    Returns: whether `begin` was asked until now; not since the module was compiled meanwhile.
+    """
     with _installing:
         call = vars(module).get(CALL)
-        if not isinstance(call, ServedCall):
-            return  # it was compiled meanwhile
+        if not isinstance(call, ServedCall) or begin not in call.listeners:
+            return False
         call.listeners = tuple(each for each in call.listeners if each != begin)
         if call.listeners:
-            return
+            return True
         if call.compiled is None:
             del vars(module)[CALL]
         else:
             vars(module)[CALL] = call.compiled
+        return True
 
 
 class ServedCall:

@@ -195,13 +195,18 @@ class Listener:
             self._blocks -= 1
             if self._blocks:
                 return
-            listen_no_more(self.served, self.begin)
+            listened = listen_no_more(self.served, self.begin)
             under_way, self._under_way = self._under_way, 0
             self._time += 1
             said, self._to_say = list(self._to_say), {}
         if under_way:
             said.append(f"{under_way} calls that were still running when the last block was left")
-        if not self._called:
+        if not listened:
+            said.append(
+                "calls after the model was compiled in the block. Compile it before, or enter "
+                "another block afterwards"
+            )
+        elif not self._called:
             said.append(
                 "the model was not called. If it is called compiled, or by a DataParallel, give "
                 "the compiled model, or the DataParallel, to LocalMAS"

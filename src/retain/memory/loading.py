@@ -96,10 +96,9 @@ def read_importance(path: str | os.PathLike[str]) -> tuple[str, Importance]:
     Raises:
         FileError: missing, truncated, damaged, foreign or from a newer version.
     """
-    try:
-        flat, header = files.read(path, "memory", KIND)
-    except FileError:
-        omega = Importance.load(path)
+    flat, header = files.read(path, "memory", KIND, "importance")
+    if header["kind"] == "importance":
+        omega = Importance.of_file(path, flat, header)
         return str(omega), omega
     try:
         if header["kind"] == KIND:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from retain import files
+from retain import arguments, files
 from retain.errors import InputError, ModelError, RetainError
+from retain.importance import is_positive
 from retain.memory.consolidated import Consolidated
 from retain.memory.growth import has_grown
 from retain.memory.header import checked
@@ -202,11 +203,6 @@ def _misfits(
     return said
 
 
-def _is_positive(tensor: Tensor) -> bool:
-    comparable = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    return bool((comparable >= 0).all())
-
-
 def _damaged(
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, Mapping[str, Tensor]],
@@ -215,11 +211,11 @@ def _damaged(
     """The tensors that are not those that the header tells of."""
 
     def unlike(kind: str, name: str, tensor: Tensor) -> bool:
-        if not tensor.is_floating_point() or tuple(tensor.shape) != shapes.get(name):
+        if arguments.unusable(tensor) or tuple(tensor.shape) != shapes.get(name):
             return True
         at_least = kind.startswith("importance.") or (kind == "observed" and not memory.signed)
         values = kind.startswith(("importance.", "anchor.")) or at_least
-        return values and not (tensor.isfinite().all() and (not at_least or _is_positive(tensor)))
+        return values and not (tensor.isfinite().all() and (not at_least or is_positive(tensor)))
 
     wrong = [
         f"{kind}/{name}"
