@@ -224,7 +224,7 @@ def combined(*weighted: tuple[float | None, float]) -> float | None:
 
 
 def is_positive(tensor: Tensor) -> bool:
-    """Whether all numbers are ≥ 0; those of 8 bits, which cannot be compared, in single precision."""
+    """Whether all numbers are ≥ 0; those of 8 bits cannot be compared as they are."""
     comparable = tensor.float() if tensor.dtype.itemsize == 1 else tensor
     return bool((comparable >= 0).all())
 
