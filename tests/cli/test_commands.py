@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -56,6 +57,19 @@ def test_help_names_every_command():
     output = retain("--help").output
     for command in ("run", "demo", "report", "importance", "inspect"):
         assert command in output
+
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_left_out_has_a_default_that_can_be_read(command):
+    """A default goes through the same parser as what a user writes."""
+    context = COMMANDS[command].make_context(command, [], resilient_parsing=True)
+    for parameter in COMMANDS[command].params:
+        default = parameter.get_default(context)
+        if default is not None:
+            parameter.process_value(context, default)
 
 
 def test_run_then_report(tmp_path):

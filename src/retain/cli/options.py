@@ -22,11 +22,11 @@ Command = Callable[..., None]
 NOTHING = (None, (), "", False)  # defaults that need not be told
 
 
-def path(given: str) -> Path:
-    """A path that is not empty: nothing is not the current folder."""
-    if not given.strip():
+def path(given: str | Path) -> Path:
+    """A path that is not empty: nothing is not the current folder. Defaults come here, too."""
+    if not str(given).strip():
         raise typer.BadParameter("it is empty; give a path, such as . for the current folder.")
-    if "\0" in given:
+    if "\0" in str(given):
         raise typer.BadParameter("it has a zero byte, which no path has.")
     found = Path(given)
     try:
