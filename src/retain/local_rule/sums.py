@@ -62,9 +62,8 @@ class LocalSums:
         """Begin a batch, knowing what was met in others."""
         self.samples = samples
         self._before = met
-        self._lowest: dict[
-            LayerUse, Tensor
-        ] = {}  # of inputs that were taken to have no negative ones
+        # of inputs that were taken to have no negative ones
+        self._lowest: dict[LayerUse, Tensor] = {}
         self._newly_repeated: set[str] = set()
         self._sums: dict[str, Sum] = {}
         self._uses: dict[str, list[Contribution]] = {}
