@@ -73,7 +73,7 @@ class Interrupt:
 
 
 # Not in the callbacks of weak references: Python ignores what is raised there, and a trace that
-# raises there leaves CPython 3.11 with a broken stack (two series of runs crashed; two without ended well).
+# raises there leaves CPython 3.11 with a broken stack, which crashes some lines later.
 LEFT_ALONE = {__file__, weakref.__file__, _weakrefset.__file__}
 OURS = {attachment.__file__, lending.__file__}
 MAKERS = {
