@@ -12,7 +12,7 @@ from torch import nn
 import retain
 from retain import Importance, files
 from retain.errors import FileError, InputError
-from retain.memory.loading import read_importance
+from retain.memory.memory_file import read_importance
 
 
 def some(samples, seed=0, names=("a.weight", "a.bias")):

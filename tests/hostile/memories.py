@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import retain
 from retain import files
 from retain.errors import RetainError
-from retain.memory.loading import read_importance
+from retain.memory.memory_file import read_importance
 from retain.passports import Passport
 from tests.hostile.values import FORGED, Tally, changed, damaged
 

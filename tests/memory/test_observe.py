@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import retain
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 
 N = 23
 

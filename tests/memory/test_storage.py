@@ -13,7 +13,7 @@ from torch import nn
 import retain
 from retain.errors import FileError, InputError
 from retain.memory import footprint, storage
-from retain.memory.loading import read_importance
+from retain.memory.memory_file import read_importance
 
 EIGHT = torch.float8_e5m2
 MAPS = Path("/proc/self/maps")

@@ -9,7 +9,7 @@ import typer
 
 from retain.cli.options import path
 from retain.cli.speaking import out, plainly
-from retain.memory.loading import read_importance
+from retain.memory.memory_file import read_importance
 
 
 @plainly

@@ -9,7 +9,7 @@ import typer
 
 from retain.cli.speaking import out, plainly
 from retain.files import write_weights
-from retain.memory.loading import read_importance
+from retain.memory.memory_file import read_importance
 from retain.models.weights import read_state
 from retain.repair import repair as repaired
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain.errors import InputError, StateError
-from retain.memory.lending import ledger_of
+from retain.memory.lent_gradients import ledger_of
 from retain.memory.optimizers import FOLLOWING, Found
 from retain.memory.step_size import step_sizes
 from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values

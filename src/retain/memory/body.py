@@ -28,15 +28,15 @@ from retain.memory.estimator import Estimator
 from retain.memory.footprint import Footprint, warn_if_short
 from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.fresh import warn_of_fresh
+from retain.memory.given_data import batches_in, blaming, progress_of
 from retain.memory.growth import hold_grown
 from retain.memory.guard import Guard
+from retain.memory.held_and_free import Check, checked
 from retain.memory.monitor import Log, Monitor
 from retain.memory.optimizers import Found, optimizers_in, refuse_form, refuse_unheld
+from retain.memory.plain_data import described, restored, split
 from retain.memory.ranks import of_all_ranks, own_samples, several
-from retain.memory.reading import batches_in, blaming, progress_of
-from retain.memory.report import Check, checked
-from retain.memory.restoring import described, restored, split
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 from retain.memory.state import State, Tensors, flattened
 from retain.memory.storage import Storage, folder_of
 from retain.memory.unheld import warn_of_zeros

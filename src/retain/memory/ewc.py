@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from retain import arguments
 from retain.errors import InputError
 from retain.importance import Importance
+from retain.memory.batch_settings import READING, ReadsBatches
 from retain.memory.body import Memory
 from retain.memory.consolidated import Consolidated, Merge
 from retain.memory.estimator import Estimator
-from retain.memory.reads_batches import READING, ReadsBatches
 from retain.memory.state import Tensors
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retain.borrowed import borrowed
 from retain.errors import InputError
-from retain.memory.reading import batches_in, blaming
+from retain.memory.given_data import batches_in, blaming
 from retain.parameters import named_parameters
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.memory.movement import Distance
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 from retain.memory.state import State
 from retain.saying import warn
 

@@ -18,10 +18,10 @@ from retain.errors import InputError
 from retain.importance import Importance
 from retain.local_rule.rule import LocalRule
 from retain.local_rule.serving import Listener, Turns
+from retain.memory.batch_settings import READING, ReadsBatches
 from retain.memory.body import Memory
 from retain.memory.consolidated import Merge
-from retain.memory.reads_batches import READING, ReadsBatches
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 from retain.parameters import Patterns
 from retain.samples.owners import PaddingMask, SamplesOf
 from retain.samples.reader import Reader

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from retain import arguments
+from retain.memory.batch_settings import READING, ReadsBatches
 from retain.memory.body import Memory
 from retain.memory.estimator import Estimator
-from retain.memory.reads_batches import READING, ReadsBatches
 from retain.parameters import Patterns
 from retain.per_sample import PerSample, Score
 from retain.per_sample.scores import EachOutput, Norm, SquaredNorm

@@ -20,7 +20,7 @@ from retain.memory.body import Memory
 from retain.memory.consolidated import Merge
 from retain.memory.growth import padded_start
 from retain.memory.path_integral import Stretch, importance
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 from retain.memory.state import Tensors
 from retain.parameters import Patterns
 from retain.penalty import Number, add_gradients

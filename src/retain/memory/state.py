@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retain.memory.consolidated import Consolidated
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name of the parameter -> tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from retain.memory.running import Running
+from retain.memory.running_sums import Running
 
 
 def warn_of_zeros(running: Running, known: set[str]) -> None:

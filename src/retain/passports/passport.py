@@ -17,8 +17,8 @@ from retain.errors import FileError, InputError
 from retain.header import Fields, shown
 from retain.importance import Importance
 from retain.memory.compact import KIND, compacted, expanded, fingerprints
+from retain.memory.given_data import batches_in
 from retain.memory.mas import MAS
-from retain.memory.reading import batches_in
 from retain.parameters import named_parameters
 from retain.samples.outputs import OutputPicker
 

@@ -22,7 +22,7 @@ from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
 from retain.memory.optimizers import Found as FoundOptimizer
 from retain.memory.optimizers import optimizers_in, refuse_form, refuse_unheld
-from retain.memory.restoring import split
+from retain.memory.plain_data import split
 from retain.memory.state import State, flattened, grouped
 from retain.penalty import Hold, Number, Penalty, value
 

@@ -13,10 +13,10 @@ from retain.importance import Importance, not_importance
 from retain.memory.body import Memory
 from retain.memory.compact import KIND, expanded, memory_of
 from retain.memory.ewc import EWC
-from retain.memory.header import checked
+from retain.memory.file_header import checked
 from retain.memory.local_mas import LocalMAS
 from retain.memory.mas import MAS
-from retain.memory.restoring import restored
+from retain.memory.plain_data import restored
 from retain.memory.si import SI
 from retain.memory.state import State, grouped
 from retain.parameters import Patterns, Selection, unwrapped

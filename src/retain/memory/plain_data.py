@@ -14,8 +14,8 @@ from retain import arguments, files
 from retain.errors import InputError, ModelError, RetainError
 from retain.importance import is_positive
 from retain.memory.consolidated import Consolidated
+from retain.memory.file_header import checked
 from retain.memory.growth import has_grown
-from retain.memory.header import checked
 from retain.memory.state import State, Tensors
 from retain.parameters import Selection, fingerprint
 from retain.samples.outputs import OutputPicker

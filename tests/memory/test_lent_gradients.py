@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import retain
-from retain.memory import attachment, lending
+from retain.memory import attachment, lent_gradients
 
 
 def network():
@@ -75,7 +75,7 @@ class Interrupt:
 # Not in the callbacks of weak references: Python ignores what is raised there, and a trace that
 # raises there leaves CPython 3.11 with a broken stack, which crashes some lines later.
 LEFT_ALONE = {__file__, weakref.__file__, _weakrefset.__file__}
-OURS = {attachment.__file__, lending.__file__}
+OURS = {attachment.__file__, lent_gradients.__file__}
 MAKERS = {
     "SGD": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9),
     "AdamW": lambda ps: torch.optim.AdamW(ps, lr=0.01),
@@ -128,7 +128,7 @@ def test_between_two_attachments_nothing_is_lost():
             if self.writes == 6:  # 4 parameters, and the second of the second memory
                 raise KeyboardInterrupt
 
-    lending.ledger_of(optimizer).lent = Breaks()
+    lent_gradients.ledger_of(optimizer).lent = Breaks()
     with pytest.raises(KeyboardInterrupt):
         optimizer.step()
     assert own_again(model, gradients)
