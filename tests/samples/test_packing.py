@@ -152,6 +152,42 @@ def test_masks_over_pairs_in_blocks(causal, added):
     assert omega(model, [{**batch, "attention_mask": window}]).samples == 1
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize(("causal", "added"), [(True, False), (False, True)])
+def test_blocks_beside_padding_in_several_rows(side, itself, causal, added):
+    """A padded position sees nothing, or itself alone."""
+    model, some, width = ready(Blocks), texts(3, 2, 4, 6), 11
+
+    def masked(sizes, width):
+        mask = torch.zeros(width, width).bool()
+        at = slice(0, sum(sizes)) if side == "right" else slice(width - sum(sizes), width)
+        block = torch.block_diag(*[torch.ones(n, n) for n in sizes]).bool()
+        mask[at, at] = block.tril() if causal else block
+        mask = mask | torch.eye(width).bool() if itself else mask
+        return torch.zeros(mask.shape).masked_fill(~mask, -1e9)[None] if added else mask
+
+    truth = one_by_one(model, some, lambda t: model(t[None], masked([len(t)], len(t))[None]))
+    ids = padded([torch.cat(some[:3]), some[3]], width, side=side)["input_ids"]
+    mask = torch.stack([masked([3, 2, 4], width), masked([6], width)])
+    found = omega(model, [{"input_ids": ids, "attention_mask": mask}])
+    assert found.samples == 4
+    assert_same(found, truth)
+
+
+def test_a_text_of_one_token_at_the_end_is_no_padding():
+    model, some = ready(Blocks), texts(3, 1, 1)
+    some[2] = (some[1] - 1) % 29 + 2  # another token than the one before it
+
+    def masked(*sizes):
+        return torch.block_diag(*[torch.ones(n, n) for n in sizes]).bool()[None]
+
+    truth = one_by_one(model, some, lambda t: model(t[None], masked(len(t))))
+    found = omega(model, [{"input_ids": torch.cat(some)[None], "attention_mask": masked(3, 1, 1)}])
+    assert found.samples == 3
+    assert_same(found, truth)
+
+
 class Flat(nn.Module):
     """Rows of all texts in one dimension, as attention of variable length takes them."""
 

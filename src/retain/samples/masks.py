@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from retain.errors import InputError
+from retain.samples.pairs import kept_by
 
 # True or one, or zero where it is added: kept. Outputs of a decoder follow the mask of a decoder.
 KEPT = ("attention_mask",)
@@ -51,18 +52,14 @@ def _masks(
 def kept_positions(mask: Tensor) -> Tensor | None:
     """[n, T]: the positions that an attention mask [n, T], [n, T, T] or [n, heads, T, T] keeps.
 
-    Of a mask over pairs, these are the positions that another one looks at. None for other shapes.
+    Of a mask over pairs, these are the positions that another one looks at (pairs.py). None for
+    other shapes.
     """
     if mask.ndim not in (2, 3, 4):
         return None
     if mask.ndim == 2:
         return _allowed(mask)
-    looks = pairs(mask)
-    # A padded query sees nothing; some implementations let it see everything, to spare softmax the
-    # division by zero. It tells nothing then, unless the last one sees everything: then all do.
-    tells = ~looks.all(-1, keepdim=True)
-    everything = looks[:, -1].all(-1, keepdim=True)
-    return (looks & tells).any(1) | everything
+    return kept_by(pairs(mask))
 
 
 def pairs(mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retain.errors import InputError
-from retain.samples import masks
+from retain.samples import masks, pairs
 from retain.samples.rows import NOBODY, TEXTS, Rows
 
 # [B, T]: the number of the text that a position belongs to
@@ -152,20 +152,20 @@ def _blocks(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | Non
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim not in (3, 4) or mask.shape[-1] != mask.shape[-2]:
         return None
-    pairs, kept = masks.pairs(mask), masks.kept_positions(mask)
-    if kept is None or not bool(kept.all()):
-        return None
-    at = torch.arange(pairs.shape[-1], device=pairs.device)
-    eye = at[:, None] == at
-    both = pairs | pairs.mT | eye
-    # a text begins where neither a later position looks back nor an earlier one ahead
-    reach = torch.where(both, at[:, None], -1).amax(-2)  # [n, T]: the last one joined with each
-    farthest = reach.cummax(-1).values
-    began = torch.ones_like(kept)
-    began[:, 1:] = farthest[:, :-1] < at[1:]
-    if bool(began.all()):
+    looks = masks.pairs(mask)
+    kept, single = pairs.read(looks)
+    if bool(single.any()) and not _are_alike(inputs, single):
+        kept = kept | single  # texts of one token, and no padding
+    began = pairs.numbered(looks, kept)
+    if bool(began[kept].all()):
         return None  # every position by itself: it says nothing of texts
     return _numbers(began, kept), {}
+
+
+def _are_alike(inputs: Mapping[str, Tensor], at: Tensor) -> bool:
+    """Whether the same token stands at all of these positions [n, T]."""
+    grids = [t[at] for t in inputs.values() if t.shape == at.shape and _is_grid(t)]
+    return all(len(tokens.unique()) == 1 for tokens in grids)
 
 
 def _enumerated(values: Tensor, kept: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.errors import InputError
 from retain.samples.containers import Path
 
 NOBODY = -1  # the owner of a row that does not count, such as padding
@@ -66,11 +65,7 @@ class Rows:
         )
 
     def cut(self, path: Path, tensor: Tensor, start: int, stop: int) -> Tensor | None:
-        """What the samples `start` to `stop` have of an input; None if its rows are no such rows.
-
-        Raises:
-            InputError: a mask of packed texts that cannot be cut.
-        """
+        """What the samples `start` to `stop` have of an input; None if its rows are no such rows."""
         name = str(path[-1])
         if self._is_boundary(name, tensor):
             counts = _counts(self.owners[0], self.samples)[start:stop]
@@ -82,7 +77,7 @@ class Rows:
         over_pairs = name == "attention_mask" and tensor.ndim > 2
         ids = None if over_pairs else self._owners_of(name, tensor)
         if ids is None:
-            return self._square(name, tensor, start, stop)
+            return self._square(tensor, start, stop)
         if name in self.numbers:
             return _cut_out(ids, ids, start, stop) - start + self.numbers[name]
         if tensor.shape[: ids.ndim] == ids.shape:
@@ -122,19 +117,23 @@ class Rows:
         kept = there[index].reshape(-1, index.shape[-1]).all(0)
         return (there.cumsum(0) - 1)[index[..., kept]]
 
-    def _square(self, name: str, tensor: Tensor, start: int, stop: int) -> Tensor | None:
-        """A mask [1, …, positions, positions] of packed texts."""
+    def _square(self, tensor: Tensor, start: int, stop: int) -> Tensor | None:
+        """Of a mask [rows, …, positions, positions], who sees whom among what was cut out."""
         for ids in self.owners:
             if ids.ndim != 2 or tensor.ndim < 3 or tensor.shape[-2:] != (ids.shape[1],) * 2:
                 continue
-            if len(ids) > 1:
-                raise InputError(
-                    f"'{name}' {tuple(tensor.shape)} says for {len(ids)} rows of packed texts "
-                    "which positions see each other, and cannot be cut into texts. Pack into one "
-                    "row, or give one text per row."
-                )
-            there = ((ids[0] >= start) & (ids[0] < stop)).nonzero().flatten()
-            return tensor.index_select(-2, there).index_select(-1, there)
+            there = (ids >= start) & (ids < stop)
+            sizes = there.sum(1).tolist()
+            forbidden = float(tensor.min()) if tensor.is_floating_point() else 0
+            total = sum(sizes)
+            mask = tensor.new_full((1, *tensor.shape[1:-2], total, total), forbidden)
+            begin = 0
+            for row, size in enumerate(sizes):
+                own = tensor[min(row, len(tensor) - 1)]
+                at, end = there[row].nonzero().flatten(), begin + size
+                mask[0, ..., begin:end, begin:end] = own.index_select(-2, at).index_select(-1, at)
+                begin = end
+            return mask
         return None
 
     # ---- outputs ----
