@@ -111,7 +111,9 @@ def same_random_state(model: nn.Module) -> Iterator[None]:
     """Put back the random state of Python, NumPy, the CPU and the model's CUDA devices."""
     borrower = object()
     with _giving:
-        things = _random_states({p.device for p in model.parameters() if p.device.type == "cuda"})
+        # nothing is on a device that was never begun with
+        cuda = model.parameters() if torch.cuda.is_initialized() else ()
+        things = _random_states({p.device for p in cuda if p.device.type == "cuda"})
         _take(things, borrower)
     try:
         yield
@@ -161,12 +163,12 @@ _lent: dict[int, _Lent] = {}  # id of a model
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     loan = _Loan(threading.get_ident())
     with _giving:
-        modules = list(model.modules())
-        things = [*map(_module, modules), *map(_gradient, model.parameters())]
+        modules, parameters = list(model.modules()), list(model.parameters())
+        things = [*map(_module, modules), *map(_gradient, parameters)]
         _take(things, loan)
         _lend(model, loan, refusing=any(module.training for module in modules))
     try:
-        for p in model.parameters():
+        for p in parameters:
             p.grad = None
         _evaluating(model)
         yield
@@ -236,14 +238,21 @@ def _module(module: nn.Module) -> _Thing:
     ]
 
     def put(found: tuple[bool, list[tuple[str, Tensor | None, Tensor | None]]]) -> None:
-        module.training = found[0]
+        if module.training is not found[0]:
+            module.training = found[0]
         for name, buffer, values in found[1]:
             module._buffers[name] = buffer
-            if buffer is not None and values is not None:
-                with torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                    buffer.copy_(values)
+            if buffer is None or values is None or _unchanged(buffer, values):
+                continue
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(values)
 
     return _Thing(("module", id(module)), (module.training, buffers), put)
+
+
+def _unchanged(buffer: Tensor, values: Tensor) -> bool:
+    """Whether there is nothing to copy; a device would have to be waited for to know."""
+    return buffer.device.type == "cpu" and torch.equal(buffer, values)
 
 
 def _gradient(parameter: nn.Parameter) -> _Thing:

@@ -137,6 +137,8 @@ class Selection:
         Raises:
             InputError: an `include` pattern that matches nothing, with what may have been meant.
         """
+        if self.include is None and not self.exclude:
+            return
         aliases = [alias for _p, names in _with_aliases(model).values() for alias in names]
         idle = [p for p in self.include or () if not any(_match(a, p) for a in aliases)]
         if self.include == ():

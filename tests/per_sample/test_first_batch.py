@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from retain.borrowed import borrowed
+from retain.errors import RetainError
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.graph import Graph
 from retain.per_sample.scores import SquaredNorm
@@ -100,12 +101,51 @@ def test_activations_are_let_go_on_the_way_of_a_known_graph() -> None:
     model = SavedOrNot(nodes)
     engine = engine_of(model)
     with borrowed(model):
-        engine(Batch.of(torch.randn(8, 4)))
-        # the first of the whole batch may have been needed again
-        assert isinstance(nodes[0]._saved_result, torch.Tensor)
-        engine(Batch.of(torch.randn(8, 4)))
-        with pytest.raises(RuntimeError, match="freed"):
-            _ = nodes[-1]._saved_result
+        for _ in range(2):  # in the first batch, a few samples have shown that nothing comes back
+            engine(Batch.of(torch.randn(8, 4)))
+            with pytest.raises(RuntimeError, match="freed"):
+                _ = nodes[-1]._saved_result
+
+
+@pytest.mark.parametrize("samples", [4, 20])
+def test_a_few_samples_go_before_the_batch(samples: int) -> None:
+    """So that no other activations stand beside those of the whole batch."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    noted: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: noted.append(len(args[0])))
+    engine = engine_of(model)
+    with borrowed(model):
+        engine(Batch.of(torch.randn(samples, 4)))
+        before, few, after = noted[:1], noted[1:5], noted[5:]
+        assert before == [3]  # whether it writes to weights
+        assert few == [3, 1, 1, 1]
+        assert after[0] == samples  # and then some of them once more, alone and without gradients
+        noted.clear()
+        engine(Batch.of(torch.randn(samples, 4)))
+        assert noted == [samples]
+
+
+def test_what_a_few_samples_showed_is_for_their_own_batch() -> None:
+    """A first batch that fails half-way leaves nothing that another is computed by."""
+    torch.manual_seed(0)
+    start = 0
+
+    class Net(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            one, other = self.weight[:4], self.weight[start : start + 4]
+            return torch.cat([x @ one.T, x.flip(1) @ other.T], 1).tanh()
+
+    model = Net(4, 8, bias=False).double()
+    engine = engine_of(model)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    start = 4  # rows are used once
+    with borrowed(model):
+        bad = x.clone()
+        bad[4] = torch.inf
+        with pytest.raises(RetainError):
+            engine(Batch.of(bad))
+        start = 2  # some are used twice
+        assert_exact(engine(Batch.of(x)), truth(model, x))
 
 
 def test_large_numbers_that_no_float_could_sum_are_no_infinities() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample, sums_by_loop
@@ -157,6 +159,21 @@ CASES = {
         (3, 5, 5),
         lambda x, p: F.batch_norm(x, torch.ones(3).to(x), torch.ones(3).to(x) * 2, p, p.detach()),
     ),
+    "batch norm, shift": Case(
+        "NativeBatchNorm",
+        (3,),
+        (3, 5, 5),
+        lambda x, p: F.batch_norm(x, torch.ones(3).to(x), torch.ones(3).to(x) * 2, None, p),
+    ),
+    "batch norm, channels last": Case(
+        "NativeBatchNorm",
+        (3,),
+        (3, 5, 5),
+        lambda x, p: F.batch_norm(
+            x.contiguous(memory_format=torch.channels_last),
+            *(torch.ones(3).to(x), torch.ones(3).to(x) * 2, p, p.detach()),
+        ),
+    ),
 }
 
 
@@ -203,3 +220,32 @@ def _nodes(model: nn.Module, x: Tensor) -> list[object]:
             found.append(node)
             stack += [below for below, _ in node.next_functions]
     return found
+
+
+def test_scale_and_shift_of_a_batch_norm_come_from_one_pass() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Tanh(), nn.BatchNorm2d(3)).double()
+    engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+    with borrowed(model):
+        engine(Batch.of(torch.randn(N, 3, 5, 5).double()))
+        batch = Batch.of(torch.randn(N, 3, 5, 5).double())
+        with Calls("native_batch_norm_backward") as calls:
+            sums = engine(batch)
+        truth = sums_by_loop(model, batch, engine.parameters, SquaredNorm(), output=first_tensor)
+    for name, expected in truth.items():
+        torch.testing.assert_close(sums[name], expected, rtol=1e-9, atol=1e-9)
+    assert calls.count == 3  # one for each, and what the second passes on
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of an operation."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.count = name, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += func.overloadpacket.__name__ == self.name
+        return func(*args, **(kwargs or {}))

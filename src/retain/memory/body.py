@@ -469,8 +469,7 @@ class Memory:
         """
         found = [] if optimizer is None else optimizers_in(optimizer, asked="check")
         hold_grown(self)
-        stepped = [one.optimizer for one in found]
-        return checked(self, stepped, self._attachments, self._guard.moved)
+        return checked(self, [one.optimizer for one in found])
 
     def footprint(self) -> Footprint:
         """How many bytes this memory takes, on this process, before they are taken: print it.

@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterable
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -19,13 +19,15 @@ from retain.memory.attachment import Attachment
 from retain.memory.coverage import Coverage
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
-from retain.memory.holder import Holder
 from retain.memory.movement import Distance, Movement, alike, can_be_read
 from retain.memory.places import Place, places_in
 from retain.memory.steps import listen
 from retain.penalty import Number
 from retain.saying import warn
 from retain.statistics import layers_with_statistics, moves_statistics
+
+if TYPE_CHECKING:
+    from retain.memory.body import Memory
 
 PATIENCE = 2  # steps elsewhere before a word is said: the first may be another network's
 SCALED = 1024  # a GradScaler that multiplies by more, and a penalty that counts so much less
@@ -49,7 +51,7 @@ class Guard:
     optimizer while the memory is in use; otherwise when the memory is used next.
     """
 
-    def __init__(self, memory: Holder) -> None:
+    def __init__(self, memory: Memory) -> None:
         self._memory = weakref.ref(memory)
         self._said: set[str] = set()
         self._named: set[str] = set()  # parameters of which it was said that they are free
@@ -278,7 +280,7 @@ class Guard:
             self._said.add(key)
             warn(text)
 
-    def _cover(self, memory: Holder, optimizer: Optimizer) -> None:
+    def _cover(self, memory: Memory, optimizer: Optimizer) -> None:
         """Name what the optimizer trains and nothing holds, unless it is said to be free."""
         inside = set(map(id, _parameters(optimizer)))
         coverage = Coverage.of(memory.model, memory.selection, memory._state, inside)
@@ -287,7 +289,7 @@ class Guard:
             self._named.update(new)
             warn(alarms.uncovered(memory, optimizer, coverage.share, new))
 
-    def _see_statistics(self, memory: Holder) -> None:
+    def _see_statistics(self, memory: Memory) -> None:
         """Warn of running statistics that follow the new data, and name the way to keep them."""
         if "statistics" in self._said:
             return
@@ -307,14 +309,14 @@ class Guard:
         if scale > SCALED and float(self._entered_with) * SCALED < scale:
             self._say("unscaled", alarms.unscaled(scale))
 
-    def _say_moved(self, memory: Holder, moved: list[str]) -> None:
+    def _say_moved(self, memory: Memory, moved: list[str]) -> None:
         anchor = memory.anchor
         away = {name: Distance.of(self._places[name].parameter, anchor[name]) for name in moved}
         if any(distance.moved for distance in away.values()):  # not back at the anchor
             since = self._stepped or bool(self._settled)
             self._say("moved", alarms.moved(memory, away, stepped=since))
 
-    def _say_replaced(self, memory: Holder, names: list[str]) -> None:
+    def _say_replaced(self, memory: Memory, names: list[str]) -> None:
         places, anchor = self._places, memory.anchor
         same = [name for name in names if places[name].parameter.shape == anchor[name].shape]
         modules: dict[str, list[str]] = {}
@@ -336,7 +338,7 @@ class Guard:
             if stale:
                 self._say("stale", alarms.stale(optimizer, stale))
 
-    def _steps_elsewhere(self, memory: Holder, optimizer: Optimizer) -> None:
+    def _steps_elsewhere(self, memory: Memory, optimizer: Optimizer) -> None:
         """An optimizer steps other weights: those of another model, which may be meant instead."""
         seen = self._elsewhere.setdefault(optimizer, _Elsewhere())
         if self._entered > max(seen.entered, self._used, self._settled):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,18 @@ from retain.importance import is_positive
 from retain.memory.consolidated import Consolidated
 from retain.memory.file_header import checked
 from retain.memory.growth import has_grown
-from retain.memory.holder import Holder
 from retain.memory.state import State, Tensors
 from retain.parameters import Selection, fingerprint
 from retain.samples.outputs import OutputPicker
 
-HolderT = TypeVar("HolderT", bound=Holder)
+if TYPE_CHECKING:
+    from retain.memory.body import Memory
+
+MemoryT = TypeVar("MemoryT", bound="Memory")
 Refusal = Callable[[str], RetainError]  # from what is wrong to the error that says so
 
 
-def described(memory: Holder) -> dict[str, Any]:
+def described(memory: Memory) -> dict[str, Any]:
     """What is to be known beside what it remembers, as JSON can hold it."""
     settings = {name: getattr(memory, at) for name, at in memory._arguments.items()}
     known = {n: o.shape for term in memory._state.terms for n, o in term.importance.items()}
@@ -45,7 +47,7 @@ def described(memory: Holder) -> dict[str, Any]:
     }
 
 
-def split(state: object, kind: type[Holder]) -> tuple[Tensors, dict[str, Any]]:
+def split(state: object, kind: type[Memory]) -> tuple[Tensors, dict[str, Any]]:
     """Tensors and header in what `state_dict()` of that kind of memory returned.
 
     Raises:
@@ -72,7 +74,7 @@ def split(state: object, kind: type[Holder]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def restored(
-    kind: type[HolderT],
+    kind: type[MemoryT],
     model: nn.Module,
     tensors: Mapping[str, Mapping[str, Tensor]],
     header: dict[str, Any],
@@ -82,7 +84,7 @@ def restored(
     exclude: tuple[str, ...] = (),
     strict: bool = True,
     offload: str | os.PathLike[str] | None = None,
-) -> HolderT:
+) -> MemoryT:
     """A memory of `model` that remembers what `header` and `tensors` (kind -> name -> tensor) tell.
 
     Args:
@@ -132,12 +134,12 @@ def restored(
 
 
 def _from_header(
-    kind: type[HolderT],
+    kind: type[MemoryT],
     model: nn.Module,
     tensors: Mapping[str, Mapping[str, Tensor]],
     header: dict[str, Any],
     exclude: tuple[str, ...],
-) -> tuple[HolderT, State]:
+) -> tuple[MemoryT, State]:
     settings = dict(header["settings"])
     include = settings.pop("include")
     settings["exclude"] = [*settings["exclude"], *exclude]
@@ -169,7 +171,7 @@ def _available(device: str | None) -> str | None:
 
 def _misfits(
     shapes: Mapping[str, tuple[int, ...]],
-    memory: Holder,
+    memory: Memory,
     terms: Sequence[Consolidated],
     strict: bool,
 ) -> list[str]:
@@ -204,7 +206,7 @@ def _misfits(
 def _damaged(
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, Mapping[str, Tensor]],
-    memory: Holder,
+    memory: Memory,
 ) -> list[str]:
     """The tensors that are not those that the header tells of."""
 

@@ -1,17 +1,18 @@
 """The self-check: sums of a few samples against the gradient of each sample alone.
 
-The truth is the backward of each score alone through the *same* graph, so that both saw the same
-activations: where a ReLU's input lies within rounding of zero, two forwards may choose differently,
-and their gradients then differ by a finite step although both are right. Each sample is also
-computed all alone. Where that differs by more than rounding, either such a tie was met, or a
-backward depends on the rest of the batch although the forward does not (an embedding that divides
-by how often a token came, a step size divided by the number of elements). A graph in which the
-second can be excluded is believed; in any other, the sample alone is right.
+Each sample is computed all alone: sums that agree with that are right. Where they differ by more
+than rounding, the truth is the backward of each score alone through the *same* graph, so that both
+saw the same activations: where a ReLU's input lies within rounding of zero, two forwards may choose
+differently, and their gradients then differ by a finite step although both are right. So a
+difference from the sample alone means that either such a tie was met, or a backward depends on the
+rest of the batch although the forward does not (an embedding that divides by how often a token
+came, a step size divided by the number of elements). A graph in which the second can be excluded is
+believed; in any other, the sample alone is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,34 +51,52 @@ class SelfCheck:
         """
         precision = graph.precision
         truth: dict[str, Tensor] = {}
-        for only in one_by_one(rows, few.samples):
-            self._add(truth, graph, only)
-        wrong = disagreeing(sums, _of(truth, sums), precision, self.power)
-        truth, alone = {}, []
+        outputs = []
         try:
-            for k in range(few.samples):
-                cut = None if target is None else target[k : k + 1]
-                own, _ = self.forward(few.take(k, k + 1), cut, whatever=True)
+            for own in self._alone(few, target):  # one graph after another
                 for row in score_weights(own)[:ROWS]:
-                    self._add(truth, own, row)
-                alone.append(own)
+                    self._add(truth, own, row, sums)
+                outputs.append(own.output)
         except RetainError:
             raise
         except (RuntimeError, ValueError, IndexError) as error:
             if shortage(error):
                 raise
             self.company.refuse_few(few, graph.output, None, precision)
-        self.company.refuse_few(few, graph.output, [own.output for own in alone], precision)
-        own_truth = _of(truth, sums)
-        doubtful = disagreeing(sums, own_truth, precision, self.power)
-        if doubtful:
-            ties = only_ties(graph, alone, hooked(self.parameters))
-            wrong |= disagreeing(sums, own_truth, precision, self.power, ties=ties)
-        return wrong
+        self.company.refuse_few(few, graph.output, outputs, precision)
+        truth = _of(truth, sums)
+        doubtful = disagreeing(sums, truth, precision, self.power)
+        if not doubtful:
+            return set()
+        alone = self._alone(few, target)
+        wrong = doubtful
+        if only_ties(graph, alone, hooked(self.parameters)):
+            wrong = disagreeing(sums, truth, precision, self.power, ties=True)
+        return wrong | disagreeing(
+            sums, truth | self._together(graph, rows, doubtful), precision, self.power
+        )
 
-    def _add(self, truth: dict[str, Tensor], graph: Graph, weights: Tensor) -> None:
+    def _alone(self, few: Batch, target: Tensor | None) -> Iterator[Graph]:
+        """The graph of each sample alone."""
+        for k in range(few.samples):
+            cut = None if target is None else target[k : k + 1]
+            yield self.forward(few.take(k, k + 1), cut, whatever=True)[0]
+
+    def _together(
+        self, graph: Graph, rows: Sequence[Tensor], names: Collection[str]
+    ) -> dict[str, Tensor]:
+        """The truth for these parameters, of each score alone through the graph of all samples."""
+        truth: dict[str, Tensor] = {}
+        for only in one_by_one(rows, graph.scores.shape[-1]):
+            self._add(truth, graph, only, names)
+        return _of(truth, {name: self.parameters[name] for name in names})
+
+    def _add(
+        self, truth: dict[str, Tensor], graph: Graph, weights: Tensor, names: Collection[str]
+    ) -> None:
         with repeatable():
-            add_powers(truth, gradients_of(graph, weights, self.parameters), self.power)
+            found = gradients_of(graph, weights, self.parameters)
+        add_powers(truth, {name: g for name, g in found.items() if name in names}, self.power)
 
 
 def _of(found: Sums, wanted: Sums) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ from retain.per_sample.passes import one_by_one, score_weights
 from retain.per_sample.plan import make_plan
 from retain.per_sample.reference import add_powers, gradients_of, scored, sums_by_loop
 from retain.per_sample.scaled import Exponent
-from retain.per_sample.scores import Score
+from retain.per_sample.scores import UNLABELLED, Score, SquaredNorm
 from retain.per_sample.scripted import interpreted
 from retain.per_sample.shares import Shares
 from retain.per_sample.stated import Stated
@@ -155,12 +155,13 @@ class PerSample:
 
     def _compute(self, batch: Batch, target: Tensor | None) -> Tensor | None:
         """Fill the sums; the target that was drawn on the way."""
+        ahead = self._look_ahead(batch)
         graph, target = self._forward(batch, target)
         if self._exponent.settle(graph):
             graph, _ = self._forward(batch, target)
         output, precision = graph.output, graph.precision
         self.precision = self._stated.of(graph, {self.parameters[n].dtype for n in graph.leaves})
-        self._norms = squared_norms(output)
+        self._norms = self._squared_norms(graph)
         if batch.samples == 1:
             self._alone(graph)
             if self.check and graph.operations not in self._repeated:
@@ -169,7 +170,7 @@ class PerSample:
                 self._company.refuse_chance(batch, output, precision)
                 self._repeated.add(graph.operations)
         else:
-            graph, known = self._ready(graph, batch, target)
+            graph, known = self._ready(graph, batch, target, ahead)
             known = self._together(graph, batch, target, known)
             if self.check:
                 self._company.look(batch, output, precision)
@@ -178,6 +179,12 @@ class PerSample:
             self._loop(graph, batch, target, known.plan.inseparable)
         self._exponent.undo(self._sums.values())
         return target
+
+    def _squared_norms(self, graph: Graph) -> Tensor:
+        """Σₖ ‖F(xₖ)‖² of a batch, without another look at outputs whose norms are the scores."""
+        if isinstance(self._exponent.of(self.score), SquaredNorm):
+            return graph.scores.detach().sum()
+        return squared_norms(graph.output)
 
     def _writes(self, batch: Batch) -> list[Tensor]:
         """The weights that a forward writes to, such as those of `nn.Embedding(max_norm=…)`."""
@@ -212,20 +219,22 @@ class PerSample:
                 self._sums[name].add(self._sums[name].raised(g))
                 self.routes[name] = "one sample"
 
-    def _ready(self, graph: Graph, batch: Batch, target: Tensor | None) -> tuple[Graph, Known]:
+    def _ready(
+        self, graph: Graph, batch: Batch, target: Tensor | None, ahead: tuple[int, Known] | None
+    ) -> tuple[Graph, Known]:
         """A plan for this graph, and the graph; anew, if other forwards wrote to what it holds."""
+        known = self._known.recall(graph, batch.samples)
+        if known is not None:
+            return graph, known
         tensors = [*self.model.parameters(), *self.model.buffers()]
         before = versions(tensors)
-        known = self._plan(graph, batch, target)
+        known = self._seen_ahead(graph, batch, ahead) or self._plan(graph, batch, target)
         if versions(tensors) != before:
             graph, _ = self._forward(batch, target)
         return graph, known
 
     def _plan(self, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
-        """How to go through this graph, and how far that may be trusted for this batch."""
-        known = self._known.recall(graph, batch.samples)
-        if known is not None:
-            return known
+        """How to go through a new graph, and how far that may be trusted for this batch."""
         checking = self.check and graph.operations not in self._checked
         if self._known.is_ragged(graph) and not checking:
             return self._probe(graph, batch.samples)
@@ -243,7 +252,7 @@ class PerSample:
         if samples < batch.samples:
             grown = small.plan.grown(graph, batch.samples) if alike else None
             if grown is not None and small.plan.likely:
-                return Known(grown, Trust.GROWN)
+                return Known(grown, Trust.GROWN, small.habits)
             known, fewer = self._probe(graph, batch.samples), few
         else:
             known = small if alike else self._probe(graph, samples)
@@ -253,6 +262,33 @@ class PerSample:
         )
         self._known.keep(graph, batch.samples, known, proved=proved)
         return known
+
+    def _look_ahead(self, batch: Batch) -> tuple[int, Known] | None:
+        """The wiring and plan of a few samples, before a whole batch's activations stand beside.
+
+        Of the first batch only. Whatever is wrong with it is found, and said, when the batch itself
+        is looked at. Where a target has to be drawn, or a power of two to be settled, that is for
+        the whole batch to do first.
+        """
+        unlabelled = isinstance(self.score, UNLABELLED)
+        if not self.check or self._checked or batch.samples <= FEW or not unlabelled:
+            return None
+        with suppress(RetainError, RuntimeError, ValueError, IndexError), unrounded():
+            few, part, _ = self._fewer(batch, None, FEW)
+            if few.precision.dtype != torch.float16:
+                known = self._probe(few, FEW)
+                self._compare(few, known, part, None)
+                return few.wiring, known
+        return None
+
+    def _seen_ahead(
+        self, graph: Graph, batch: Batch, ahead: tuple[int, Known] | None
+    ) -> Known | None:
+        """What a few samples of this batch showed already, if that can be stretched to all."""
+        if ahead is None or ahead[0] != graph.wiring or not ahead[1].plan.likely:
+            return None
+        grown = ahead[1].plan.grown(graph, batch.samples)
+        return None if grown is None else Known(grown, Trust.GROWN, ahead[1].habits)
 
     def _fewer(
         self, batch: Batch, target: Tensor | None, samples: int

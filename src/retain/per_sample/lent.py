@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEPTH = 4  # containers in containers that are looked into for state
 OWN = {"_parameters", "_buffers", "_modules", "training"}  # of a module, and not state
+CHANGING = (dict, list, deque, set)  # containers that are looked into
 
 
 @contextmanager
@@ -49,19 +50,27 @@ def taken_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @contextmanager
 def state_aside(model: nn.Module) -> Iterator[None]:
     """Attributes of modules are put back as they were: tensors, and what containers hold."""
-    before = [
-        (module, {k: _Attribute.of(v) for k, v in vars(module).items() if k not in OWN})
-        for module in model.modules()
-    ]
+    before = []
+    for module in model.modules():
+        attributes = {k: v for k, v in vars(module).items() if k not in OWN}
+        held = [_Attribute.of(v) for v in attributes.values() if _may_change(v)]
+        before.append((vars(module), attributes, held))
     try:
         yield
     finally:
-        for module, attributes in before:
-            own = vars(module)
+        for own, attributes, held in before:
+            for attribute in held:
+                attribute.back()
             for name in own.keys() - attributes.keys() - OWN:
                 del own[name]
-            for name, kept in attributes.items():
-                own[name] = kept.back()
+            own.update(attributes)
+
+
+def _may_change(value: Any) -> bool:
+    """Whether the same object may hold something else later."""
+    if type(value) is tuple:
+        return any(map(_may_change, value))
+    return type(value) in CHANGING or isinstance(value, Tensor)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,8 +13,12 @@ from torch.autograd.graph import Node
 
 def operation(node: Node) -> str:
     """The operation's name without autograd's decoration: "AddmmBackward0" → "Addmm"."""
-    name = node.name().rpartition("::")[2]
-    return re.sub(r"Backward\d*$", "", name)
+    return _undecorated(node.name())
+
+
+@lru_cache(maxsize=1 << 12)  # asked for every node of every batch
+def _undecorated(name: str) -> str:
+    return re.sub(r"Backward\d*$", "", name.rpartition("::")[2])
 
 
 def is_custom(node: Node) -> bool:

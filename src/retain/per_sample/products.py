@@ -32,23 +32,27 @@ def add_products(
     fresh, matrix = total.empty, total.matrix(p)
     for top in range(0, p, rows):
         block = matrix[top : top + rows]
-        if fresh:
-            block.zero_()
         for k in range(0, n, each):
             left, right = left_ntp[k : k + each, :, top : top + rows], right_ntq[k : k + each]
-            gradients = piece[: len(left) * block.numel()].view(len(left), *block.shape)
+            first = fresh and k == 0
+            # what is made first may be made in its place
+            held_here = block if first and len(left) == 1 else piece
+            gradients = held_here.view(-1)[: len(left) * block.numel()].view(-1, *block.shape)
             # gₖ = Lₖᵀ Rₖ
             _multiply(left.mT, right, gradients)
             if found is not None:
                 found.add(k, k + len(left), top, gradients)
-            total.add_powers(gradients, block)
+            if first:
+                total.put_powers(gradients, block)
+            else:
+                total.add_powers(gradients, block)
     total.empty = False
 
 
 def add_patches(contribution: Patches, total: Sum) -> None:
     """Add Σₖ |Dₖ Cₖ|ᵖ: of the patches C, those of as many samples as are taken together exist."""
     n, groups, p, t = contribution.still_ngpt.shape
-    powers = total.total.new_zeros(groups, p, total.total[0].numel())
+    powers = total.total.new_empty(groups, p, total.total[0].numel())
     q = powers.shape[2]
     each = _samples(n, groups * max(p, t) * q, powers.device)
     piece = powers.new_empty(each * powers.numel())
@@ -57,7 +61,10 @@ def add_patches(contribution: Patches, total: Sum) -> None:
         gradients = piece[: len(still) * powers.numel()].view(-1, p, q)
         columns = contribution.columns(k, k + each).to(powers.dtype)
         _multiply(still.flatten(0, 1), columns.flatten(0, 1), gradients)
-        total.add_powers(gradients.view(-1, *powers.shape), powers)
+        if k == 0:
+            total.put_powers(gradients.view(-1, *powers.shape), powers)
+        else:
+            total.add_powers(gradients.view(-1, *powers.shape), powers)
     total.add(contribution.as_weights(powers[None])[0])
 
 

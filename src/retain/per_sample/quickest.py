@@ -10,6 +10,7 @@ import torch
 
 REMEMBERED = 4096  # answers that are remembered
 TIMED = 2  # calls of which the quicker counts, since a machine has other things to do
+HOPELESS = 4.0  # times as long as another way
 
 _answers: dict[Hashable, str] = {}
 
@@ -23,13 +24,18 @@ def quickest(of: Hashable, ways: Mapping[str, Callable[[], object]], device: tor
     if about not in _answers:
         while len(_answers) >= REMEMBERED:
             del _answers[next(iter(_answers))]
-        seconds = {name: _seconds(way, device) for name, way in ways.items()}
+        seconds: dict[str, float] = {}
+        for name, way in ways.items():
+            seconds[name] = _seconds(way, device, min(seconds.values(), default=math.inf))
         _answers[about] = min(seconds, key=seconds.__getitem__)
     return _answers[about]
 
 
-def _seconds(way: Callable[[], object], device: torch.device) -> float:
-    """What later calls take at least: the first one loads code and finds memory."""
+def _seconds(way: Callable[[], object], device: torch.device, best: float) -> float:
+    """What later calls take at least: the first one loads code and finds memory.
+
+    One that takes far longer than the best so far is not asked again.
+    """
     taken = []
     try:
         for _ in range(1 + TIMED):
@@ -37,6 +43,8 @@ def _seconds(way: Callable[[], object], device: torch.device) -> float:
             way()
             _wait(device)
             taken.append(time.perf_counter() - begin)
+            if taken[-1] > HOPELESS * best:
+                return taken[-1]
     except RuntimeError:
         return math.inf
     return min(taken[1:])

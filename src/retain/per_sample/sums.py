@@ -75,6 +75,17 @@ class Sum:
         else:
             block.add_(self.over_samples_(gradients))
 
+    def put_powers(self, gradients: Tensor, block: Tensor) -> None:
+        """Σₖ|gₖ|ᵖ in place of what the block holds; gₖ [m, …] may be written over, or be it."""
+        if len(gradients) == 1:
+            raised = self.raised_(gradients[0])
+            if raised.data_ptr() != block.data_ptr():
+                block.copy_(raised)
+        elif gradients.device.type == "cpu":
+            torch.sum(self.raised_(gradients), 0, out=block)
+        else:
+            block.copy_(self.over_samples(gradients))
+
     def add(self, powers: Tensor) -> None:
         """Add what has been raised to the power already."""
         self._bounded = False

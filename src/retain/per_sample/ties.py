@@ -7,7 +7,7 @@ differently; their gradients then differ by a finite step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
@@ -44,7 +44,7 @@ def tied(gradient: Tensor) -> float:
     return max(TIES, min(1.0, 3 / math.sqrt(units)))
 
 
-def only_ties(together: Graph, alone: Sequence[Graph], hooked: Iterable[str]) -> bool:
+def only_ties(together: Graph, alone: Iterable[Graph], hooked: Iterable[str]) -> bool:
     """Whether nothing in a graph could make a backward depend on the other samples of a batch.
 
     No user's own backward, no gradient divided by frequency, no hook, and the same operations with

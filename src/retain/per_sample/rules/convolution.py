@@ -119,14 +119,16 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
     def tried(way: Callable[[Tensor, Tensor], Contribution]) -> None:
         way(inputs[:few], grad[:few]).add_samples(0, few, weight.new_zeros(few, *weight.shape))
 
-    about = _about(inputs, grad, weight, settings, few)
+    about = _about(inputs, grad, weight, settings)
     trials = {name: partial(tried, way) for name, way in ways.items()}
     return ways[quickest(about, trials, grad.device)](inputs, grad)
 
 
-def _about(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, few: int) -> Hashable:
+def _about(
+    inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings
+) -> tuple[Hashable, ...]:
     """By what it is known which way is the quickest."""
-    shapes = (inputs.shape[1:], grad.shape[1:], weight.shape, inputs.dtype, few)
+    shapes = (inputs.shape[1:], grad.shape[1:], weight.shape, inputs.dtype)
     listed = (tuple(s) if isinstance(s, Sequence) else s for s in settings)
     return ("convolution", *shapes, *listed, torch.get_num_threads())
 
@@ -182,7 +184,7 @@ def _on_accelerator(
         contribution.add_samples(0, few, out)
         return out
 
-    about = _about(inputs, grad, weight, settings, few)
+    about = (few, *_about(inputs, grad, weight, settings))
     trials = {name: partial(gradients, contribution) for name, contribution in ways.items()}
     return ways[quickest(about, trials, grad.device)]
 
