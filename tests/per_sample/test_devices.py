@@ -102,6 +102,14 @@ def test_the_quickest_way_is_measured_once() -> None:
     assert ran == {"slow": 3, "quick": 3, "broken": 1}
 
 
+def test_a_way_that_there_is_not_is_never_chosen() -> None:
+    """A few samples go together where a whole batch does not fit, or the other way round."""
+    of, here = ("a test", object()), torch.device("cpu")
+    slow, quick = lambda: time.sleep(0.02), lambda: None
+    assert quickest(of, {"slow": slow, "quick": quick}, here) == "quick"
+    assert quickest(of, {"slow": slow, "middling": lambda: time.sleep(0.001)}, here) == "middling"
+
+
 @pytest.fixture
 def _whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With next to no memory, single samples are quicker than many at a time; not here."""
