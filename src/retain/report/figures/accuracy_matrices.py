@@ -6,10 +6,12 @@ import math
 from functools import partial
 from typing import Any
 
+from retain.extras import needs
 from retain.report.figures.canvas import Canvas, fitted, wide, widest
 from retain.report.figures.picture import NARROW, Picture
-from retain.report.figures.style import COLOURS, MUTED
+from retain.report.figures.style import COLOURS, MUTED, POINTS_PER_PIXEL, SURFACE
 from retain.report.format import percent, slug
+from retain.report.spread import Spread
 from retain.report.variants import Sequence, Variant
 
 LONGEST = 80  # CSS pixels of a task's name
@@ -63,20 +65,43 @@ def _draw(width: int, sequence: Sequence, variant: Variant, floor: float) -> Any
         beyond = max(0.0, 0.8 * wide(names[-1]) - 8)
         cell = min(WIDEST, (width - left - beyond) / len(names))
     top = TOP + (16 + 0.66 * longest if tilted else 20)
-    canvas = Canvas(width, top + HIGH * cell * len(names) + 2)
+    size = cell * len(names)
+    canvas = Canvas(width, top + HIGH * size + 2)
     canvas.text(0, 11, variant.label, size=13, weight="bold")
     canvas.text(0, 30, _ending(variant), color=MUTED)
-    tilt = {"rotation": 40, "va": "bottom", "rotation_mode": "anchor"}
-    for j, name in enumerate(names):
-        x, y = left + (j + 0.5) * cell, top + (j + 0.5) * HIGH * cell
-        canvas.text(x, top - 8, name, color=MUTED, **(tilt if tilted else {"ha": "center"}))
-        canvas.text(left - 8, y, name, color=MUTED, ha="right")
-        for i in range(len(names)):
-            value = variant.at(i, j)
-            if value:
-                strength = _strength(value.mean, floor)
-                _cell(canvas, (x, top + (i + 0.5) * HIGH * cell), cell, value.mean, strength)
+    axes = canvas.plot(left, top, size, HIGH * size)
+    _cells(
+        axes,
+        [[variant.at(i, j) for j in range(len(names))] for i in range(len(names))],
+        floor,
+        cell,
+    )
+    tilt = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if tilted else {}
+    middles = [place + 0.5 for place in range(len(names))]
+    axes.set_xticks(middles, names, **tilt)
+    axes.set_yticks(middles, names)
+    axes.tick_params(top=True, labeltop=True, labelbottom=False, pad=6)
     return canvas.figure
+
+
+def _cells(axes: Any, accuracy: list[list[Spread | None]], floor: float, wide: float) -> None:
+    """A field for every accuracy, the stronger in colour the higher, with the number in it."""
+    blue = needs("matplotlib.colors").ListedColormap([COLOURS["blue"][0]])
+    strengths = [[_strength(cell.mean, floor) if cell else 0.0 for cell in row] for row in accuracy]
+    axes.pcolormesh(strengths, cmap=blue, alpha=strengths)
+    for i, row in enumerate(accuracy):
+        for j, cell in enumerate(row):
+            if cell:
+                said = f"{100 * cell.mean:.{1 if wide > 31 else 0}f}"
+                size = (11 if wide > 36 else 10) * POINTS_PER_PIXEL
+                axes.text(j + 0.5, i + 0.5, said, size=size, ha="center", va="center")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    for side in (axes.xaxis, axes.yaxis):  # a gap between the fields
+        side.set_ticks(range(1, len(accuracy)), minor=True)
+        side.grid(which="minor", color=SURFACE, linewidth=1.5)
+    axes.set_axisbelow(False)
 
 
 def _strength(accuracy: float, floor: float) -> float:
@@ -90,13 +115,3 @@ def _ending(variant: Variant) -> str:
     forgetting = variant.measure("average_forgetting")
     said = f"{percent(accuracy, 1)} % at the end"
     return said + (f", forgot {percent(forgetting, 1)}" if forgetting else "")
-
-
-def _cell(
-    canvas: Canvas, middle: tuple[float, float], wide: float, accuracy: float, strength: float
-) -> None:
-    x, y = middle
-    size = (wide - 2, HIGH * wide - 2)
-    canvas.box(x - size[0] / 2, y - size[1] / 2, size, COLOURS["blue"][0], strength)
-    said = f"{100 * accuracy:.{1 if wide > 31 else 0}f}"
-    canvas.text(x, y, said, size=11 if wide > 36 else 10, ha="center")

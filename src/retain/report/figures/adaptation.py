@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from retain.extras import needs
 from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import GRID_LINE, MUTED, SURFACE, looks
+from retain.report.figures.style import INK, POINTS_PER_PIXEL, SURFACE, Look, looks
 from retain.report.format import class_names, percent
+from retain.report.spread import Spread
 from retain.report.tables.by_class import Kept, kept
 from retain.report.variants import Sequence
 
-ROW, GAP, TOP, BELOW = 26, 44, 4, 26  # CSS pixels
+ROW, TITLE, GAP, BELOW = 26, 32, 12, 14  # CSS pixels
 LEAST = 0.05  # of accuracy that the axis spans
 
 
@@ -46,39 +48,46 @@ def _draw(width: int, shown: list[Kept], titles: tuple[str, ...]) -> Any:
     names = [fitted(one.variant.label, 0.4 * width, 12) for one in shown]
     left = 12 + widest(names, 12)
     right = 96 if width >= WIDE else 74
-    panel = GAP + ROW * len(shown)
-    canvas = Canvas(width, TOP + len(titles) * panel + BELOW)
-    low, high = _limits(shown)
-
-    def at(value: float) -> float:
-        return left + (width - left - right) * (value - low) / (high - low)
-
-    ticks = _ticks(low, high, 5 if width >= WIDE else 3)
+    high = ROW * len(shown)
+    canvas = Canvas(width, len(titles) * (TITLE + high + GAP) + BELOW)
     styles = looks(one.variant.method for one in shown)
+    axes = None
     for place, title in enumerate(titles):
-        top = TOP + place * panel
+        top = place * (TITLE + high + GAP)
         canvas.text(0, top + 14, fitted(title, width, 13, "bold"), size=13, weight="bold")
-        for tick in ticks:
-            bottom = top + panel - 8
-            canvas.line([at(tick)] * 2, [top + 30, bottom], GRID_LINE, linewidth=0.75, zorder=0)
-        for row, (one, name, own) in enumerate(zip(shown, names, styles)):
-            y = top + GAP + ROW * row
-            final = one.finals[place]
-            canvas.text(0, y, name, size=12)
-            if final is None:
-                continue
-            ends = [at(min(max(final.mean + s * (final.sd or 0), low), high)) for s in (-1, 1)]
-            canvas.line(ends, [y, y], own.colour, linewidth=1.5)
-            fill = own.colour if own.filled else SURFACE
-            canvas.line(
-                [at(final.mean)], [y], own.colour, marker=own.marker, markersize=7,
-                markerfacecolor=fill,
-            )  # fmt: skip
-            canvas.text(width - right + 12, y, percent(final, 1), size=11)
-    for tick in ticks:
-        y = TOP + len(titles) * panel + 6
-        canvas.text(at(tick), y, f"{100 * tick:g} %", color=MUTED, size=10, ha="center")
+        axes = canvas.plot(left, top + TITLE, width - left - right, high, sharex=axes)
+        axes.tick_params(labelbottom=place == len(titles) - 1)
+        _rows(axes, [one.finals[place] for one in shown], styles)
+        axes.set_yticks(range(len(shown)), names, color=INK, size=12 * POINTS_PER_PIXEL, ha="left")
+        axes.tick_params(axis="y", pad=left * POINTS_PER_PIXEL)
+    assert axes is not None
+    axes.set_xlim(*(100 * limit for limit in _limits(shown)))
+    axes.xaxis.set_major_locator(
+        needs("matplotlib.ticker").MaxNLocator(6 if width >= WIDE else 3, steps=[1, 2, 5, 10])
+    )
+    axes.xaxis.set_major_formatter("{x:g} %")
     return canvas.figure
+
+
+def _rows(axes: Any, finals: list[Spread | None], styles: list[Look]) -> None:
+    """One accuracy below the other, with its spread, and as a number at the right."""
+    for row, (final, own) in enumerate(zip(finals, styles)):
+        if final is None:
+            continue
+        axes.errorbar(
+            100 * final.mean,
+            row,
+            xerr=100 * (final.sd or 0),
+            color=own.colour,
+            marker=own.marker,
+            markersize=7,
+            markerfacecolor=own.colour if own.filled else SURFACE,
+        )
+        beside = axes.get_yaxis_transform()
+        axes.text(1, row, f"   {percent(final, 1)}", transform=beside, va="center", size=9)
+    axes.set_ylim(len(finals) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.spines[["left", "bottom"]].set_visible(False)
 
 
 def _limits(shown: list[Kept]) -> tuple[float, float]:
@@ -92,10 +101,3 @@ def _limits(shown: list[Kept]) -> tuple[float, float]:
     low, high = max(min(values), 0.0), min(max(values), 1.0)
     room = max(0.06 * (high - low), (LEAST - (high - low)) / 2, 0.005)
     return max(low - room, 0.0), min(high + room, 1.0)
-
-
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round places inside the axis."""
-    step = next(s for s in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / s <= most)
-    first = -int(-low // step)
-    return [k * step for k in range(first, int(high / step + 1e-9) + 1) if k * step >= low]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -24,25 +24,11 @@ class Canvas:
         how = {"va": "center", "color": INK, "size": size * POINTS_PER_PIXEL} | self._place | how
         self.figure.text(x, y, said, **how)
 
-    def box(
-        self, x: float, y: float, size: tuple[float, float], colour: str, alpha: float = 1.0
-    ) -> None:
-        """Fill a box of (width, height) whose upper left corner is at `x`, `y`."""
-        rectangle = needs("matplotlib.patches").Rectangle
-        self.figure.add_artist(
-            rectangle((x, y), *size, color=colour, alpha=alpha, linewidth=0, **self._place)
-        )
-
-    def line(self, xs: Sequence[float], ys: Sequence[float], colour: str, **how: Any) -> None:
-        """Draw a line through places; a marker and its size may be given."""
-        line = needs("matplotlib.lines").Line2D
-        self.figure.add_artist(line(xs, ys, color=colour, **self._place, **how))
-
-    def plot(self, left: float, top: float, width: float, height: float) -> Any:
+    def plot(self, left: float, top: float, width: float, height: float, **how: Any) -> Any:
         """Axes of matplotlib in a box of the canvas."""
         box = (left, self.height - top - height, width, height)
         whole = (self.width, self.height, self.width, self.height)
-        return self.figure.add_axes([pixels / all_ for pixels, all_ in zip(box, whole)])
+        return self.figure.add_axes([pixels / all_ for pixels, all_ in zip(box, whole)], **how)
 
 
 @lru_cache(maxsize=4096)

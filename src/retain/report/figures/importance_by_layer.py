@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from retain.extras import needs
 from retain.report.figures.canvas import Canvas, fitted_end
 from retain.report.figures.picture import NARROW, Picture
-from retain.report.figures.style import GRID_LINE, INK, MUTED, look
+from retain.report.figures.style import INK, MUTED, look
 from retain.report.format import slug
 from retain.report.variants import Run, Sequence
 
 MOST = 14  # rows; what is less important is summed up in one line
-ROW, TOP = 34, 88  # CSS pixels
-SHARE = (0.0, 0.40)  # the two columns, as parts of the width
-INSIDE = (0.56, 1.0)
+ROW, TOP = 34, 78  # CSS pixels
+ABOVE, BAR = 0.7, 0.3  # of a row: the name above a bar's middle, the bar
+SHARE, INSIDE = 0.40, 0.56  # of the width: where the first column ends and the second begins
 
 
 def importance(sequence: Sequence, prefix: str) -> list[Picture]:
@@ -48,67 +49,77 @@ def _draw(width: int, label: str, run: Run) -> Any:
     ranked = sorted(run.layers, key=lambda name: -_share(run.layers[name]))
     shown = [name for name in run.layers if name in ranked[:MOST]]
     left_out = ranked[MOST:]
-    canvas = Canvas(width, TOP + ROW * len(shown) + (24 if left_out else 4))
+    high = ROW * len(shown)
+    canvas = Canvas(width, TOP + high + (24 if left_out else 4))
     canvas.text(0, 11, label, size=13, weight="bold")
     canvas.text(0, 30, f"seed {run.seed}", color=MUTED)
-    canvas.text(SHARE[0] * width, 54, "share of all Ω", color=MUTED)
-    canvas.text(INSIDE[0] * width, 54, "Ω of its weights", color=MUTED)
-    scale = _scale([run.layers[name] for name in shown], width)
-    widest = max(_share(run.layers[name]) for name in shown) or 1.0
+    canvas.text(0, 54, "share of all Ω", color=MUTED)
+    canvas.text(INSIDE * width, 54, "Ω of its weights", color=MUTED)
     for place, name in enumerate(shown):
         y = TOP + ROW * place
-        canvas.text(0, y, fitted_end(name, width, 10.5), size=10.5, color=MUTED)
-        share = _share(run.layers[name])
-        long = (SHARE[1] - SHARE[0]) * width * share / widest
-        colour = look(run.method).colour
-        canvas.box(SHARE[0] * width, y + 9, (max(long, 1), 10), colour)
-        canvas.text(SHARE[0] * width + long + 4, y + 14, f"{100 * share:.1f} %", size=10)
-        _spread(canvas, run.layers[name]["quantiles"], y + 14, scale, colour)
-    _decades(canvas, scale, TOP - 10, TOP + ROW * len(shown) - 8)
+        canvas.text(0, y + 10, fitted_end(name, width, 10.5), size=10.5, color=MUTED)
+    colour, layers = look(run.method).colour, [run.layers[name] for name in shown]
+    inner = INSIDE * width
+    shares = canvas.plot(0, TOP, SHARE * width, high)
+    _shares(shares, [_share(layer) for layer in layers], colour)
+    spreads = canvas.plot(inner, TOP, width - inner - 4, high, sharey=shares)
+    _spreads(spreads, [layer["quantiles"] for layer in layers], colour)
     if left_out:
         rest = sum(_share(run.layers[name]) for name in left_out)
         said = f"and {len(left_out)} more with {100 * rest:.1f} % in all"
-        canvas.text(0, TOP + ROW * len(shown) + 6, said, color=MUTED, style="italic")
+        canvas.text(0, TOP + high + 14, said, color=MUTED, style="italic")
     return canvas.figure
 
 
-class _Scale:
-    """From a value to its place on the logarithmic axis; what is smaller lies at its left end."""
-
-    def __init__(self, low: float, high: float, left: float, right: float) -> None:
-        self.low, self.high = math.log10(low), math.log10(high)
-        self.left, self.right = left, right
-
-    def __call__(self, value: float) -> float:
-        at = math.log10(value) if value > 0 else self.low
-        part = (at - self.low) / (self.high - self.low)
-        return self.left + (self.right - self.left) * min(max(part, 0.0), 1.0)
+def _shares(axes: Any, shares: list[float], colour: str) -> None:
+    bars = axes.barh(range(len(shares)), shares, height=BAR, color=colour)
+    axes.bar_label(bars, [f"{100 * share:.1f} %" for share in shares], padding=3, size=7.5)
+    axes.set_xlim(0, max(shares) or 1.0)
+    axes.set_ylim(len(shares) - ABOVE, -ABOVE)
+    axes.set_axis_off()
 
 
-def _scale(layers: list[Mapping[str, Any]], width: int) -> _Scale | None:
-    """From the smallest quarter to the largest of all; None when no quantile is known."""
-    known = [[q or 0.0 for q in layer["quantiles"]] for layer in layers if layer["quantiles"]]
-    lower = [q for quantiles in known for q in quantiles[1:4] if q > 0]
-    upper = [quantiles[-1] for quantiles in known if quantiles[-1] > 0]
+def _spreads(axes: Any, quantiles: list[list[float | None]], colour: str) -> None:
+    """Box: the middle half. Tick: the median. Line: up to 99 %. Dot: the largest."""
+    known = {row: [q or 0.0 for q in found] for row, found in enumerate(quantiles) if found}
+    lower = [q for found in known.values() for q in found[1:4] if q > 0]
+    upper = [found[-1] for found in known.values() if found[-1] > 0]
+    axes.tick_params(
+        left=False, labelleft=False, top=True, labeltop=True, labelbottom=False, labelsize=6.8
+    )
+    axes.grid(visible=False, axis="y")
+    axes.spines[:].set_visible(False)
     if not lower or not upper:
-        return None
+        axes.set_axis_off()
+        return
     # At most eight decades: a few near-zero weights must not squeeze all others together.
     high = max(upper)
     low = max(min(lower) / 2, high * 1e-8)
-    return _Scale(low, high * 1.2, INSIDE[0] * width, INSIDE[1] * width - 4)
-
-
-def _spread(
-    canvas: Canvas, quantiles: list[float | None], y: float, scale: _Scale | None, colour: str
-) -> None:
-    """Box: the middle half. Tick: the median. Line: up to 99 %. Dot: the largest."""
-    if not quantiles or scale is None:
-        return
-    x = [scale(q or 0.0) for q in quantiles]
-    canvas.line([x[3], x[5]], [y, y], colour, linewidth=1)
-    canvas.line([x[6]], [y], colour, marker=".", markersize=4)
-    canvas.box(x[1], y - 5, (max(x[3] - x[1], 1), 10), colour, 0.45)
-    canvas.line([x[2], x[2]], [y - 5, y + 5], INK, linewidth=1.5)
+    axes.set_xscale("log")
+    axes.set_xlim(low, high * 1.2)
+    axes.xaxis.set_major_locator(needs("matplotlib.ticker").LogLocator(numticks=4))
+    axes.xaxis.set_major_formatter(lambda value, _: _power(round(math.log10(value))))
+    axes.bxp(
+        [
+            {"q1": q[1], "med": q[2], "q3": q[3], "whislo": q[1], "whishi": q[5], "fliers": [q[6]]}
+            for q in ([max(value, low) for value in found] for found in known.values())
+        ],
+        positions=list(known),
+        orientation="horizontal",
+        widths=BAR,
+        showcaps=False,
+        patch_artist=True,
+        boxprops={"facecolor": colour, "alpha": 0.45, "linewidth": 0},
+        medianprops={"color": INK, "linewidth": 1.5},
+        whiskerprops={"color": colour, "linewidth": 1},
+        flierprops={
+            "marker": ".",
+            "markersize": 4,
+            "markerfacecolor": colour,
+            "markeredgecolor": colour,
+        },
+        manage_ticks=False,
+    )
 
 
 def _power(exponent: int) -> str:
@@ -116,15 +127,3 @@ def _power(exponent: int) -> str:
     if abs(exponent) <= 2:
         return f"{10.0**exponent:g}"
     return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def _decades(canvas: Canvas, scale: _Scale | None, top: float, bottom: float) -> None:
-    if scale is None:
-        return
-    exponents = range(math.ceil(scale.low), math.floor(scale.high) + 1)
-    step = max(1, len(exponents) // 3)
-    for exponent in exponents:
-        x = scale(10.0**exponent)
-        canvas.line([x, x], [top, bottom], GRID_LINE, linewidth=0.75, zorder=0)
-        if exponent % step == 0:
-            canvas.text(x, top - 7, _power(exponent), size=9, color=MUTED, ha="center")
