@@ -30,7 +30,7 @@ ELEMENTWISE = {
     *("Neg", "Polar", "Pow", "PreluKernel", "Real", "Reciprocal", "Relu", "Round", "Rsqrt", "Rsub"),
     *("Selu", "Sgn", "Sigmoid", "Sign", "Silu", "Sin", "Sinh", "Softplus", "Softshrink", "Sqrt"),
     *("Square", "Sub", "Tan", "Tanh", "ThnnFusedLstmCell", "Threshold", "ToCopy", "Trunc"),
-    *("ViewAsComplex", "ViewAsReal", "Where", "Xlogy"),
+    *("MseLoss", "ViewAsComplex", "ViewAsReal", "Where", "Xlogy"),
 }
 # The same elements, in places that sizes and dimensions alone decide.
 REARRANGING = {

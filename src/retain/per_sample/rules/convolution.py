@@ -20,7 +20,8 @@ from retain.per_sample.contributions import Contribution, Factors, OneByOne, Pat
 from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.quickest import quickest
 from retain.per_sample.rules.elementwise import rows
-from retain.per_sample.sums import CACHED
+from retain.per_sample.summing import sum_contributions
+from retain.per_sample.sums import CACHED, Sum
 
 # With fewer pixels than this, a convolution of one sample keeps a core less busy than the matrix
 # product of its patches (measured with kernels of 3²: twice as quick at 7², 1.25 × at 14², 0.8 ×
@@ -92,9 +93,16 @@ def weight_contribution(
 def _one_by_one(
     inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings, layout: Blocks
 ) -> OneByOne:
-    def gradient(sample: int) -> Tensor:
-        d, x = (layout.split(t)[:, sample].flatten(0, 1) for t in (grad, inputs))
-        return weight_gradient(x, d, weight, settings)
+    if len(grad) == layout.samples:
+
+        def gradient(sample: int) -> Tensor:  # slices lie in memory as the batch does
+            d, x = (t[sample : sample + 1] for t in (grad, inputs))
+            return weight_gradient(x, d, weight, settings)
+    else:
+
+        def gradient(sample: int) -> Tensor:
+            d, x = (layout.split(t)[:, sample].flatten(0, 1) for t in (grad, inputs))
+            return weight_gradient(x, d, weight, settings)
 
     return OneByOne(gradient, "convolution")
 
@@ -117,9 +125,10 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
     few = min(n, TRIED)
 
     def tried(way: Callable[[Tensor, Tensor], Contribution]) -> None:
-        way(inputs[:few], grad[:few]).add_samples(0, few, weight.new_zeros(few, *weight.shape))
+        total = Sum(weight.shape, weight.dtype, weight.device, power=1)
+        sum_contributions([way(inputs[:few], grad[:few])], few, total)
 
-    about = _about(inputs, grad, weight, settings)
+    about = (*ways, *_about(inputs, grad, weight, settings))  # of more samples, fewer ways fit
     trials = {name: partial(tried, way) for name, way in ways.items()}
     return ways[quickest(about, trials, grad.device)](inputs, grad)
 
@@ -129,8 +138,9 @@ def _about(
 ) -> tuple[Hashable, ...]:
     """By what it is known which way is the quickest."""
     shapes = (inputs.shape[1:], grad.shape[1:], weight.shape, inputs.dtype)
+    strides = (inputs.stride()[1:], grad.stride()[1:])
     listed = (tuple(s) if isinstance(s, Sequence) else s for s in settings)
-    return ("convolution", *shapes, *listed, torch.get_num_threads())
+    return ("convolution", *shapes, *strides, *listed, torch.get_num_threads())
 
 
 def weight_gradient(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Tensor:
@@ -166,10 +176,22 @@ def _as_kernels(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings
 def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
     """The batch as one sample of n times the groups, whose weights are those of every sample."""
     n = len(grad)
-    d, x = (t.reshape(1, n * t.shape[1], *t.shape[2:]) for t in (grad, inputs))
+    last = weight.shape[1] == 1 and inputs.ndim == 4 and _channels_last(inputs)
+    d, x = (_side_by_side(t, last=last) for t in (grad, inputs))
     weights = weight.new_empty(n * weight.shape[0], *weight.shape[1:])
     found = weight_gradient(x, d, weights, settings._replace(groups=n * settings.groups))
     return Rows(found.view(n, *weight.shape), "convolution")
+
+
+def _side_by_side(images: Tensor, *, last: bool) -> Tensor:
+    """[n, c, h, w] → [1, n · c, h, w]; with these channels `last` in memory, if they were so."""
+    if not last:
+        return images.reshape(1, -1, *images.shape[2:])
+    return images.permute(2, 3, 0, 1).flatten(2)[None].permute(0, 3, 1, 2)
+
+
+def _channels_last(images: Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
 def _on_accelerator(
