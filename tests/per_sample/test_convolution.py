@@ -137,3 +137,60 @@ def test_whichever_way_is_the_quickest_on_a_cpu(name, way, power, monkeypatch):
     )
     torch.testing.assert_close(total.result(), truth)
     assert tried == ["each", "patches", "groups"]
+
+
+LAYOUTS = {
+    "many pixels": ((4, 3, 3, 3), (3, 26, 27), {"padding": 1}),
+    "separate channels": ((6, 1, 3, 3), (6, 12, 11), {"padding": 1, "groups": 6}),
+    "separate channels, stride": ((6, 1, 3, 3), (6, 36, 35), {"stride": 2, "groups": 6}),
+    "one pixel": ((8, 4, 1, 1), (4, 9, 8), {}),
+}
+
+
+@pytest.mark.parametrize("way", ["each", "groups"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_channels_may_be_last(name, way, monkeypatch):
+    """Single samples lie in memory as the batch does: others are quietly copied by oneDNN."""
+    monkeypatch.setattr(convolution, "quickest", lambda of, ways, device: way)
+    monkeypatch.setattr(convolution, "FEW_PIXELS", 0)
+    monkeypatch.setattr(convolution, "FEW_PIXELS_OF_CHANNELS", 0 if way == "each" else 1 << 20)
+    given = []
+
+    def noticed(inputs, grad, weight, settings):
+        given.extend([inputs, grad])
+        return weight_gradient(inputs, grad, weight, settings)
+
+    monkeypatch.setattr(convolution, "weight_gradient", noticed)
+    shape, size, options = LAYOUTS[name]
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(N, *size, dtype=torch.float64).to(memory_format=torch.channels_last)
+    y = F.conv2d(x, weight, **options)
+    grad = torch.randn_like(y)
+    settings = convolution._settings(y.grad_fn)
+    total = Sum(weight.shape, weight.dtype, weight.device, 1)
+    contribution = weight_contribution(x, grad, weight.detach(), settings, Blocks(0, 1, N, 1))
+    sum_contributions([contribution], N, total)
+    truth = sum(weight_gradient(x[k : k + 1], grad[k : k + 1], weight.detach(), settings).abs()
+                for k in range(N))  # fmt: skip
+    torch.testing.assert_close(total.result(), truth)
+    separate = "groups" in options
+    if way == "each" or separate:
+        assert all(t.is_contiguous(memory_format=torch.channels_last) for t in given)
+
+
+def test_of_more_samples_fewer_ways_fit(monkeypatch):
+    """What was the quickest way for few samples may be none for many."""
+    kept = {}
+
+    def quickest(of, ways, device):
+        return kept.setdefault(of, list(ways)[-1])
+
+    monkeypatch.setattr(convolution, "HELD", 3000)
+    monkeypatch.setattr(convolution, "quickest", quickest)
+    weight, settings = torch.randn(6, 4, 3), Settings((1,), (0,), (1,), False, (0,), 1)
+    for n in (2, 300):
+        x, grad = torch.randn(n, 4, 20), torch.randn(n, 6, 18)
+        total = Sum(weight.shape, weight.dtype, weight.device, 1)
+        contribution = weight_contribution(x, grad, weight, settings, Blocks(0, 1, n, 1))
+        sum_contributions([contribution], n, total)
+        assert total.result().isfinite().all()
