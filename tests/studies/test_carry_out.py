@@ -40,7 +40,7 @@ def numbers(folder):
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "out"
     study = tiny()
-    assert carry_out(study, out, progress=False) == study
+    assert carry_out(study, out, progress=False).study == study
     return study, out
 
 
@@ -67,6 +67,14 @@ def test_the_report_can_be_made_from_the_parts_alone(finished, tmp_path):
     moved = tmp_path / "results.json"
     moved.write_bytes((out / "results.json").read_bytes())
     assert report.write(moved)[0].read_bytes() == page
+
+
+def test_the_report_is_given_the_results_that_the_study_already_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(Results, "read", lambda *_: pytest.fail("read what was just written"))
+    carried = carry_out(tiny(parts=1), tmp_path, progress=False)
+    page = report.write(carried.content, tmp_path / "now")[0].read_bytes()
+    monkeypatch.undo()
+    assert report.write(tmp_path, tmp_path / "later")[0].read_bytes() == page
 
 
 def test_it_is_not_started_over_another(finished):
@@ -118,7 +126,7 @@ def test_a_part_that_cannot_be_run_says_why_and_the_others_go_on(tmp_path):
     first = study.parts[0]
     greedy = dataclasses.replace(first, config=dataclasses.replace(first.config, batch_size=4000))
     study = dataclasses.replace(study, parts=(greedy, study.parts[1]))
-    carried = carry_out(study, tmp_path, progress=False)
+    carried = carry_out(study, tmp_path, progress=False).study
     assert [part.name for part in carried.parts] == [study.parts[1].name]
     assert "Fewer training samples" in carried.skipped[first.name]
     content = json.loads((tmp_path / "results.json").read_text())
@@ -220,7 +228,7 @@ def test_a_disk_that_fills_up_stops_the_study_and_leaves_no_part_out(tmp_path, m
             carry_out(study, out, progress=False)
     assert "retain run" not in str(told.value)
     assert recorded(out) == study
-    assert carry_out(None, out, resume=True, progress=False) == study
+    assert carry_out(None, out, resume=True, progress=False).study == study
     assert len(numbers(out)) == 2 * 6
 
 
@@ -240,7 +248,7 @@ def test_a_damaged_record_of_a_study_costs_none_of_what_is_done(tmp_path, monkey
 
 def test_two_processes_carry_out_a_study_to_the_same_numbers(finished, tmp_path):
     study, out = finished
-    assert carry_out(study, tmp_path / "two", progress=False, workers=2) == study
+    assert carry_out(study, tmp_path / "two", progress=False, workers=2).study == study
     assert numbers(tmp_path / "two") == numbers(out)
     assert [one.name for one in (tmp_path / "two" / "parts").rglob("*") if one.is_file()] == [
         "results.json"

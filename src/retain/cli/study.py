@@ -72,8 +72,8 @@ def study(
     about_runs = {field: written.pop(field) for field in SETTINGS}
     asked = given(Asked, written, METHODS) | given(Config, about_runs, METHODS)
     planned = _planned(name, asked, folder if resume else None)
-    studies.carry_out(planned, folder, resume=resume, **by)
-    show(studies.gather(folder), folder, sentence=True)
+    carried = studies.carry_out(planned, folder, resume=resume, **by)
+    show(carried.content, folder, sentence=True)
 
 
 study.__doc__ = (study.__doc__ or "") + EXAMPLES

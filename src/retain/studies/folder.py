@@ -7,7 +7,7 @@ DIR/results.json                the runs of all parts, which the report is made 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,14 @@ def recorded(folder: Path) -> Study:
         raise FileError(f"{path} cannot be used: {error}\n{REMEDY}") from None
 
 
-def results_of(folder: Path, part: Part) -> Results | None:
-    """The results of a part, as far as they go; None where it was not begun.
+def results_of_all(folder: Path, study: Study) -> dict[str, Results]:
+    """The results of each part that was begun, as far as they go, by its name.
 
     Raises:
         FileError: they cannot be read.
     """
-    place = part_folder(folder, part)
-    return Results.read(place) if (place / FILE).exists() else None
+    places = {part.name: part_folder(folder, part) for part in study.parts}
+    return {name: Results.read(at) for name, at in places.items() if (at / FILE).exists()}
 
 
 def gather(folder: Path) -> Content:
@@ -104,23 +104,34 @@ def gather(folder: Path) -> Content:
         FileError: the results of a part cannot be read, or the file cannot be written.
     """
     study = recorded(folder)
-    found = [(part, results_of(folder, part)) for part in study.parts]
+    return write_gathered(folder, study, results_of_all(folder, study))
+
+
+def write_gathered(folder: Path, study: Study, results: Mapping[str, Results]) -> Content:
+    """Write the results of parts, which are given by their names, into one file; what it says.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     runs = [
         {**run.to_json(), "part": part.name, "importance_classes": _classes(part)}
-        for part, results in found
-        if results
-        for run in results.runs
+        for part in study.parts
+        if part.name in results
+        for run in results[part.name].runs
     ]
     # What a run needs to know of itself stands in its record: here is what all have in common.
-    configs = [(results.config if results else part.config).to_json() for part, results in found]
+    configs = {
+        part.name: (results[part.name].config if part.name in results else part.config).to_json()
+        for part in study.parts
+    }
     config = {
-        **_common(configs),
+        **_common(configs.values()),
         **study.said(),
         "tasks": f"{study.stand_in}: {_tasks(study)}" if study.stand_in else _tasks(study),
-        "waiting": [part.name for part, results in found if results is None],
-        "parts": {part.name: config for (part, _), config in zip(found, configs)},
+        "waiting": [name for name in configs if name not in results],
+        "parts": configs,
     }
-    versions = next((results.versions for _, results in found if results), {})
+    versions = next((results[name].versions for name in configs if name in results), {})
     content = {"schema": SCHEMA, "versions": versions, "config": config, "runs": runs}
     write_atomically(folder / FILE, signed(content))
     return Content.model_validate(content)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
 from retain.errors import ConfigError, FileError, RetainError
-from retain.experiment import Config, Interrupted, UnwrittenError, WorkersLostError
+from retain.experiment import Config, Interrupted, Results, UnwrittenError, WorkersLostError
 from retain.experiment.disk import OccupiedError
 from retain.experiment.folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
 from retain.experiment.progress import Watcher, spoken, watcher
-from retain.experiment.results import FILE
+from retain.experiment.results import FILE, Content
 from retain.experiment.run import run_by as run_config
 from retain.experiment.workers.crew import Crew, Workforce, crew
 from retain.models import build_model
@@ -26,10 +27,18 @@ from retain.studies.folder import (
     record,
     recorded,
     refuse_another,
-    results_of,
+    results_of_all,
+    write_gathered,
 )
 from retain.studies.study import Part, Study
 from retain.tasks.crops import PAPER_SIZE
+
+
+class Carried(NamedTuple):
+    """What came of a study: the parts that could be carried out, and the results of all."""
+
+    study: Study
+    content: Content
 
 
 def carry_out(
@@ -40,8 +49,8 @@ def carry_out(
     progress: bool = True,
     workers: int = 1,
     scheduler: str | None = None,
-) -> Study:
-    """Run every part of a study that is not done; the study as it could be carried out.
+) -> Carried:
+    """Run every part of a study that is not done; what could be carried out, and what came of it.
 
     Args:
         study: what to run; None with `resume`: what was begun in `out`.
@@ -68,36 +77,52 @@ def carry_out(
         return _carried_out(study, out, progress, hands)
 
 
-def _carried_out(study: Study, out: Path, progress: bool, hands: Crew | None) -> Study:
-    todo = [part for part in study.parts if not _is_done(out, part)]
+def _carried_out(study: Study, out: Path, progress: bool, hands: Crew | None) -> Carried:
+    results = results_of_all(out, study)
+    todo = [part for part in study.parts if not _is_done(part, results.get(part.name))]
     watch = Whole(watcher(progress), len(todo))
     try:
-        for part in todo:
-            watch.begin(part.name)
-            try:
-                _run(part, out, watch, hands)
-            except (UnwrittenError, WorkersLostError, OccupiedError):
-                raise
-            except RetainError as error:
-                watch.say(f"{part.name}: not run. {error}")
-                study = study.without(part, str(error))
-                if not study.parts:
-                    raise
-                record(out, study)
-            else:
-                watch.end()
-            gather(out)
-    except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted. {_how_to_go_on(study, out)}") from None
-    except UnwrittenError as error:  # it says how to go on with the part alone
-        raise FileError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
-    except WorkersLostError as error:
-        raise WorkersLostError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
-    finally:
-        watch.close()
+        carried = _part_after_part(study, todo, results, out, watch=watch, hands=hands)
+    except BaseException as error:
         with suppress(FileError):  # what stopped the study is to be told, not what came of it
             gather(out)
-    return study
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"Interrupted. {_how_to_go_on(study, out)}") from None
+        if isinstance(error, UnwrittenError):  # it says how to go on with the part alone
+            raise FileError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
+        if isinstance(error, WorkersLostError):
+            raise WorkersLostError(f"{error.__cause__} {_how_to_go_on(study, out)}") from error
+        raise
+    finally:
+        watch.close()
+    return carried
+
+
+def _part_after_part(
+    study: Study,
+    todo: list[Part],
+    results: dict[str, Results],
+    out: Path,
+    *,
+    watch: Whole,
+    hands: Crew | None,
+) -> Carried:
+    for part in todo:
+        watch.begin(part.name)
+        try:
+            results[part.name] = _run(part, out, watch, hands)
+        except (UnwrittenError, WorkersLostError, OccupiedError):
+            raise
+        except RetainError as error:
+            watch.say(f"{part.name}: not run. {error}")
+            study = study.without(part, str(error))
+            if not study.parts:
+                raise
+            record(out, study)
+        else:
+            watch.end()
+        write_gathered(out, study, results)
+    return Carried(study, write_gathered(out, study, results))
 
 
 def _how_to_go_on(study: Study, out: Path) -> str:
@@ -139,20 +164,20 @@ def _build(config: Config) -> None:
         build_model(config.model, input_shape=shape, seed=0, weights=config.weights)
 
 
-def _is_done(out: Path, part: Part) -> bool:
-    results = results_of(out, part)
+def _is_done(part: Part, results: Results | None) -> bool:
     if results is None or len(results.runs) < len(jobs(part.config)):
         return False
     return all(run.status == "done" for run in results.runs)
 
 
-def _run(part: Part, out: Path, watch: Whole, hands: Crew | None) -> None:
+def _run(part: Part, out: Path, watch: Whole, hands: Crew | None) -> Results:
     folder = part_folder(out, part)
     resume = (folder / FILE).exists()
-    run_config(hands, part.config, out=folder, resume=resume, progress=watch)
+    results = run_config(hands, part.config, out=folder, resume=resume, progress=watch)
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
+    return results
 
 
 class Whole(Watcher):
