@@ -43,7 +43,9 @@ def test_texts_in_one_row_count_as_texts(name):
 def test_a_pack_that_looks_padded_at_its_end_is_spoken_of():
     model, some = ready(DECODERS["llama"]), texts(3, 7, 5)
     batch = flattened([*some, *[torch.zeros(1).long()] * 3])
-    with pytest.warns(UserWarning, match="end in 0 again and again.*a text of its own"):
+    with pytest.warns(
+        UserWarning, match=r"end \(or begin\) in 0 again and again.*a text of its own"
+    ):
         omega(model, [batch])
 
 

@@ -320,6 +320,63 @@ def test_what_looks_padded_without_a_mask_is_said_once():
     assert not warned(model, [torch.cat([torch.stack(texts(6, 6)), torch.ones(2, 1).long()], 1)])
 
 
+class Frames(nn.Module):
+    """Frames of sounds, with something that says how long each of them is."""
+
+    def __init__(self, pooled=False):
+        super().__init__()
+        self.inner, self.out, self.pooled = nn.Linear(3, 6), nn.Linear(6, 2), pooled
+
+    def forward(self, frames, **more):
+        h = torch.tanh(self.inner(frames))
+        for value in more.values():
+            kept = torch.as_tensor(value)
+            if kept.ndim == 1:
+                kept = torch.arange(frames.shape[1]) < kept[:, None]
+            h = h * kept[..., None]
+        return self.out(h.sum(1) if self.pooled else h)
+
+
+LENGTHS = [6, 3, 2]
+KEPT = torch.arange(6) < torch.tensor(LENGTHS)[:, None]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mask": KEPT},
+        {"frame_mask": KEPT.double()},
+        {"valid": KEPT.long()},
+        {"lengths": LENGTHS},
+        {"frame_lens": torch.tensor(LENGTHS)},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_masks_and_lengths_of_unknown_names_are_spoken_of(more):
+    """If the output has positions; and what the message advises is right."""
+    batch = {"frames": torch.randn(3, 6, 3).double() * KEPT[..., None], **more}
+    model, (name,) = ready(Frames), more
+    (message,) = warned(model, [batch] * 2)
+    assert f"'{name}'" in message
+    advice = message.split("padding_mask=")[1].split(" (or")[0].removesuffix(".")
+    said = eval(advice, {"torch": torch}) if "== 0" not in advice else lambda b: b[name] == 0
+    truth = one_by_one(model, range(3), lambda k: model(batch["frames"][k : k + 1, : LENGTHS[k]]))
+    assert_same(omega(model, [batch], padding_mask=said), truth)
+    assert not warned(ready(lambda: Frames(pooled=True)), [batch])
+
+
+def test_frames_that_look_padded_are_spoken_of():
+    frames = torch.randn(3, 6, 3).double()
+    assert not warned(ready(Frames), [frames])
+    for filler in (0.0, -11.5):
+        (message,) = warned(ready(Frames), [frames.where(KEPT[..., None], filler)])
+        assert "end (or begin) in one and the same frame" in message
+    sounds = nn.Sequential(nn.Unflatten(1, (1, 20)), nn.Conv1d(1, 2, 3))
+    kept = torch.arange(20) < torch.tensor([[20], [15], [11]])
+    assert not warned(ready(lambda: sounds), [torch.randn(3, 20).double()])
+    assert warned(ready(lambda: sounds), [torch.randn(3, 20).double() * kept])
+
+
 def test_a_mask_that_leaves_out_everything_is_refused():
     model, some = ready(DECODERS["gpt2"]), texts(3, 4)
     batch = padded(some, 5)

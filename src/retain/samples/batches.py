@@ -131,6 +131,17 @@ class Batch:
         """Every tensor that the model is given, by the way to it: names, and places in lists."""
         return dict(leaves(self._parts()))
 
+    def part(self, path: Path) -> Any:
+        """What lies at the end of this way."""
+        found: Any = self._parts()
+        for key in path:
+            found = (
+                vars(found)[key]
+                if hasattr(found, "__dict__") and key in vars(found)
+                else found[key]
+            )
+        return found
+
     def counts(self) -> dict[Path, int]:
         """Whatever may count samples, and how many there are of each.
 

@@ -22,6 +22,7 @@ LEFT_OUT = ("key_padding_mask", "src_key_padding_mask")
 LEFT_OUT_IN_DECODER = ("tgt_key_padding_mask",)
 # What a decoder reads: with one of these, outputs follow it and not the encoder.
 OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "tgt")
+LIKE_MASKS = ("mask", "pad", "valid")  # parts of other names that masks may have
 LEFT_OUT_BELOW = -1e3  # in a mask that is added: half precision has −1e4, others less
 OF_SAMPLES = (*LEFT_OUT, *LEFT_OUT_IN_DECODER, "memory_key_padding_mask")  # [n, T] in every layout
 
@@ -115,3 +116,34 @@ def looks_padded(tokens: Tensor) -> int | None:
             ):
                 return int(token)
     return None
+
+
+def looks_like_mask(values: Tensor, name: str) -> bool:
+    """Whether [n, T] may be a mask of padding: two values, each on one side of every row."""
+    if values.ndim != 2 or values.shape[1] < 2 or bool((values == values[:1, :1]).all()):
+        return False
+    named = values.dtype == torch.bool or any(part in name for part in LIKE_MASKS)
+    if not named or bool(((values != 0) & (values != 1)).any()):
+        return False
+    steps = (values[:, 1:] != values[:, :-1]).sum(1)
+    return bool((steps <= 1).all())
+
+
+def looks_like_padded_texts(tokens: Tensor, ids: Tensor) -> int | None:
+    """The token that makes up whole packed texts at the end (or beginning) of a row, or None.
+
+    Args:
+        tokens: [n, T] or [T].
+        ids: the same shape: the number of the text that a position belongs to, −1 for none.
+    """
+    for rows, owners in ((tokens, ids), (tokens.flip(-1), ids.flip(-1))):
+        for row, own in zip(torch.atleast_2d(rows), torch.atleast_2d(owners)):
+            run = int((row.flip(0) == row[-1]).cumprod(0).sum())
+            if 1 < run < len(row) and int(own[-1]) >= 0 and own[-run] != own[-run - 1]:
+                return int(row[-1])
+    return None
+
+
+def are_numbers(values: Tensor) -> bool:
+    """Whether it holds whole numbers."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +29,14 @@ def rows_of(inputs: Mapping[str, Tensor]) -> Rows | None:
 def _bags(inputs: Mapping[str, Tensor]) -> Rows | None:
     """As nn.EmbeddingBag takes them: `offsets` say where in a flat input each bag begins."""
     offsets = inputs.get("offsets")
-    if offsets is None or not _are_numbers(offsets) or offsets.ndim != 1 or len(offsets) == 0:
+    if offsets is None or not masks.are_numbers(offsets) or offsets.ndim != 1 or len(offsets) == 0:
         return None
     flat = next(
-        (t for name, t in inputs.items() if name != "offsets" and t.ndim == 1 and _are_numbers(t)),
+        (
+            t
+            for name, t in inputs.items()
+            if name != "offsets" and t.ndim == 1 and masks.are_numbers(t)
+        ),
         None,
     )
     if flat is None or int(offsets[0]) != 0 or int(offsets[-1]) > len(flat):
@@ -48,7 +51,7 @@ def _bags(inputs: Mapping[str, Tensor]) -> Rows | None:
 def _graphs(inputs: Mapping[str, Tensor]) -> Rows | None:
     """As PyTorch Geometric has them: `batch` says to which graph each node belongs."""
     owner, edges = inputs.get("batch"), inputs.get("edge_index")
-    if owner is None or edges is None or owner.ndim != 1 or not _are_numbers(owner):
+    if owner is None or edges is None or owner.ndim != 1 or not masks.are_numbers(owner):
         return None
     return of_nodes(inputs, owner.long(), ["batch"])
 
@@ -64,7 +67,7 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, numbers: list[str]) ->
     pairs = {
         key: t
         for key, t in inputs.items()
-        if "index" in key and t.ndim == 2 and len(t) == 2 and _are_numbers(t)
+        if "index" in key and t.ndim == 2 and len(t) == 2 and masks.are_numbers(t)
     }
     owners: tuple[Tensor, ...] = (owner,)
     named: dict[str, int] = {}
@@ -112,15 +115,86 @@ def _numbered(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | N
         return _enumerated(mask, mask > 0), {"attention_mask": 1}
     for name in NUMBERS:
         if name in inputs and _is_grid(inputs[name]):
-            ids = inputs[name]
-            return _enumerated(ids, _kept(inputs, ids)), {name: 0}
+            return _by_numbers(inputs, name)
     return None
+
+
+def _by_numbers(inputs: Mapping[str, Tensor], name: str) -> tuple[Tensor, dict[str, int]]:
+    """By the numbers of texts in one input; what is below 0 is padding, and 0 after larger ones."""
+    ids = inputs[name]
+    kept = _kept(inputs, ids) & (ids >= 0)
+    if bool(((ids == 0) & (ids.cummax(1).values > 0)).any()):
+        kept = kept & (ids > 0)
+    first = 0 if not bool(kept.any()) else min(1, int(ids[kept].min()))
+    return _enumerated(ids, kept), {name: first}
+
+
+def possible(inputs: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """What inputs of other names may say of packed texts: numbers, or positions that restart.
+
+    Whether they do, the model shows (barriers.py).
+    """
+    found = {}
+    for name, values in inputs.items():
+        if not _is_grid(values) or name in (*NUMBERS, "attention_mask", "position_ids"):
+            continue
+        ids, numbers = _by_numbers(inputs, name)
+        if not _is_numbering(values, ids):
+            ids, numbers = _by_restarts(inputs, values), {}
+            if not _is_counting(values, ids):
+                continue
+        texts = int(ids.max()) + 1
+        if texts > int((ids != NOBODY).any(1).sum()):
+            found[name] = Rows.of((ids,), texts, numbers=numbers, what=TEXTS)
+    return found
+
+
+def counts_up(values: Tensor) -> bool:
+    """Whether integers [n, T] go up in steps of one at most in each row, as numbers of texts do."""
+    if values.ndim != 2 or not masks.are_numbers(values):
+        return False
+    steps = values.diff(dim=1)
+    return bool(((steps >= 0) & (steps <= 1)).all()) and int(values.max()) < values.shape[1]
+
+
+def _is_numbering(values: Tensor, ids: Tensor) -> bool:
+    """Whether each text has a number of its own in its row, and is more than one position."""
+    kept = ids != NOBODY
+    texts = int(ids.max()) + 1
+    if 2 * texts > int(kept.sum()):
+        return False
+    for row, own in zip(values, ids):
+        numbers = row[own != NOBODY]
+        if len(numbers.unique()) != len(own[own != NOBODY].unique()):
+            return False
+    return True
+
+
+def _is_counting(values: Tensor, ids: Tensor) -> bool:
+    """Whether the positions in each text count up from 0."""
+    kept = ids != NOBODY
+    inner = kept[:, 1:] & (ids[:, 1:] == ids[:, :-1])
+    begins = kept.clone()
+    begins[:, 1:] &= ~inner
+    return (
+        bool((values[begins] == 0).all())
+        and bool((values.diff(dim=1)[inner] == 1).all())
+        and 2 * (int(ids.max()) + 1) <= int(kept.sum())
+    )
+
+
+def _by_restarts(inputs: Mapping[str, Tensor], positions: Tensor) -> Tensor:
+    """The texts [B, T] that begin where positions do not go on, among those that count."""
+    kept = _kept(inputs, positions)
+    began = torch.ones_like(kept)
+    began[:, 1:] = (positions[:, 1:] <= positions[:, :-1]) | ~kept[:, :-1]
+    return _numbers(began, kept)
 
 
 def _cumulated(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | None:
     for name in CUMULATED:
         ends = inputs.get(name)
-        if ends is None or ends.ndim != 1 or not _are_numbers(ends) or len(ends) < 2:
+        if ends is None or ends.ndim != 1 or not masks.are_numbers(ends) or len(ends) < 2:
             continue
         total = int(ends[-1])
         at = torch.arange(total, device=ends.device)
@@ -141,10 +215,7 @@ def _restarting(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] |
     sizes = {t.shape[0] for t in inputs.values() if t.ndim > 1 and t.shape[1] == ids.shape[1]}
     if len(ids) == 1 and len(sizes - {1}) == 1:
         ids = ids.expand(max(sizes), -1)
-    kept = _kept(inputs, ids)
-    began = torch.ones_like(kept)
-    began[:, 1:] = (ids[:, 1:] <= ids[:, :-1]) | ~kept[:, :-1]
-    return _numbers(began, kept), {}
+    return _by_restarts(inputs, ids), {}
 
 
 def _blocks(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | None:
@@ -188,8 +259,4 @@ def _kept(inputs: Mapping[str, Tensor], like: Tensor) -> Tensor:
 
 
 def _is_grid(values: Tensor) -> bool:
-    return values.ndim == 2 and _are_numbers(values) and values.shape[1] > 1
-
-
-def _are_numbers(values: Any) -> bool:
-    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    return values.ndim == 2 and masks.are_numbers(values) and values.shape[1] > 1

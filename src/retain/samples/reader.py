@@ -7,7 +7,6 @@ batch.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -17,16 +16,19 @@ from torch.nn.utils.rnn import PackedSequence
 
 from retain import arguments
 from retain.errors import InputError, StateError
-from retain.samples import masks
+from retain.samples.barriers import Barrier
 from retain.samples.batches import Batch, input_of
 from retain.samples.calls import Call, calls
 from retain.samples.containers import DESCEND, Path, rebuilt
 from retain.samples.outputs import OutputPicker
 from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
-from retain.samples.packing import rows_of
+from retain.samples.packing import possible, rows_of
 from retain.samples.rows import TEXTS, Rows
+from retain.samples.suspicions import Suspicions
 from retain.samples.trials import Kind, Trial
 
+# Parts of the names of inputs that number texts in rows, if the model keeps these apart.
+OF_TEXTS = ("segment", "seq", "doc", "text", "pack", "pos")
 LOST = "(a function)"  # what a file says in place of one
 
 
@@ -62,7 +64,8 @@ class Reader:
         self._forms: dict[object, int] = {}
         self._outputs: dict[object, int | None] = {}  # what the rows of the output are
         self._apart: dict[object, dict[str, Any]] = {}  # what keeps packed texts apart
-        self._warned: set[str] = set()
+        self._barriers: dict[object, bool] = {}  # whether an input keeps packed texts apart
+        self._suspicions = Suspicions()
 
     def read(self, raw: Any, model: nn.Module, pick: OutputPicker, device: torch.device) -> Batch:
         """The batch in `raw`, on `device`. Call it inside `borrowed(model)`.
@@ -92,7 +95,7 @@ class Reader:
                 "where there is text, a padding mask is True where there is none."
             )
         if not every:
-            self._warn_of_padding(batch)
+            self._suspicions.of_batch(batch, Trial(model, pick))
         return batch
 
     # ---- how the model is called ----
@@ -140,11 +143,31 @@ class Reader:
         if self.padding_mask is not None:
             padding = padding_said(self.padding_mask, raw, named)
             batch = replace(batch, padding=padding.to(device))
-        if rows is not None:
-            lists = frozenset(batch.lists_of(rows.samples))
-            batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
-            return self._arranged(batch, rows.to(device), Trial(model, pick))
-        return self._counted(batch, Trial(model, pick))
+        trial = Trial(model, pick)
+        if rows is None:
+            batch = self._counted(batch, trial)
+            rows = self._packed_unsaid(batch, named, trial)
+        if rows is None:
+            return batch
+        lists = frozenset(batch.lists_of(rows.samples))
+        batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
+        return self._arranged(batch, rows.to(device), trial)
+
+    def _packed_unsaid(self, batch: Batch, named: dict[str, Tensor], trial: Trial) -> Rows | None:
+        """The texts in its rows, if the model keeps them apart by an input of some other name."""
+        if self.samples_of is not None or self.batch_dim != 0:
+            return None
+        found = possible(named)
+        for name, rows in found.items():
+            kind = (name, frozenset(named))
+            if kind not in self._barriers:
+                ids = rows.owners[0]
+                self._barriers[kind] = Barrier(trial, batch, found).is_between(ids)
+                if self._barriers[kind] and not any(part in name for part in OF_TEXTS):
+                    self._suspicions.of_numbering(name, rows)
+            if self._barriers[kind]:
+                return rows
+        return None
 
     def _counted(self, batch: Batch, trial: Trial) -> Batch:
         """With the number of samples, and what all of them share, as its kind has it."""
@@ -164,7 +187,7 @@ class Reader:
         batch = replace(batch, shared=known.shared, per_position=known.per_position)
         batch = replace(batch, positions=known.positions)
         if known.unmasked is not None:
-            self._warn_of_unmasked(batch, known.unmasked)
+            self._suspicions.of_output(batch, known.unmasked)
         return batch
 
     def _arranged(self, batch: Batch, rows: Rows, trial: Trial) -> Batch:
@@ -179,82 +202,10 @@ class Reader:
         batch = replace(batch, rows=replace(rows, output=self._outputs[kind]))
         if rows.what != TEXTS or rows.samples < 2:
             return batch
-        self._warn_of_padded_pack(batch, rows)
+        self._suspicions.of_packed(batch, rows)
         if kind not in self._apart:
             self._apart[kind] = trial.keeping_apart(batch)
         return replace(batch, kwargs=batch.kwargs | self._apart[kind])
-
-    # ---- what may be meant otherwise ----
-
-    def _warn_of_unmasked(self, batch: Batch, shape: tuple[int, ...]) -> None:
-        if "unmasked" in self._warned:
-            return
-        if batch.follows_unmasked_decoder:
-            self._warn_of_padded_decoder(batch)
-            return
-        if all(bool(mask.all()) for mask in batch.masks()):
-            return
-        self._warned.add("unmasked")
-        warnings.warn(
-            f"A mask excludes positions, but the output {shape} has other positions than it, all "
-            "of which count. If some of them are padding, say which with padding_mask=…, a "
-            f"function of the batch that gives bools [{shape[0]}, {shape[1]}].",
-            stacklevel=5,
-        )
-
-    def _warn_of_padded_decoder(self, batch: Batch) -> None:
-        """Outputs follow what the decoder reads, of which no mask says what is padding."""
-        for path, tensor in batch.inputs().items():
-            if path[-1] not in masks.OF_DECODER or tensor.ndim != 2:
-                continue
-            token = masks.looks_padded(tensor[:, 1:])  # the first one may be the same
-            if token is not None:
-                self._warned.add("unmasked")
-                warnings.warn(
-                    f"The rows of '{path[-1]}' look padded: they end in {token}, in runs of "
-                    "several lengths. The output follows them, and no decoder_attention_mask says "
-                    "so: this padding counts like text. Pass decoder_attention_mask, or say where "
-                    "there is padding with padding_mask=….",
-                    stacklevel=6,
-                )
-
-    def _warn_of_padded_pack(self, batch: Batch, rows: Rows) -> None:
-        """Packed texts of a single token each, all of them the same, at the end of a row."""
-        if "packed" in self._warned or batch.masks():
-            return
-        ids = rows.owners[0]
-        for path, tokens in batch.inputs().items():
-            if path[-1] not in ("input_ids", "tokens") or tokens.shape != ids.shape:
-                continue
-            last, lengths = ids[..., -2:].reshape(-1), torch.bincount(ids[ids >= 0].flatten())
-            if bool((last >= 0).all()) and bool((lengths[last] == 1).all()):
-                ends = tokens[..., -2:].reshape(-1)
-                if len(ends.unique()) == 1:
-                    self._warned.add("packed")
-                    warnings.warn(
-                        f"The packed texts in '{path[-1]}' end in {int(ends[0])} again and again, "
-                        "each of which counts as a text of its own. If that is padding, leave it "
-                        "out of the batch: packed texts need none.",
-                        stacklevel=6,
-                    )
-
-    def _warn_of_padding(self, batch: Batch) -> None:
-        if "padded" in self._warned or batch.rows is not None:
-            return
-        for path, tensor in batch.inputs().items():
-            if path in batch.shared or tensor.shape[:1] != (batch.samples,):
-                continue
-            token = masks.looks_padded(tensor)
-            if token is not None:
-                self._warned.add("padded")
-                warnings.warn(
-                    f"The rows of '{path[-1]}' look padded: they end (or begin) in {token}, in "
-                    "runs of several lengths, and no mask says so. Padding then counts like text, "
-                    "and importance depends on how far a text was padded. Pass attention_mask (a "
-                    "tokenizer gives it), or say where there is padding with padding_mask=….",
-                    stacklevel=4,
-                )
-                return
 
 
 def _refuse_ragged(raw: Any) -> None:

@@ -65,7 +65,7 @@ class Rows:
         )
 
     def cut(self, path: Path, tensor: Tensor, start: int, stop: int) -> Tensor | None:
-        """What the samples `start` to `stop` have of an input; None if its rows are no such rows."""
+        """What some of the samples have of an input; None if its rows are no such rows."""
         name = str(path[-1])
         if self._is_boundary(name, tensor):
             counts = _counts(self.owners[0], self.samples)[start:stop]

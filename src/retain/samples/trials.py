@@ -149,11 +149,7 @@ class Trial:
     def _refuse_rows(self, batch: Batch, shared: set[Path], whole: Tensor) -> None:
         """Samples that are not the same alone, though nothing in the model mixes them by mode."""
         again, _ = self.tried(batch)
-        if (
-            again is None
-            or not _same(again, whole)
-            or any(m.training for m in self.model.modules())
-        ):
+        if again is None or not same(again, whole) or any(m.training for m in self.model.modules()):
             return  # for the engine to say
         counts, (first, *_) = batch.counts(), batch.parts_that_count()
         others = ", ".join(f"'{_spoken(path)}' {counts[path]}" for path in sorted(shared, key=str))
@@ -203,7 +199,7 @@ class Trial:
             for chosen in combinations(several, count):
                 part = replace(batch, shared=frozenset(chosen)).take(0, few)
                 output, rows = self.tried(part)
-                if output is not None and rows == few and _same(output, whole[:few]):
+                if output is not None and rows == few and same(output, whole[:few]):
                     return chosen
         return None
 
@@ -250,7 +246,7 @@ class Trial:
                 return more  # said where the output is looked at
             alone = [self.tried(called.take(k, k + 1))[0] for k in (0, last)]
             if all(
-                a is not None and _same(a, together[k : k + 1]) for a, k in zip(alone, (0, last))
+                a is not None and same(a, together[k : k + 1]) for a, k in zip(alone, (0, last))
             ):
                 return more
         ids = batch.rows.owners[0] if batch.rows is not None else torch.empty(1)
@@ -263,11 +259,11 @@ class Trial:
         )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding."""
+def same(one: Tensor, other: Tensor, share: float = 1.0) -> bool:
+    """Equal up to rounding, or to a share of what may be that."""
     if one.shape != other.shape:
         return False
-    tolerance = {8: 1e-6, 4: 1e-3, 2: 1e-1}.get(one.dtype.itemsize, 1e-3)
+    tolerance = share * {8: 1e-6, 4: 1e-3, 2: 1e-1}.get(one.dtype.itemsize, 1e-3)
     error = torch.linalg.vector_norm((one - other).double())
     return bool(error <= tolerance * torch.linalg.vector_norm(other.double()))
 
