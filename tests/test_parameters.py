@@ -5,9 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retain.errors import InputError, ModelError
-from retain.parameters import Selection, named_parameters, snapshot, unwrapped
+from retain.parameters import (
+    Selection,
+    named_parameters,
+    snapshot,
+    unwrapped,
+    what_became_of,
+)
 
 
 def network():
@@ -123,3 +130,58 @@ def test_a_snapshot_is_never_a_view(dtype):
         tensor.add_(1)
         assert torch.equal(copy.float(), expected)
         assert copy.dtype == (dtype or torch.float32)
+
+
+def test_parameters_without_values_are_named_the_first_five_of_them():
+    def deep(count):
+        return nn.Sequential(*(nn.Linear(2, 2, bias=False, device="meta") for _ in range(count)))
+
+    with pytest.raises(ModelError) as caught:
+        Selection.of(None, None).trainable(deep(5))
+    assert "0.weight, 1.weight, 2.weight, 3.weight, 4.weight. Load" in str(caught.value)
+    with pytest.raises(ModelError) as caught:
+        Selection.of(None, None).trainable(deep(6))
+    assert "3.weight, 4.weight …. Load" in str(caught.value)
+
+
+def test_what_the_model_has_is_shown_by_four_names():
+    for count, end in ((4, "3.weight."), (6, "3.weight, …."), (5, "3.weight, ….")):
+        model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(count)))
+        with pytest.raises(InputError) as caught:
+            Selection.of("nowhere", None).trainable(model)
+        assert str(caught.value).endswith(f"The model has 0.weight, 1.weight, 2.weight, {end}")
+
+
+def test_a_whole_name_may_be_what_was_meant():
+    with pytest.raises(InputError, match=r"Did you mean 'head2\.weight'"):
+        Selection.of("head2.weigth", None).trainable(network())
+
+
+def test_a_snapshot_in_another_type_is_copied_once():
+    with Clones() as clones:
+        snapshot(torch.ones(3), torch.bfloat16, None)
+    assert clones.count == 0
+    with Clones() as clones:
+        snapshot(torch.ones(3), None, None)
+    assert clones.count == 1
+
+
+class Clones(TorchDispatchMode):
+    """Counts copies of whole tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ == "clone"
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_became_of_a_parameter():
+    model = network()
+    assert what_became_of(model, "gone.weight") == "is gone"
+    model["head2"].weight = model["head"].weight = nn.Parameter(torch.ones(3, 2))
+    assert what_became_of(model, "head2.weight") == "is now the same parameter as head.weight"
+    adapted = nn.ModuleDict({"head": nn.ModuleDict({"base_layer": nn.Linear(2, 3)})})
+    assert "LoraPenalty" in what_became_of(adapted, "head.weight")

@@ -357,3 +357,30 @@ def test_weights_that_moved_between_forward_and_backward_are_noticed():
         leaf.add_(1)
     with pytest.raises(StateError, match=r"moved since penalty\(\) was called.*anew for each loss"):
         total.backward()
+
+
+def test_pulls_that_overflow_together_end_at_the_anchor():
+    """Ω (θ − θ*) is beyond the range of single precision here, and the way home is not."""
+    thetas = [torch.full((3,), 1e3), torch.full((2,), -1e3)]
+    holds = [[Hold(torch.full_like(t, 1e37), torch.ones_like(t))] for t in thetas]
+    proximals_(thetas, holds, [1.0, 1.0], [None, None])
+    for theta in thetas:
+        torch.testing.assert_close(theta, torch.ones_like(theta))
+
+
+def test_what_goes_by_itself_keeps_no_other_from_going_together():
+    small, large = torch.ones(3), torch.ones(many.SMALL + 1)
+    held = [[Hold(torch.ones_like(t), torch.ones_like(t))] for t in (large, small, small, small)]
+    held[2] = []
+    assert list(many._chunks([large, small, small, small], held)) == [[1, 3]]
+
+
+@pytest.mark.parametrize("wide", [1, 0])
+def test_a_part_of_what_is_not_contiguous_has_whole_rows(monkeypatch, wide):
+    """Also where a row is just as large as a part."""
+    monkeypatch.setattr(parts, "PART", 40)
+    shape = (6, 40 if wide else 7)
+    tensor = torch.empty(shape[::-1]).T
+    found = [part for (part,) in parts.parts(tensor)]
+    assert {part.shape[1] for part in found} == {shape[1]}
+    assert sum(len(part) for part in found) == 6

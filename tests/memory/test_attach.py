@@ -341,6 +341,23 @@ def test_a_closure_sees_the_penalty_each_time(make, to_none, keyword):
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), task))
 
 
+@pytest.mark.parametrize("number", [2.5, 2])
+def test_the_penalty_is_in_a_loss_that_is_a_number(number):
+    model = network()
+    memory = consolidated(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    memory.attach(optimizer)
+    penalty = float(penalty_by_hand(memory, model).detach())
+
+    def closure():
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        return number
+
+    assert penalty > 1e-3
+    assert optimizer.step(closure) == pytest.approx(number + penalty)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_an_optimizer_that_climbs(form):
     model, memory, other, _ = twins()

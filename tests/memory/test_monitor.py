@@ -186,3 +186,13 @@ def test_it_is_not_known_of_the_local_rule(model):
     drift = held(model, retain.LocalMAS).drift()
     assert drift.of_output is None
     assert "% of its mean" not in str(drift).replace("\n", " ")
+
+
+@pytest.mark.parametrize("lr", [0.01, 1.0, 3.0])
+def test_the_step_of_a_forecast_may_be_of_any_length(model, lr):
+    memory = held(model)
+    batch = (torch.ones(2, 4), torch.tensor([0, 1]))
+    change = memory.forecast([batch], lr=lr).change
+    assert change == pytest.approx(lr * memory.forecast([batch], lr=1.0).change, rel=1e-3)
+    with pytest.raises(InputError, match="lr"):
+        memory.forecast([batch], lr=0.0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-from retain.memory.movement import Distance
+from retain.memory.movement import Distance, Movement, alike
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,34 @@ def test_distances_are_read_without_exponents(moved, said):
 def test_from_an_anchor_of_zeros_there_is_no_share():
     assert str(Distance(2.0, 0.0)) == "‖θ − θ*‖ = 2"
     assert Distance(2.0, 0.0).share == ""
+
+
+def test_a_write_behind_the_counters_is_seen_in_the_elements():
+    p = nn.Parameter(torch.arange(6.0))
+    movement = Movement()
+    movement.start([p])
+    assert movement.moved({"p": p}, closely=True) == []
+    p.data[0] = 7
+    assert movement.moved({"p": p}, closely=False) == []
+    assert movement.moved({"p": p}, closely=True) == ["p"]
+    movement.record([p])
+    assert movement.moved({"p": p}, closely=True) == []
+
+
+def test_a_write_that_puts_back_what_was_there_is_none():
+    p = nn.Parameter(torch.arange(6.0))
+    movement = Movement()
+    movement.start([p])
+    with torch.no_grad():
+        p.add_(0)
+    assert movement.moved({"p": p}, closely=False) == []
+    with torch.no_grad():
+        p.add_(1)
+    assert movement.moved({"p": p}, closely=False) == ["p"]
+
+
+def test_tensors_are_alike_by_their_elements_where_these_can_be_read():
+    assert alike(torch.ones(3), torch.ones(3))
+    assert not alike(torch.ones(3), torch.zeros(3))
+    assert alike(torch.ones(3), torch.zeros(3, device="meta"))
+    assert alike(torch.ones(0), torch.zeros(0))

@@ -12,6 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import retain
+from retain.errors import InputError
+from retain.memory import body
 from retain.memory.running_sums import Running
 
 N = 23
@@ -389,3 +391,13 @@ def test_a_model_that_changed_shape_since_is_refused(model, data):
             retain.errors.ModelError, match=r"last\.weight was \(3, 6\) and is \(5, 6\)"
         ):
             act()
+
+
+def test_a_share_of_the_data_may_be_empty_beside_others(monkeypatch):
+    """As on a rank that got none; alone it is an error."""
+    memory = retain.MAS(nn.Linear(3, 2))
+    with pytest.raises(InputError, match="holds no batch"):
+        memory.observe([])
+    monkeypatch.setattr(body, "several", lambda: True)
+    assert memory.observe([]) is memory
+    assert memory.observe([torch.ones(4, 3)]).observed.samples == 4

@@ -194,3 +194,42 @@ def test_of_more_samples_fewer_ways_fit(monkeypatch):
         contribution = weight_contribution(x, grad, weight, settings, Blocks(0, 1, n, 1))
         sum_contributions([contribution], n, total)
         assert total.result().isfinite().all()
+
+
+ROUTES = {  # weight, inputs of one sample, options: the way that rules of thumb take
+    "_pointwise": ((4, 3, 1, 1), (3, 30, 30), {}),
+    "_unfolded": ((4, 3, 3, 3), (3, 9, 9), {"padding": 1}),
+    "_patches": ((520, 520, 3, 3), (520, 3, 3), {"padding": 1}),
+    "_as_kernels": ((6, 1, 5, 5), (6, 40, 40), {"groups": 6}),
+    "_as_groups": ((6, 1, 3, 3), (6, 20, 20), {"groups": 6}),
+    "_on_cpu": ((4, 3, 3, 3), (3, 40, 40), {}),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_the_way_that_is_known_to_be_quick_is_taken(name, monkeypatch):
+    shape, size, options = ROUTES[name]
+    taken = []
+    for way in ROUTES:
+        monkeypatch.setattr(convolution, way, lambda *_given, way=way: taken.append(way))
+    weight = torch.randn(shape, requires_grad=True)
+    x = torch.randn(N, *size)
+    y = F.conv2d(x, weight, **options)
+    settings = convolution._settings(y.grad_fn)
+    weight_contribution(x, y.detach(), weight.detach(), settings, Blocks(0, 1, N, 1))
+    assert taken == [name]
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_patches_are_made_where_those_of_a_sample_fit(room, monkeypatch):
+    """Of a sample: a patch of 3 · 3² numbers for each of 26² pixels."""
+    tried = []
+    monkeypatch.setattr(convolution, "HELD", 27 * 26 * 26 - 1 + room)
+    monkeypatch.setattr(
+        convolution, "quickest", lambda of, ways, device: tried.extend(ways) or "each"
+    )
+    x, weight = torch.randn(2, 3, 28, 28), torch.randn(4, 3, 3, 3, requires_grad=True)
+    y = F.conv2d(x, weight)
+    settings = convolution._settings(y.grad_fn)
+    convolution._on_cpu(x, y.detach(), weight.detach(), settings)
+    assert ("patches" in tried) == bool(room)

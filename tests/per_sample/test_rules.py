@@ -136,6 +136,12 @@ CASES = {
         (2, 3, 4),
         lambda x, p: torch.bmm(x.flatten(0, 1), p.repeat(len(x), 1, 1).mT).unflatten(0, (-1, 2)),
     ),
+    "repeat, before the samples": Case(
+        "Repeat",
+        (2, 3),
+        (5, 2, 3),
+        lambda x, p: x * p.repeat(5, len(x), 1).unflatten(1, (-1, 2)).transpose(0, 1),
+    ),
     "prelu": Case("PreluKernel", (3,), (3, 4), F.prelu),
     "prelu, one": Case("PreluKernel", (1,), (3, 4), F.prelu),
     "layer norm, scale": Case(

@@ -73,10 +73,4 @@ def group_norm(
         inputs = node._saved_input.reshape(n, groups, -1)
         normalised = (inputs - mean.view(n, groups, 1)) * rstd.view(n, groups, 1)
         grad = grad * normalised.view(grad.shape)
-    return _per_channel(grad, layout, shape)
-
-
-def _per_channel(grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
-    if layout.dim is not None and layout.dim > 1:
-        return None
     return rows(grad.movedim(1, -1), layout, shape)
