@@ -114,6 +114,15 @@ CASES = {
         "Embedding", (9, 4), (7,), lambda x, p: F.embedding(x, p, padding_idx=2), "embedding", 9
     ),
     "add": Case("Add", (3, 1), (2, 3, 4), lambda x, p: torch.add(x, p, alpha=2)),
+    "addcmul, what is added": Case(
+        "Addcmul", (3, 1), (2, 3, 4), lambda x, p: torch.addcmul(p, x, x, value=2)
+    ),
+    "addcmul, a factor": Case(
+        "Addcmul", (3, 1), (2, 3, 4), lambda x, p: torch.addcmul(x, p, x, value=2)
+    ),
+    "addcmul, the other factor": Case(
+        "Addcmul", (4,), (2, 3, 4), lambda x, p: torch.addcmul(x, x, p, value=-1)
+    ),
     "sub": Case("Sub", (4,), (2, 3, 4), lambda x, p: torch.sub(x, p, alpha=2)),
     "mul": Case("Mul", (3, 1), (2, 3, 4), lambda x, p: p * x),
     "mul, a number": Case("Mul", (), (2, 3), lambda x, p: x * p),

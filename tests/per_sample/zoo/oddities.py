@@ -360,3 +360,19 @@ def several_outputs_in_a_dict():
         return {"names": ["a"], "mean": net.mean(h), "scale": F.softplus(net.scale(h)), "extra": h}
 
     return Net(forward, trunk=nn.Linear(6, 8), mean=nn.Linear(8, 2), scale=nn.Linear(8, 2))
+
+
+@specimen(vectors(6))
+def shifted_between_two_inputs():
+    """Of token mixers such as RWKV: what was and what is, mixed by one factor for each channel."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base, self.mix = weight(6), weight(6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(torch.addcmul(self.base, x.roll(1, -1), self.mix, value=0.5).tanh())
+
+    return Mixed()

@@ -32,6 +32,7 @@ RULES: dict[str, Rule] = {
     "Sub": elementwise.sub,
     "Mul": elementwise.mul,
     "Div": elementwise.div,
+    "Addcmul": elementwise.addcmul,
     "Expand": elementwise.expand,
     "Repeat": elementwise.repeat,
     "PreluKernel": elementwise.prelu,

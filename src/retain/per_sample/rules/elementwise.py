@@ -61,6 +61,14 @@ def div(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) 
     return rows(-grad * node._saved_self / other.square(), layout, shape)
 
 
+def addcmul(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+    """Y = a + α b c, so that ∂/∂a = D, ∂/∂b = α D c and ∂/∂c = α D b."""
+    if index == 0:
+        return rows(grad, layout, shape)
+    other = node._saved_tensor2 if index == 1 else node._saved_tensor1
+    return rows(grad * other * node._saved_value, layout, shape)
+
+
 def expand(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
     """Y = a, repeated: a class token, one for every sample."""
     return rows(grad, layout, shape)
