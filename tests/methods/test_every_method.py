@@ -24,7 +24,7 @@ def test_the_papers_eleven_and_what_people_do_instead_are_there():
         *("ewc", "online-ewc", "si", "mas", "local-mas"),
     ) == PAPER
     others = ("l2-sp", "low-lr", "freeze", "replay", "kl", "lora", "wise-ft", "model-soup")
-    assert tuple(METHODS) == (*PAPER, *others)
+    assert {*PAPER, *others} <= set(METHODS)
 
 
 @pytest.mark.parametrize("name", METHODS)
