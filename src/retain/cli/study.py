@@ -57,7 +57,7 @@ def study(
     *,
     name: Annotated[
         str,
-        typer.Argument(metavar="STUDY", help="table2, table3, sequence, memory or adaptation."),
+        typer.Argument(metavar="STUDY", help=f"one of {', '.join(studies.STUDIES)}."),
     ],
     folder: Annotated[Path, out_option("Folder for results and report.")],
     resume: Annotated[
