@@ -159,3 +159,17 @@ def test_an_extra_that_is_broken_is_not_called_missing(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found") as caught:
         needs("halfway")
     assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_nobody_reaches_into_a_memory():
+    """What `memory.terms`, `anchor`, `state_dict()` and `check()` give is all that others use."""
+    inside = {"_state", "_more_tensors", "_take_more", "_guard"}
+    reached = set()
+    for folder in (SOURCE, Path(__file__).parent):
+        for path in folder.rglob("*.py"):
+            if path.is_relative_to(SOURCE / "memory"):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and node.attr in inside:
+                    reached.add(f"{path.relative_to(folder)} uses .{node.attr}")
+    assert not reached

@@ -74,15 +74,12 @@ def test_eight_bits_are_used_as_what_they_stand_for(make, form, tmp_path):
         eight.consolidate()
         plain.observed = before
         plain.consolidate()
-    plain._state = type(plain._state)(
-        tuple(
-            type(term)({n: term.omega(n) for n in term.importance}, term.anchor, term.samples)
-            for term in eight._state.terms
-        ),
-        plain._state.samples,
-        plain._state.tasks,
-    )
-    stored = eight._state.terms[0].importance
+    state = plain.state_dict()
+    for number, term in enumerate(eight.terms):
+        state["tensors"][f"importance.{number}"] = {n: term.omega(n) for n in term.importance}
+        state["tensors"][f"anchor.{number}"] = dict(term.anchor)
+    plain.load_state_dict(state)
+    stored = eight.terms[0].importance
     assert stored["0.weight"].dtype == EIGHT
     assert stored["0.bias"].dtype == torch.float32
     assert eight.anchor["0.weight"].dtype == torch.float32, "θ* is kept as the weights are"
@@ -162,12 +159,12 @@ def test_what_is_kept_on_disk_is_not_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage.Storage, "_put", followed)
     memory.consolidate()
-    (term,) = memory._state.terms
+    (term,) = memory.terms
     for tensor in (term.importance["0.weight"], term.anchor["0.weight"]):
         assert f"{tmp_path}/.retain-" in file_behind(tensor)
     memory.save(tmp_path / "memory.safetensors")
     loaded = retain.load(tmp_path / "memory.safetensors", network(), offload=tmp_path)
-    (term,) = loaded._state.terms
+    (term,) = loaded.terms
     assert "memory.safetensors" in file_behind(term.importance["0.weight"])
     assert "memory.safetensors" in file_behind(term.anchor["0.weight"])
 
@@ -194,7 +191,7 @@ def test_how_much_it_takes_is_told_before(monkeypatch):
     assert told.weights == told.anchor == 4 * count
     assert told.importance == matrices + 4 * (count - matrices)
     assert told.observing == 8 * count
-    kept = memory._state.terms[0]
+    kept = memory.terms[0]
     assert told.importance == sum(omega.nbytes for omega in kept.importance.values())
     assert told.anchor == sum(star.nbytes for star in kept.anchor.values())
     assert "MB" in str(told) or "KB" in str(told)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -71,6 +72,34 @@ def split(state: object, kind: type[Memory]) -> tuple[Tensors, dict[str, Any]]:
             f"{files.VERSION}. Upgrade retain."
         )
     return {str(group): dict(named) for group, named in tensors.items()}, header
+
+
+@contextmanager
+def remembering(
+    memory: Memory,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    header: dict[str, Any],
+    devices: Mapping[str, torch.device],
+) -> Iterator[None]:
+    """Within it the memory remembers what was `split`; as before, if it ends with an error.
+
+    For a model in which parameters are, but not under the names that the memory's own model has:
+    nothing is compared, and whoever enters sees to it that all fits.
+
+    Args:
+        memory: whose Ω, θ* and λ are replaced.
+        tensors: as `split` gave them.
+        header: the same.
+        devices: name -> where the parameter is; what is not named is left out.
+    """
+    before = memory._state, memory.strength
+    new = State.unpack(tensors, header).placed(devices, memory.storage.place)
+    memory._state, memory.strength = new, float(header["strength"])
+    try:
+        yield
+    except BaseException:
+        memory._state, memory.strength = before
+        raise
 
 
 def restored(

@@ -115,7 +115,7 @@ def merged_penalty(memory, model):
     """What the memory's own formula says about the merged model."""
     merged = dict(copy.deepcopy(model).merge_and_unload().named_parameters())
     total = 0.0
-    for term in memory._state.terms:
+    for term in memory.terms:
         for name, omega in term.importance.items():
             # λ Ω (θ − θ*)²
             total += (omega * (merged[name].detach() - term.anchor[name]).square()).sum()

@@ -20,10 +20,11 @@ from retain.integrations.peft.lora_attachment import LoraAttachment
 from retain.integrations.peft.products import Block, ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
+from retain.memory.consolidated import Consolidated
 from retain.memory.optimizers import Found as FoundOptimizer
 from retain.memory.optimizers import optimizers_in, refuse_form, refuse_unheld
-from retain.memory.plain_data import split
-from retain.memory.state import State, flattened, grouped
+from retain.memory.plain_data import remembering, split
+from retain.memory.state import flattened, grouped
 from retain.penalty import Hold, Number, Penalty, value
 
 
@@ -82,7 +83,7 @@ class LoraPenalty:
         self.memory = memory
         self.model = peft_model
         self.dtype = dtype
-        self._made: tuple[State, object, Held] | None = None
+        self._made: tuple[tuple[Consolidated, ...], object, Held] | None = None
         self._attachments: WeakSet[Attachment] = WeakSet()
         self._in_losses = 0  # how often the gradient of `penalty()` was asked for
         self._warned = self._warned_twice = False
@@ -218,27 +219,21 @@ class LoraPenalty:
             InputError: it is no state of this kind of memory.
             ModelError: it does not match the model; names all; nothing is changed then.
         """
-        before = self.memory._state, self.memory.strength
         tensors, header = split(state, type(self.memory))
         found = self.held().found
         devices = {name: p.device for name, p in found.plain.items()}
         devices |= {name: one.base.device for name, one in found.adapted.items()}
-        new = State.unpack(tensors, header).placed(devices, self.memory.storage.device)
-        self.memory._state, self.memory.strength = new, float(header["strength"])
-        try:
+        with remembering(self.memory, tensors, header, devices):
             self.held()
-        except ModelError:
-            self.memory._state, self.memory.strength = before
-            raise
 
     def held(self) -> Held:
         """What holds what, as the memory and the model are now."""
         self.memory._refuse_unconsolidated()
-        state, chosen = self.memory._state, self.memory.selection
-        if self._made is None or self._made[0] is not state or self._made[1] != chosen:
+        terms, chosen = self.memory.terms, self.memory.selection
+        if self._made is None or self._made[0] is not terms or self._made[1] != chosen:
             found = self._made[2].found if self._made else find(self.model)
-            self._made = state, chosen, self._hold(found)
-        if not state.terms and not self._warned:
+            self._made = terms, chosen, self._hold(found)
+        if not terms and not self._warned:
             self._warned = True
             warnings.warn(
                 f"Nothing is protected yet: {type(self.memory).__name__} has no importance before "
@@ -254,7 +249,7 @@ class LoraPenalty:
             for name, one in found.adapted.items()
             if name not in holds and self.memory.selection.picks(name)
         ]
-        _refuse(wrong, bare if self.memory._state.terms else [], self.memory)
+        _refuse(wrong, bare if self.memory.terms else [], self.memory)
         moved = [
             name for name, one in found.adapted.items() if name in holds and one.base.requires_grad
         ]
@@ -273,7 +268,7 @@ class LoraPenalty:
         """Base name → (Ω, θ*) of every term, and what does not fit the model."""
         holds: dict[str, tuple[Hold, ...]] = {}
         wrong = []
-        for term in self.memory._state.terms:
+        for term in self.memory.terms:
             for own, omega in term.importance.items():
                 name = base_name(own)
                 if not self.memory.selection.picks(own) or is_adapters(own):
@@ -319,7 +314,7 @@ def _refuse(wrong: Sequence[str], bare: Sequence[str], memory: Memory) -> None:
             "of the base model, or leave these out with memory.exclude = […]."
         )
     if bare:
-        adapters = [n for term in memory._state.terms for n in term.importance if is_adapters(n)]
+        adapters = [n for term in memory.terms for n in term.importance if is_adapters(n)]
         why = (
             f" The memory has importance of the adapter itself ({adapters[0]}, …), not of what it "
             "moves."
