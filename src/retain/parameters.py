@@ -66,6 +66,11 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
     return found
 
 
+def shape_of(p: Tensor) -> torch.Size | None:
+    """The shape of a parameter; None for one of a lazy layer that no batch has gone through."""
+    return None if isinstance(p, UninitializedParameter) else p.shape
+
+
 def what_became_of(model: nn.Module, name: str) -> str:
     """In words, why `model` has no parameter that goes by this name alone."""
     tied = next((n for n, (_p, names) in _with_aliases(model).items() if name in names), None)
@@ -154,7 +159,8 @@ class Selection:
 
 def fingerprint(model: nn.Module, selection: Selection) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter that is picked, frozen ones as well."""
-    return {name: tuple(p.shape) for name, p in selection.matching(model).items()}
+    picked = selection.matching(model)
+    return {name: tuple(shape) for name, p in picked.items() if (shape := shape_of(p)) is not None}
 
 
 def snapshot(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import tempfile
 from pathlib import Path
 
@@ -273,3 +274,87 @@ def a_later_part(scene):
     )
     memory.attach(optimizer)
     scene.train(optimizer)
+
+
+@case("the lines that attach it were run twice", says="the penalty counts twice")
+def run_twice(scene):
+    optimizer = scene.sgd()
+    for _ in range(2):
+        scene.memory().attach(optimizer)
+    scene.train(optimizer)
+
+
+@case("it is attached, and so is a copy of it", says="the penalty counts twice")
+def copied_and_attached(scene):
+    memory, _start, optimizer = begun(scene)
+    again = copy.deepcopy(memory, {id(scene.model): scene.model})
+    again.attach(optimizer)
+    scene.train(optimizer)
+
+
+@case("it is attached, and penalty() of one that was loaded is in the loss", says="counts twice")
+def loaded_and_in_the_loss(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer, memory=retain.load(on_disk(memory), scene.model))
+
+
+@case("a new one takes the place of one whose handle was removed")
+def replaced(scene):
+    first, start, optimizer = scene.memory(), copy.deepcopy(scene.model), scene.sgd()
+    first.attach(optimizer).remove()
+    memory = scene.memory()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("penalty() inside of torch.func.grad", says="a transform of torch.func .* does not follow")
+def transformed(scene):
+    memory = scene.memory()
+    x, y = scene.data[0]
+
+    def loss(parameters):
+        output = torch.func.functional_call(scene.model, parameters, (x,))
+        return cross_entropy(output, y) + memory.penalty()
+
+    torch.func.grad(loss)(dict(scene.model.named_parameters()))
+
+
+@case("weights were written through .data when penalty() is called", says="have moved")
+def written(scene):
+    memory = scene.memory()
+    for p in scene.model.parameters():
+        p.data.add_(0.1)
+    memory.penalty()
+
+
+@case("its state goes through torch.save(…) and torch.load(…, weights_only=True)")
+def in_a_checkpoint(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    file = io.BytesIO()
+    torch.save({"model": scene.model.state_dict(), "memory": memory.state_dict()}, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=True)
+    scene.model = Network()
+    scene.model.load_state_dict(read["model"])
+    again = retain.MAS(scene.model)
+    again.load_state_dict(read["memory"])
+    optimizer = scene.sgd()
+    again.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("the best weights of a protected run are loaded, and the next task observed")
+def best_then_next(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.train(optimizer, data=scene.data[:2])
+    best = copy.deepcopy(scene.model.state_dict())
+    scene.train(optimizer)
+    scene.model.load_state_dict(best)
+    memory.observe([x for x, _ in scene.data], progress=False).consolidate()
+    start = copy.deepcopy(scene.model)
+    scene.train(optimizer, data=scene.data * 2)
+    hand, free = ByHand(memory, start), ByHand(memory, start)
+    data = scene.data * 2
+    return Ended(scene.model, hand.train(data), free.train(data, protect=False))

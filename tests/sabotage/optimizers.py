@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.functional import cross_entropy
 from torch.optim.sgd import sgd
 
@@ -592,6 +593,114 @@ def lookahead(scene):
     train(hand.model, None, lambda _m, _o, x, y: hand.train([(x, y)]))
     train(free.model, None, lambda _m, _o, x, y: free.train([(x, y)], protect=False))
     return Ended(scene.model, hand.model, free.model)
+
+
+class SlowWeights(torch.optim.Optimizer):
+    """Lookahead that calls what it wraps by a name of its own."""
+
+    def __init__(self, fast):
+        super().__init__(fast.param_groups, {})
+        self.fast, self.param_groups = fast, fast.param_groups
+        self.slow = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.fast.step()
+        for slow, p in zip(self.slow, [p for g in self.param_groups for p in g["params"]]):
+            p.copy_(slow.lerp_(p, 0.5))
+
+
+def half_steps(scene, memory, start):
+    """What `SlowWeights` makes of the plain loop."""
+    hand, free = ByHand(memory, start), ByHand(memory, start)
+    for one, protect in ((hand, True), (free, False)):
+        slow = copy.deepcopy(one.model)
+        for batch in scene.data:
+            one.train([batch], protect=protect)
+            with torch.no_grad():
+                for p, q in zip(one.model.parameters(), slow.parameters()):
+                    p.copy_(q.lerp_(p, 0.5))
+    return Ended(scene.model, hand.model, free.model)
+
+
+@case("one that steps the attached one, under a name of its own (Lookahead)")
+def around(scene):
+    memory, start, optimizer = begun(scene)
+    scene.train(SlowWeights(optimizer))
+    return half_steps(scene, memory, start)
+
+
+@case("one that steps another, under a name of its own, is attached itself")
+def around_attached(scene):
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    optimizer = SlowWeights(scene.sgd())
+    memory.attach(optimizer)
+    scene.train(optimizer)
+    return half_steps(scene, memory, start)
+
+
+@case("one that keeps the attached one, and steps without it", says="nothing protects them")
+def around_and_idle(scene):
+    class Own(SlowWeights):
+        def step(self, closure=None):
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p -= group["lr"] * p.grad
+
+    _memory, _start, optimizer = begun(scene)
+    scene.train(Own(optimizer))
+
+
+@case("a wrapper that is no optimizer keeps it under a name of its own")
+def in_a_wrapper(scene):
+    class Wrapper:
+        def __init__(self, wrapped):
+            self.wrapped, self.zero_grad, self.step = wrapped, wrapped.zero_grad, wrapped.step
+
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    optimizer = scene.sgd()
+    memory.attach(Wrapper(optimizer))
+    scene.train(Wrapper(optimizer))
+    return ended(scene, memory, start=start)
+
+
+@case("its state is taken by torch.distributed.checkpoint, penalty() is in the loss")
+def dummy_steps(scene):
+    memory, start, optimizer = scene.memory(), copy.deepcopy(scene.model), scene.sgd()
+    for batch in scene.data:
+        scene.train(optimizer, memory=memory, data=[batch])
+        optimizer.zero_grad()
+        get_optimizer_state_dict(scene.model, optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("Muon for matrices and AdamW for the rest")
+def muon(scene):
+    def two(model):
+        p = list(model.parameters())
+        return (
+            torch.optim.Muon([q for q in p if q.ndim == 2], lr=RATE),
+            torch.optim.AdamW([q for q in p if q.ndim != 2], lr=RATE),
+        )
+
+    def trained(model, optimizers, hand=None):
+        for x, y in scene.data:
+            model.zero_grad()
+            cross_entropy(model(x), y).backward()
+            for name, p in model.named_parameters() if hand is not None else ():
+                p.grad += hand.pull(name, p)
+            for optimizer in optimizers:
+                optimizer.step()
+        return model
+
+    memory = scene.memory()
+    hand, free = ByHand(memory), ByHand(memory)
+    both = two(scene.model)
+    memory.attach(both)
+    trained(scene.model, both)
+    trained(hand.model, two(hand.model), hand)
+    return Ended(scene.model, hand.model, trained(free.model, two(free.model)))
 
 
 @case("a handle that nobody keeps")

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from .cases import Ended, ended, sabotage
 from .optimizers import begun
@@ -362,3 +362,73 @@ def by_hand_with_penalty(scene):
             for p, g in zip(scene.model.parameters(), gradients, strict=True):
                 p -= RATE * g
     return ended(scene, memory, start=start)
+
+
+@case("a lazy layer in the place of one that is held", says="has no shape before a batch")
+def lazy(scene):
+    memory = scene.memory()
+    scene.model.head = nn.LazyLinear(3)
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+
+
+@case("a parametrisation is put on and taken off again")
+def on_and_off(scene):
+    memory, start, optimizer = begun(scene)
+    parametrize.register_parametrization(scene.model.head, "weight", nn.Identity())
+    parametrize.remove_parametrizations(scene.model.head, "weight")
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("a parametrisation that was there is taken off", says=r"head\.parametrizations.* is gone")
+def taken_off(scene):
+    parametrizations.weight_norm(scene.model.head)
+    memory = scene.memory()
+    parametrize.remove_parametrizations(scene.model.head, "weight")
+    memory.attach(scene.sgd())
+
+
+@case("a held layer is put into a Sequential", says=r"head\.weight.* is gone")
+def nested(scene):
+    _memory, _start, optimizer = begun(scene)
+    scene.model.head = nn.Sequential(scene.model.head, nn.Identity())
+    scene.train(optimizer)
+
+
+@case("contents of two parameters are swapped (torch.utils.swap_tensors)")
+def contents_exchanged(scene):
+    memory, start, optimizer = begun(scene)
+    other = nn.Parameter(scene.model.head.weight.detach() + 0.1)
+    torch.utils.swap_tensors(scene.model.head.weight, other)
+    with torch.no_grad():
+        start.head.weight.add_(0.1)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("a held parameter becomes a buffer", says=r"head\.weight.* is gone")
+def made_a_buffer(scene):
+    _memory, _start, optimizer = begun(scene)
+    weight = scene.model.head.weight.detach()
+    del scene.model.head.weight
+    scene.model.head.register_buffer("weight", weight)
+    scene.train(optimizer)
+
+
+@case("a vocabulary shrinks", says=r"words\.weight was \(12, 6\) and is \(10, 6\)")
+def shrunk(scene):
+    words = about_words()
+    memory = words.memory()
+    words.model.words = nn.Embedding(10, 6)
+    memory.attach(words.sgd())
+
+
+@case("p.data grows in place", says=r"Grown .* head\.weight from \(3, 6\) to \(5, 6\)")
+def grown_in_place(scene):
+    _memory, _start, optimizer = begun(scene)
+    head = scene.model.head
+    head.weight.data = torch.cat([head.weight.data, torch.randn(2, 6)])
+    head.bias.data = torch.cat([head.bias.data, torch.zeros(2)])
+    scene.train(optimizer)

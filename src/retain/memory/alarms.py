@@ -111,6 +111,16 @@ def loaded(memory: Memory, total: Distance) -> str:
     )
 
 
+def twice(memory: Memory, optimizer: Optimizer) -> str:
+    """Two memories hold the same weights by the same importance."""
+    return (
+        f"Two memories with the same importance ({_name(memory)}) hold the weights of this "
+        f"{_name(optimizer)}: one is a copy of the other, was loaded from it, or comes from lines "
+        "that were run twice, and the penalty counts twice. remove() the handle of one, or leave "
+        "its penalty() out of the loss."
+    )
+
+
 def unhooked(memory: Memory, optimizer: Optimizer) -> str:
     """The hooks of an attachment did not run."""
     return (

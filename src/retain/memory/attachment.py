@@ -223,7 +223,7 @@ class Attachment:
         return evaluated
 
     def _gradients_are_there(self) -> None:
-        if _is_idle(self.optimizer, self._ledger.own):
+        if is_idle(self.optimizer, self._ledger.own):
             return
         if self.follower is not None:
             self.follower.opens(self.optimizer, self._ledger.own)
@@ -424,11 +424,15 @@ def _share_that_moves(optimizer: Optimizer) -> bool | Tensor:
     return 1 - found if is_accelerated(found) else not bool(found)
 
 
-def _is_idle(optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None]) -> bool:
+def is_idle(optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None]) -> bool:
     """Whether a step is not meant to move anything, only to make the optimizer's state.
 
     Saving a checkpoint does that (torch.distributed.checkpoint.state_dict): a learning rate of 0,
     and gradients of 0. A penalty in such a step would stay in the optimizer's means for ever.
+
+    Args:
+        optimizer: that is about to step.
+        own: the gradient that the user's loss gave a parameter.
     """
     rates = [on_host(group["lr"]) for group in optimizer.param_groups if "lr" in group]
     if not rates or any(isinstance(rate, Tensor) or rate != 0 for rate in rates):

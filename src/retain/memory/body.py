@@ -6,8 +6,8 @@ import math
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -298,7 +298,8 @@ class Memory:
         count it a second time.
 
         Raises:
-            StateError: something was observed but never consolidated.
+            StateError: something was observed but never consolidated; or it is called inside of a
+                transform of torch.func.
             ModelError: parameters with importance that are gone or have another shape.
         """
         self._guard.look(closely=False)
@@ -312,7 +313,8 @@ class Memory:
             some = [(p, several) for p, several in held.values() if is_sharded(p) is shards]
             if some:
                 given = [several for _p, several in some], self._weight(), self._entered_a_loss
-                total: Tensor = Penalty.apply(*given, *(local(p) for p, _several in some))
+                with _not_transformed():
+                    total: Tensor = Penalty.apply(*given, *(local(p) for p, _several in some))
                 totals.append(over_shards(total, some[0][0]))
         return totals[0] if len(totals) == 1 else totals[0] + totals[1].to(totals[0])
 
@@ -487,6 +489,7 @@ class Memory:
         `"observed"` (sums since the last `consolidate()`), and what a method needs besides.
         An `output=` function is not in it.
         """
+        self._guard.look()
         tensors, header = self._state.pack()
         more = {**tensors, **self._more_tensors()}
         return {"format": files.VERSION, **header, **described(self), "tensors": more}
@@ -709,6 +712,21 @@ class Memory:
                 f"{running.samples} samples were observed and never consolidated. Call "
                 "consolidate() when the model has learned what is to be kept."
             )
+
+
+@contextmanager
+def _not_transformed() -> Iterator[None]:
+    """In place of torch's error about a Function inside of torch.func.grad, one that says more."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "functorch" not in str(error):
+            raise
+        raise StateError(
+            "penalty() is of the model's own weights, which a transform of torch.func (grad, vmap, "
+            "jvp) does not follow. Call it outside, and add its gradients: "
+            "torch.autograd.grad(memory.penalty(), parameters)."
+        ) from error
 
 
 def _entered(output: OutputPicker | None) -> AbstractContextManager[Any]:

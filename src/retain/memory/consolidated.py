@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from retain.errors import InputError, ModelError
 from retain.importance import Importance, combined
 from retain.lazily import MadeWhenAsked
-from retain.parameters import Selection, named_parameters, what_became_of
+from retain.parameters import Selection, named_parameters, shape_of, what_became_of
 from retain.penalty import Hold, in_full
 from retain.sharding import is_sharded, local, sharded_like
 
@@ -129,12 +129,12 @@ def holds(
             p = picked.get(name)
             if p is not None and is_sharded(omega) and not is_sharded(p):
                 wrong[name] = f"{name} is not sharded for now (call reshard() on its module)"
-            elif p is not None and p.shape == omega.shape:
+            elif p is not None and shape_of(p) == omega.shape:
                 unit = term.units.get(name, 1.0)
                 hold = Hold(local(omega), local(term.anchor[name]), unit)
                 found.setdefault(name, (p, []))[1].append(hold)
             elif p is not None:
-                wrong[name] = f"{name} was {tuple(omega.shape)} and is {tuple(p.shape)}"
+                wrong[name] = f"{name} {now_shaped(p, omega)}"
             elif selection.picks(name) and name not in named_parameters(model):
                 wrong[name] = f"{name} {tuple(omega.shape)} {what_became_of(model, name)}"
     if wrong:
@@ -143,3 +143,10 @@ def holds(
             "Leave these out with memory.exclude = […], or give the model back its shape."
         )
     return found
+
+
+def now_shaped(p: nn.Parameter, omega: Tensor) -> str:
+    """In words, which shape a parameter had when it got its Ω, and which it has."""
+    shape = shape_of(p)
+    now = "has no shape before a batch gives it one" if shape is None else f"is {tuple(shape)}"
+    return f"was {tuple(omega.shape)} and {now}"

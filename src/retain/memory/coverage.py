@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from retain.memory.state import State
-from retain.parameters import Selection, named_parameters
+from retain.parameters import Selection, named_parameters, shape_of
 
 NAMED = 8  # names in one message; more are counted
 
@@ -53,7 +53,7 @@ class Coverage:
         trained = {
             name: p
             for name, p in named_parameters(model).items()
-            if p.requires_grad and (inside is None or id(p) in inside)
+            if p.requires_grad and shape_of(p) is not None and (inside is None or id(p) in inside)
         }
         unheld = {
             name: _why(name, state)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from retain.memory.movement import Distance
 from retain.memory.running_sums import Running
 from retain.memory.state import State
+from retain.parameters import shape_of
 from retain.saying import warn
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def hold_grown(memory: Memory) -> bool:
 
 def has_grown(p: Tensor, star: Tensor) -> bool:
     """Whether `p` is `star` with more rows or columns after it, trained a little perhaps."""
-    larger = p.ndim == star.ndim and p.shape != star.shape
-    if not larger or any(now < before for now, before in zip(p.shape, star.shape, strict=True)):
+    shape = shape_of(p)
+    if shape is None or len(shape) != star.ndim or shape == star.shape:
+        return False
+    if any(now < before for now, before in zip(shape, star.shape, strict=True)):
         return False
     return Distance.of(_beginning(p, star.shape), star).relative <= NEAR
 

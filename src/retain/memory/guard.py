@@ -15,14 +15,17 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from retain.memory import alarms
-from retain.memory.attachment import Attachment
+from retain.memory.attachment import Attachment, is_idle
 from retain.memory.coverage import Coverage
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
 from retain.memory.movement import Distance, Movement, alike, can_be_read
 from retain.memory.places import Place, places_in
-from retain.memory.steps import listen
+from retain.memory.steps import listen, listeners
+from retain.memory.twins import holds_the_same
+from retain.parameters import shape_of
 from retain.penalty import Number
+from retain.penalty.quadratic import is_accelerated
 from retain.saying import warn
 from retain.statistics import layers_with_statistics, moves_statistics
 
@@ -72,6 +75,8 @@ class Guard:
         self._entered_with: Number | None = None  # … the last time: the factor of the penalty
         self._scaler_seen: WeakSet[Optimizer] = WeakSet()
         self._inside: WeakSet[Optimizer] = WeakSet()  # attached, and in a step
+        self._around: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # … and around those
+        self._counted: WeakSet[Optimizer] = WeakSet()  # steps of these have the penalty in them
         self._stepped = False  # whether there was a protected step since the anchor was set
         self._elsewhere: WeakKeyDictionary[Optimizer, _Elsewhere] = WeakKeyDictionary()
         self._in_use = False  # penalty() entered a gradient since the anchor was set
@@ -96,7 +101,7 @@ class Guard:
         total = Distance.over(
             Distance.of(place.parameter, anchor[name])
             for name, place in self._places.items()
-            if place.parameter.shape == anchor[name].shape
+            if shape_of(place.parameter) == anchor[name].shape
         )
         if not total.relative <= REPLACED:
             self._say("loaded", alarms.loaded(memory, total))
@@ -118,6 +123,7 @@ class Guard:
 
     def removed(self, optimizer: Optimizer) -> None:
         """A handle was removed: the optimizer is meant to be free, if it was ever protected."""
+        self._counted.discard(optimizer)
         mark = self._attached.pop(optimizer, None)
         if mark is not None:
             self._never_removed -= mark.steps > 0
@@ -134,14 +140,20 @@ class Guard:
         self._in_use = True
 
     def look(self, *, closely: bool = True) -> None:
-        """Say so, once, if held weights have moved and nobody accounts for it."""
+        """Say so, once, if held weights have moved and nobody accounts for it.
+
+        Args:
+            closely: look at what has grown, and behind the counters, also where that means to wait
+                for an accelerator.
+        """
         memory = self._memory()
         if memory is None or not memory._state.terms:
             return
         if closely:
             hold_grown(memory)
         parameters = {name: place.parameter for name, place in self._placed().items()}
-        moved = self._movement.moved(parameters, closely=closely)
+        here = not any(is_accelerated(p) for p in parameters.values())
+        moved = self._movement.moved(parameters, closely=closely or here)
         if moved:
             if self._entered == self._settled:  # else a loop takes its steps by hand
                 self._say_moved(memory, moved)
@@ -166,6 +178,9 @@ class Guard:
         if mark is None and not now.ours:
             self._steps_elsewhere(memory, optimizer)
             return
+        if mark is None and (self._inside or self._is_around(optimizer)):
+            self._around[optimizer] = self._steps
+            return
         self._elsewhere.clear()
         entered = self._entered > self._consumed.get(optimizer, 0)
         asked = self._asked > self._asked_then
@@ -184,9 +199,9 @@ class Guard:
             if known is None or known.signature != now.signature:
                 self._cover(memory, optimizer)
             self._see_statistics(memory)
+            self._see_twins(memory, optimizer)
         elif self._never_removed > 0 or self._in_use or asked:
-            names = [place.name for place in now.ours]
-            self._say("unprotected", alarms.unprotected(memory, optimizer, names, asked=asked))
+            self._say_unprotected(memory, optimizer, asked=asked)
 
     def after(self, optimizer: Optimizer) -> None:
         """It has stepped."""
@@ -194,8 +209,12 @@ class Guard:
         memory, known = self._memory(), self._known.get(optimizer)
         if memory is None or not memory._state.terms or known is None or not known.ours:
             return
-        mark = self._attached.get(optimizer)
-        if mark is not None and mark.form != "loss":
+        mark, before = self._attached.get(optimizer), self._around.pop(optimizer, None)
+        if before is not None and not self._inside:
+            if before == self._steps:  # it did not let the attached optimizer step
+                self._say_unprotected(memory, optimizer)
+            self._movement.record(place.parameter for place in known.ours)
+        elif mark is not None and mark.form != "loss":
             if mark.ran:
                 mark.steps += 1
                 self._steps += 1
@@ -207,6 +226,11 @@ class Guard:
             self._steps += 1
             self._stepped = True
             self._movement.record(place.parameter for place in known.ours)
+
+    def _is_around(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer keeps an attached one, which it steps (Lookahead, SAM)."""
+        kept = vars(optimizer).values()
+        return any(isinstance(one, Optimizer) and one in self._attached for one in kept)
 
     def _wait_for_gradients(self, optimizer: Optimizer) -> None:
         """Hear of gradients of one held parameter of the optimizer, while it is attached."""
@@ -280,6 +304,34 @@ class Guard:
             self._said.add(key)
             warn(text)
 
+    def _say_unprotected(
+        self, memory: Memory, optimizer: Optimizer, *, asked: bool = False
+    ) -> None:
+        names = [place.name for place in self._look_at(optimizer).ours]
+        idle = is_idle(optimizer, lambda p: p.grad)
+        if not idle and self._twin(memory, optimizer) is None:
+            self._say("unprotected", alarms.unprotected(memory, optimizer, names, asked=asked))
+
+    def _see_twins(self, memory: Memory, optimizer: Optimizer) -> None:
+        """Warn if the same weights are held twice by the same importance; looked at once."""
+        if optimizer in self._counted:
+            return
+        self._counted.add(optimizer)
+        twin = self._twin(memory, optimizer)
+        if twin is not None:
+            twin._said.add("twice")
+            self._say("twice", alarms.twice(memory, optimizer))
+
+    def _twin(self, memory: Memory, optimizer: Optimizer) -> Guard | None:
+        """The guard of another memory that is the same and holds what the optimizer steps."""
+        for other in listeners():
+            if isinstance(other, Guard) and other is not self:
+                twin = other._memory()
+                steps = optimizer in other._counted or optimizer in other._attached
+                if steps and twin is not None and holds_the_same(memory, twin):
+                    return other
+        return None
+
     def _cover(self, memory: Memory, optimizer: Optimizer) -> None:
         """Name what the optimizer trains and nothing holds, unless it is said to be free."""
         inside = set(map(id, _parameters(optimizer)))
@@ -318,7 +370,7 @@ class Guard:
 
     def _say_replaced(self, memory: Memory, names: list[str]) -> None:
         places, anchor = self._places, memory.anchor
-        same = [name for name in names if places[name].parameter.shape == anchor[name].shape]
+        same = [name for name in names if shape_of(places[name].parameter) == anchor[name].shape]
         modules: dict[str, list[str]] = {}
         for name in same:
             modules.setdefault(name.rpartition(".")[0], []).append(name)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch.optim import Optimizer
 
-from retain.memory.consolidated import holds
+from retain.memory.consolidated import holds, now_shaped
 from retain.memory.coverage import Coverage
 from retain.memory.movement import Distance
-from retain.parameters import named_parameters
+from retain.parameters import named_parameters, shape_of
 from retain.penalty import values
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
     parameters = named_parameters(memory.model)
     rows = []
     for name, p in parameters.items():
-        fits = name in omega and name in picked and omega[name].shape == p.shape
+        fits = name in omega and name in picked and omega[name].shape == shape_of(p)
         if name in omega and name in picked and not fits:
-            what, why = "gone", f"it was {tuple(omega[name].shape)} and is {tuple(p.shape)}"
+            what, why = "gone", f"it {now_shaped(p, omega[name])}"
         elif not p.requires_grad:
             what, why = "frozen", ""
         elif fits:
@@ -164,10 +164,10 @@ def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
         rows.append(
             Checked(
                 name,
-                p.numel(),
+                0 if shape_of(p) is None else p.numel(),
                 what,
                 why,
-                float(omega[name].double().mean()) if name in omega and p.numel() else 0.0,
+                float(omega[name].double().mean()) if fits and p.numel() else 0.0,
                 Distance.of(p, anchor[name]) if fits else None,
                 None if inside is None else id(p) in inside,
             )
@@ -195,7 +195,7 @@ def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
 
 def _penalty(memory: Memory) -> float:
     """The penalty now, as a number, of what still fits the model."""
-    shapes = {n: p.shape for n, p in memory.selection.matching(memory.model).items()}
+    shapes = {n: shape_of(p) for n, p in memory.selection.matching(memory.model).items()}
     terms = [
         replace(t, importance={n: o for n, o in t.importance.items() if shapes.get(n) == o.shape})
         for t in memory._state.terms

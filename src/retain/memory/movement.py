@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from retain.parameters import summed_in
+from retain.parameters import shape_of, summed_in
+from retain.penalty.quadratic import is_accelerated
 from retain.sharding import is_sharded, local, sharded_like
 
 PROBED = 4  # parameters of which some elements are remembered
 ELEMENTS = 16  # of each of these
+PAST = 1 << 16  # states of each that are known again, by 8 bytes
+WAITING = 256  # states that stay on an accelerator until it is waited for
 
 
 class Movement:
     """Knows the version counters of parameters, and a few elements of a few of them.
 
     Counters are free to read but tell of every write, also of one that puts back what was there,
-    and of none that goes through `.data`; the elements tell which it was.
+    and of none that goes through `.data`; the elements tell which it was. What was recorded before
+    is known again: a checkpoint of a protected run that is loaded (early stopping) has not moved.
     """
 
     def __init__(self) -> None:
         self._versions: dict[int, int] = {}  # by the id of the parameter, as below
         self._probes: dict[int, tuple[Tensor, Tensor]] = {}  # indices, and what was there
+        self._past: dict[int, _Past] = {}  # what was there before that
 
     def start(self, parameters: Collection[nn.Parameter]) -> None:
         """Record these parameters, and no others."""
-        self._versions, self._probes = {}, {}
+        self._versions, self._probes, self._past = {}, {}, {}
         usable = [p for p in parameters if can_be_read(p)]
         for p in usable[:: max(1, len(usable) // PROBED)]:
             self._probes[id(p)] = spread(p), torch.empty(0)
@@ -40,7 +46,9 @@ class Movement:
             self._versions[id(p)] = version(p)
             if id(p) in self._probes:
                 indices, _before = self._probes[id(p)]
-                self._probes[id(p)] = indices, elements(p, indices)
+                now = elements(p, indices)
+                self._probes[id(p)] = indices, now
+                self._past.setdefault(id(p), _Past()).add(now)
 
     def moved(self, parameters: Mapping[str, nn.Parameter], *, closely: bool) -> list[str]:
         """Names of those that have moved; looks behind the counters if asked to, or if they tell.
@@ -62,7 +70,41 @@ class Movement:
         # In the coarser type of the two: a model that was cast has not moved.
         now = elements(p, indices)
         coarse = before.dtype if before.element_size() < now.element_size() else now.dtype
-        return not torch.equal(now.to(coarse), before.to(coarse))
+        if torch.equal(now.to(coarse), before.to(coarse)):
+            return False
+        past = self._past.get(id(p))
+        return past is None or not past.knows(now)
+
+
+class _Past:
+    """Which states of a few elements there were, by their hashes; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._waiting: list[Tensor] = []
+
+    def add(self, state: Tensor) -> None:
+        """Remember `state`, which is never written to."""
+        self._waiting.append(state)
+        if not is_accelerated(state) or len(self._waiting) == WAITING:
+            self._settle()
+
+    def knows(self, state: Tensor) -> bool:
+        """Whether `state` was there."""
+        self._settle()
+        return _hashed([state])[0] in self._hashes
+
+    def _settle(self) -> None:
+        self._hashes.extend(_hashed(self._waiting))
+        self._waiting.clear()
+        if len(self._hashes) > 2 * PAST:
+            del self._hashes[:-PAST]
+
+
+def _hashed(states: Collection[Tensor]) -> list[int]:
+    if not states:
+        return []
+    return [hash(row.tobytes()) for row in torch.stack([s.float() for s in states]).cpu().numpy()]
 
 
 class Distance(NamedTuple):
@@ -126,7 +168,7 @@ def alike(p: Tensor, q: Tensor) -> bool:
 
 def can_be_read(p: Tensor) -> bool:
     """Whether there are any values to be looked at."""
-    return p.numel() > 0 and p.device.type != "meta"
+    return shape_of(p) is not None and p.numel() > 0 and p.device.type != "meta"
 
 
 def spread(p: Tensor) -> Tensor:
@@ -138,7 +180,7 @@ def spread(p: Tensor) -> Tensor:
 
 def version(p: Tensor) -> int:
     """How often `p` was written to, other than through `.data`."""
-    return 0 if p.is_inference() else int(local(p)._version)
+    return 0 if shape_of(p) is None or p.is_inference() else int(local(p)._version)
 
 
 def elements(p: Tensor, indices: Tensor) -> Tensor:

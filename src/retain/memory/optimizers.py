@@ -85,7 +85,12 @@ def _wrapped(given: Any) -> Any:
         several = _members(inner) if isinstance(inner, (Mapping, list, tuple)) else [inner]
         if inner is not given and several and all(hasattr(one, "step") for one in several):
             return inner
-    return None
+    if isinstance(given, (Optimizer, nn.Module)) or not callable(getattr(given, "step", None)):
+        return None
+    # Whatever it is called: something with a step that keeps optimizers is there to step them.
+    return [
+        one for one in getattr(given, "__dict__", {}).values() if isinstance(one, Optimizer)
+    ] or None
 
 
 def _what_else(given: object) -> str:

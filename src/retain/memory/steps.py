@@ -36,11 +36,16 @@ def listen(listener: Listener) -> None:
         register_optimizer_step_post_hook(_after)
 
 
+def listeners() -> list[Listener]:
+    """All that hear of steps."""
+    return list(_listeners)
+
+
 def _before(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    for listener in list(_listeners):
+    for listener in listeners():
         listener.before(optimizer)
 
 
 def _after(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-    for listener in list(_listeners):
+    for listener in listeners():
         listener.after(optimizer)
