@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from retain.models import AutoEncoder, TaskNetwork, build_model
-from retain.models.convolutional import Place, last_convolutional
+from retain.models.convolutional import ModuleUse, last_convolutional
 
 
 class Reused(nn.Module):
@@ -43,7 +43,7 @@ def test_a_module_that_is_used_again_counts_at_its_last_use():
     net = network(Reused(), 4)
     backbone = net.backbone
     maps = backbone.second(backbone.first(IMAGES).relu()).relu()
-    assert last_convolutional(backbone, IMAGES) == Place("relu", 1)
+    assert last_convolutional(backbone, IMAGES) == ModuleUse("relu", 1)
     assert torch.equal(net.conv_features(IMAGES), maps.flatten(1))
     changed = net.forward_through(IMAGES, lambda features: 2 * features)
     assert torch.equal(changed, net.head(backbone.hidden((2 * maps).mean((2, 3)))))

@@ -10,7 +10,7 @@ import retain.report
 from retain.report.format import percent, points, seconds, size
 from retain.report.spread import Spread, spread
 from retain.report.text import facts, title
-from retain.report.variants import Results
+from retain.report.variants import ShownResults
 
 from . import made_up
 
@@ -135,6 +135,6 @@ def test_sizes(value: float, text: str) -> None:
 )
 def test_titles_name_the_tasks_without_their_paths(spec: str | None, said: str) -> None:
     config = {"tasks": spec, "methods": ["mas"]}
-    results = Results(source="", versions={}, config=config, runs=(), sequences=())
+    results = ShownResults(source="", versions={}, config=config, runs=(), sequences=())
     assert title(results) == f"MAS on {said}"
     assert ("Tasks", said) in facts(results)

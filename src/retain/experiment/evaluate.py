@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retain.experiment.machine import Precision
+from retain.experiment.machine import Autocast
 from retain.experiment.results import Layer
 from retain.models import TaskNetwork
 from retain.tasks import Examples
@@ -39,7 +39,7 @@ def _is_large(input_shape: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class Score:
+class Tally:
     """How many examples of each class there are, and how many of them the network gets right."""
 
     right: Sequence[int]
@@ -66,8 +66,8 @@ def score(
     *,
     classes: int,
     size: int,
-    precision: Precision,
-) -> Score:
+    precision: Autocast,
+) -> Tally:
     """What the network gets right of `examples`, of so many classes, with the head of `task`."""
     before = network.task, network.training
     network.eval()
@@ -79,7 +79,7 @@ def score(
             right.index_add_(0, batch.labels, correct.long())
     network.task = before[0]
     network.train(before[1])
-    return Score(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
+    return Tally(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
 
 
 def by_layer(importance: Mapping[str, Tensor] | None) -> dict[str, Layer] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import retain
 from retain.drift import Drift
-from retain.experiment.machine import Precision
+from retain.experiment.machine import Autocast
 from retain.experiment.stage import Stage
 from retain.methods import Method
 from retain.methods.method import allocated, under
@@ -84,7 +84,7 @@ class OldHeads:
         training = network.training
         network.eval()
         found: list[list[Tensor]] = [[] for _ in range(index)]
-        with Precision(stage.config.amp, stage.device).lowered():
+        with Autocast(stage.config.amp, stage.device).lowered():
             for batch in examples.batches(setting.pass_size, device=stage.device):
                 features = network.features(batch.inputs)
                 for answers, head in zip(found, network.heads):

@@ -82,7 +82,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Precision:
+class Autocast:
     """How a run computes on `device`: in full precision, or with `amp` in mixed precision.
 
     On CUDA the fewer bits are float16, whose gradients are scaled so that they do not vanish;

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 
 from retain.experiment.config import Config
-from retain.experiment.evaluate import Score, importance_size, pass_size, score
-from retain.experiment.machine import Precision
+from retain.experiment.evaluate import Tally, importance_size, pass_size, score
+from retain.experiment.machine import Autocast
 from retain.experiment.progress import Watcher
 from retain.experiment.recipe import recipe_from_file
 from retain.experiment.train import FirstTasks, optimizer_maker
@@ -68,7 +68,7 @@ class Stage:
             seed=seed,
         )
 
-    def score(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> Score:
+    def score(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> Tally:
         """What the network gets right of `examples`, by default the task's test split."""
         of = self.sequence.tasks[task]
         return score(
@@ -77,7 +77,7 @@ class Stage:
             examples or of.test,
             classes=len(of.classes),
             size=pass_size(self.sequence.input_shape),
-            precision=Precision(self.config.amp, self.device),
+            precision=Autocast(self.config.amp, self.device),
         )
 
     def at_random(self, seed: int) -> list[float]:

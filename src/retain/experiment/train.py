@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from retain.errors import NonFiniteError
 from retain.experiment.config import Config
-from retain.experiment.machine import Precision
+from retain.experiment.machine import Autocast
 from retain.experiment.progress import Watcher
 from retain.experiment.recipe import follow
 from retain.methods import Method
@@ -31,7 +31,7 @@ def optimizer_maker(
     """The optimizer that the config names, as a function of the parameters."""
     # One kernel for all parameters: less time for the same update. But not where steps may be
     # skipped: a fused optimizer does that inside, unseen by what is attached to it.
-    fused = device.type in FUSED and not Precision(config.amp, device).scales
+    fused = device.type in FUSED and not Autocast(config.amp, device).scales
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         if config.optimizer == "adam":
@@ -73,7 +73,7 @@ def learn(
             follow(config.recipe, method, index, sequence, optimizer=optimizer, order=order)
         return
     schedule = StepLR(optimizer, config.lr_drop_every or config.epochs, DROP)
-    precision = Precision(config.amp, method.setting.device)
+    precision = Autocast(config.amp, method.setting.device)
     scaler = precision.scaler()
     alone = _normalises_batches(network)
     with method.protecting(index, optimizer):

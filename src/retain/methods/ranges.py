@@ -29,6 +29,6 @@ class Range:
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, below=1)]
-Part = Annotated[float, Range(least=0, most=1)]
+UpToOne = Annotated[float, Range(least=0, most=1)]
 Count = Annotated[int, Range(least=0)]
 Size = Annotated[int, Range(least=1)]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.methods.method import Method, Setting, drawn_generator, numbered
-from retain.methods.ranges import Part, Positive
+from retain.methods.ranges import Positive, UpToOne
 from retain.models import TaskNetwork
 from retain.tasks import Minibatch, TaskSequence
 
@@ -25,7 +25,7 @@ class ReplayOptions:
         ratio: old examples in a step for each new one.
     """
 
-    share: Part = 0.01
+    share: UpToOne = 0.01
     ratio: Positive = 1.0
 
 

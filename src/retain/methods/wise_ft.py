@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retain.methods.ranges import Part
+from retain.methods.ranges import UpToOne
 from retain.methods.start import FromStart, shared_weights
 from retain.tasks import TaskSequence
 
@@ -20,7 +20,7 @@ class WiSEFTOptions:
         alpha: α, how far towards the fine-tuned weights: 0 is the start, 1 is fine-tuning.
     """
 
-    alpha: Part = 0.5
+    alpha: UpToOne = 0.5
 
 
 class WiSEFT(FromStart[WiSEFTOptions]):

@@ -16,7 +16,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class Place:
+class ModuleUse:
     """The output of a module of a network at one of its uses (counted from 0) in a pass."""
 
     module: str
@@ -27,12 +27,12 @@ class Place:
 class Output:
     """What came out at a place while a network ran."""
 
-    place: Place
+    place: ModuleUse
     of: nn.Module
     shape: tuple[int, ...]
 
 
-def last_convolutional(backbone: nn.Module, inputs: Tensor) -> Place | None:
+def last_convolutional(backbone: nn.Module, inputs: Tensor) -> ModuleUse | None:
     """The place where the last convolutional feature map comes out, or None.
 
     That is the last output [n, channels, positions …] from the last convolution on that has more
@@ -50,7 +50,7 @@ def last_convolutional(backbone: nn.Module, inputs: Tensor) -> Place | None:
 
 
 @contextmanager
-def tap(backbone: nn.Module, place: Place) -> Iterator[list[Tensor]]:
+def tap(backbone: nn.Module, place: ModuleUse) -> Iterator[list[Tensor]]:
     """A list that holds the output at `place`, flattened to [n, d], once the backbone has run."""
     tapped: list[Tensor] = []
 
@@ -64,7 +64,7 @@ def tap(backbone: nn.Module, place: Place) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def changed(
-    backbone: nn.Module, place: Place, change: Callable[[Tensor], Tensor]
+    backbone: nn.Module, place: ModuleUse, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
     """Within the context the output at `place`, flattened to [n, d], goes through `change`."""
     with _at(backbone, place, lambda output: change(output.flatten(1)).view(output.shape)):
@@ -72,7 +72,7 @@ def changed(
 
 
 @contextmanager
-def _at(backbone: nn.Module, place: Place, do: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _at(backbone: nn.Module, place: ModuleUse, do: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within the context, for one pass, the output at `place` is what `do` makes of it."""
     uses = 0
 
@@ -96,7 +96,7 @@ def _outputs(backbone: nn.Module, inputs: Tensor) -> list[Output]:
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             uses = sum(earlier.of is module for earlier in outputs)
-            outputs.append(Output(Place(names[module], uses), module, tuple(output.shape)))
+            outputs.append(Output(ModuleUse(names[module], uses), module, tuple(output.shape)))
 
     with ExitStack() as stack:
         for module in backbone.modules():

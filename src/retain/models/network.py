@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import ModelError
-from retain.models.convolutional import Place, changed, last_convolutional, tap
+from retain.models.convolutional import ModuleUse, changed, last_convolutional, tap
 from retain.models.seeded import seeded
 from retain.samples.outputs import first_tensor
 from retain.statistics import FrozenStatistics, frozen_statistics
@@ -49,7 +49,7 @@ class TaskNetwork(nn.Module):
         self.notes = notes
         self.task = 0
         self._frozen: FrozenStatistics | None = None
-        self._convolutional: Place | None = None
+        self._convolutional: ModuleUse | None = None
         self._looked_for_convolutional = False
 
     def features(self, inputs: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class TaskNetwork(nn.Module):
         with changed(self.backbone, place, change):
             return self.forward(inputs)
 
-    def _place_of_convolutional(self, inputs: Tensor) -> Place | None:
+    def _place_of_convolutional(self, inputs: Tensor) -> ModuleUse | None:
         """Where the last convolutional features come out; looked for once."""
         if not self._looked_for_convolutional:
             with torch.no_grad():

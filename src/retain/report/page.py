@@ -17,7 +17,7 @@ from retain.report.figures.picture import NARROW
 from retain.report.figures.style import COLOURS
 from retain.report.figures.svg import drawn
 from retain.report.sections import sections
-from retain.report.variants import Results, Source, read
+from retain.report.variants import ShownResults, Source, read
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _folder(results: Source, out: Path | str | None) -> Path:
     return Path(results) if Path(results).is_dir() else Path(results).parent
 
 
-def rendered(results: Results, figures: Path) -> tuple[str, list[Path]]:
+def rendered(results: ShownResults, figures: Path) -> tuple[str, list[Path]]:
     """The page as HTML, and the picture files that were written into the folder `figures`."""
     jinja2 = needs("jinja2")
     files: list[Path] = []

@@ -24,11 +24,11 @@ from retain.report.tables.cost import cost, kept_at_each_step, searches
 from retain.report.tables.equal_accuracy import compared, sentences
 from retain.report.tables.grid import Grid
 from retain.report.tables.outcome import headline
-from retain.report.variants import Results, Sequence
+from retain.report.variants import Sequence, ShownResults
 
 
 @dataclass(frozen=True)
-class Part:
+class Subsection:
     """Tables and pictures of one sequence of tasks."""
 
     id: str
@@ -52,12 +52,12 @@ class Section:
     id: str
     title: str
     lead: str = ""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Subsection, ...] = ()
     failures: tuple[Failure, ...] = ()
     listing: str = ""
 
 
-def sections(results: Results) -> list[Section]:
+def sections(results: ShownResults) -> list[Section]:
     """Everything that these results have something to say about."""
     study = results.config.get("study")
     if study == "memory":  # made in runs too short for their accuracies to mean anything
@@ -106,7 +106,7 @@ def sections(results: Results) -> list[Section]:
     return [section for section in found if section]
 
 
-def _of_memory(results: Results) -> list[Section | None]:
+def _of_memory(results: ShownResults) -> list[Section | None]:
     """The study of memory: bytes, and no accuracies."""
     return [
         _beside_the_paper(results),
@@ -125,7 +125,7 @@ def _of_memory(results: Results) -> list[Section | None]:
     ]
 
 
-def _adaptation(results: Results) -> Section | None:
+def _adaptation(results: ShownResults) -> Section | None:
     chosen = tuple(results.config.get("adapt_to") or ())
     return _per_sequence(
         results,
@@ -138,7 +138,7 @@ def _adaptation(results: Results) -> Section | None:
     )
 
 
-def _frontier(results: Results) -> Section | None:
+def _frontier(results: ShownResults) -> Section | None:
     """A comparison at equal accuracy on new tasks, where methods were swept along their knobs."""
     if not results.config.get("sweeps"):
         return None
@@ -152,17 +152,17 @@ def _frontier(results: Results) -> Section | None:
     )
 
 
-def _beside_the_paper(results: Results) -> Section | None:
+def _beside_the_paper(results: ShownResults) -> Section | None:
     lead, grids = beside_the_paper(results)
     if not lead:
         return None
-    parts = (Part("paper", grids=tuple(grids)),) if grids else ()
+    parts = (Subsection("paper", grids=tuple(grids)),) if grids else ()
     alone = results.config.get("stand_in") and parts
     return Section("paper", "In the paper's layout" if alone else "Beside the paper", lead, parts)
 
 
 def _per_sequence(
-    results: Results,
+    results: ShownResults,
     id: str,
     title: str,
     lead: str = "",
@@ -172,18 +172,18 @@ def _per_sequence(
 ) -> Section | None:
     """A section with a part for each sequence of tasks; None when it would be empty."""
     several = len(results.sequences) > 1
-    parts: list[Part] = []
+    parts: list[Subsection] = []
     for sequence in results.sequences:
         prefix = f"{slug(sequence.name)}-" if several else ""
         shown = tuple(grid for grid in grids(sequence) if grid)
         drawn = tuple(pictures(sequence, prefix))
         if shown or drawn:
             heading = sequence.name if several else ""
-            parts.append(Part(f"{prefix}{id}", heading, shown, drawn))
+            parts.append(Subsection(f"{prefix}{id}", heading, shown, drawn))
     return Section(id, title, lead, _said_once(parts)) if parts else None
 
 
-def _said_once(parts: list[Part]) -> tuple[Part, ...]:
+def _said_once(parts: list[Subsection]) -> tuple[Subsection, ...]:
     """The parts, without captions that a part before has already."""
     said: set[str] = set()
     kept = []
@@ -207,7 +207,7 @@ def _without(item: Captioned, captions: set[str]) -> Captioned:
     return replace(item, caption="") if item.caption in captions else item
 
 
-def _failures(results: Results) -> Section | None:
+def _failures(results: ShownResults) -> Section | None:
     """Runs that failed with what they said, and what was not run at all with the reason why."""
     failed = results.with_status("failed")
     told = [Failure(text.run_name(run), run.error or "No reason given.") for run in failed]

@@ -11,7 +11,7 @@ from typing import Any
 
 from retain.report.format import BOUNDS, METHODS, listed, many, method_name, number
 from retain.report.tables import by_class
-from retain.report.variants import Results, Run, Sequence
+from retain.report.variants import Sequence, ShownResults, ShownRun
 
 STUDIES = {
     "table2": "Table 2: two tasks in a row",
@@ -31,7 +31,7 @@ class Notice:
     text: str
 
 
-def title(results: Results) -> str:
+def title(results: ShownResults) -> str:
     """The title that was asked for, else the study's, else the methods and the tasks."""
     config = results.config
     if config.get("title"):
@@ -45,7 +45,7 @@ def title(results: Results) -> str:
     return f"{first} on {_tasks(config.get('tasks'))}"
 
 
-def notices(results: Results) -> list[Notice]:
+def notices(results: ShownResults) -> list[Notice]:
     """Quick runs, stand-in data, and runs that are not finished."""
     config, said = results.config, []
     if config.get("sample"):
@@ -121,14 +121,14 @@ def _about_the_study(config: Mapping[str, Any]) -> list[Notice]:
     return said
 
 
-def corner(results: Results) -> str:
+def corner(results: ShownResults) -> str:
     """The notices that a picture must carry when it leaves the page."""
     config = results.config
     marks = {"sample": "sample", "quick": "quick run", "stand_in": "stand-in data"}
     return ", ".join(mark for key, mark in marks.items() if config.get(key))
 
 
-def facts(results: Results) -> list[tuple[str, str]]:
+def facts(results: ShownResults) -> list[tuple[str, str]]:
     """Name and value of what was asked for and what it ran with; unknown things are left out."""
     config = results.config
     optimizer = {"sgd": "SGD", "adam": "Adam"}.get(str(config.get("optimizer")))
@@ -154,12 +154,12 @@ def facts(results: Results) -> list[tuple[str, str]]:
     return [(name, value) for name, value in given if value]
 
 
-def listing(results: Results) -> str:
+def listing(results: ShownResults) -> str:
     """The whole config as JSON."""
     return json.dumps(results.config, indent=2, ensure_ascii=False, default=str)
 
 
-def run_name(run: Run) -> str:
+def run_name(run: ShownRun) -> str:
     """A run by its method, λ, seed and tasks."""
     parts = [method_name(run.method)]
     parts += [f"λ = {number(run.strength)}"] if run.strength is not None else []
@@ -198,7 +198,7 @@ def _weights(config: Mapping[str, Any]) -> str:
     return f", weights: {config['weights']}" if config.get("weights") else ""
 
 
-def _strengths(runs: tuple[Run, ...]) -> str:
+def _strengths(runs: tuple[ShownRun, ...]) -> str:
     """Per method the λ that were used, and whether they were searched for."""
     used: dict[str, dict[str, None]] = {}
     for run in runs:
@@ -211,7 +211,7 @@ def _strengths(runs: tuple[Run, ...]) -> str:
 # ---- the sentence at the top ----
 
 
-def summed_up(results: Results) -> str:
+def summed_up(results: ShownResults) -> str:
     """How much was forgotten, in a sentence or two: "MAS forgot 0.6 points on average; …"."""
     parts = [_unfinished(results)]
     if results.config.get("study") == "memory":
@@ -229,7 +229,7 @@ def summed_up(results: Results) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _kept(results: Results) -> str:
+def _kept(results: ShownResults) -> str:
     """What MAS keeps after the last task against the method that keeps most."""
     kept: dict[str, float] = {}
     for sequence in results.sequences:
@@ -269,7 +269,7 @@ def _verb(value: float) -> str:
     return "gained" if round(100 * value, 1) < 0 else "forgot"
 
 
-def _compared(hero: str, forgotten: dict[str, float], results: Results) -> str:
+def _compared(hero: str, forgotten: dict[str, float], results: ShownResults) -> str:
     own = forgotten[hero]
     sentence = f"{method_name(hero)} {_verb(own)} {_size_of(own)} points on average"
     if len(results.sequences) > 1:
@@ -294,7 +294,7 @@ def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:
     return aside + (said if aside else said[0].upper() + said[1:]) + "."
 
 
-def _unfinished(results: Results) -> str:
+def _unfinished(results: ShownResults) -> str:
     done, runs = len(results.with_status("done")), len(results.runs)
     failed = len(results.with_status("failed"))
     if not runs:

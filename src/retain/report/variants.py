@@ -19,7 +19,7 @@ ByClass = Mapping[str, Mapping[str, float | None]]  # task: class: accuracy
 
 
 @dataclass(frozen=True)
-class Run:
+class ShownRun:
     """One method on one sequence of tasks with one seed; accuracies are fractions, 0 to 1."""
 
     method: str
@@ -71,10 +71,10 @@ class Variant:
 
     method: str
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[ShownRun, ...]
 
     @property
-    def done(self) -> tuple[Run, ...]:
+    def done(self) -> tuple[ShownRun, ...]:
         """The runs that reached the end; only these are averaged."""
         return tuple(run for run in self.runs if run.status == "done")
 
@@ -125,16 +125,16 @@ def _final(variant: Variant) -> float:
 
 
 @dataclass(frozen=True)
-class Results:
+class ShownResults:
     """A whole results.json."""
 
     source: str
     versions: Mapping[str, str]
     config: Mapping[str, Any]
-    runs: tuple[Run, ...]
+    runs: tuple[ShownRun, ...]
     sequences: tuple[Sequence, ...]
 
-    def with_status(self, status: str) -> tuple[Run, ...]:
+    def with_status(self, status: str) -> tuple[ShownRun, ...]:
         """The runs that are `done`, `running` or `failed`."""
         return tuple(run for run in self.runs if run.status == status)
 
@@ -154,7 +154,7 @@ MEASURES = (
 Source = experiment.Results | Content | Mapping[str, Any] | Path | str
 
 
-def read(results: Source) -> Results:
+def read(results: Source) -> ShownResults:
     """What was found out: held by a run, or the content of a results.json, the file, its folder.
 
     Raises:
@@ -172,12 +172,12 @@ def read(results: Source) -> Results:
     return _shown(content, str(path / FILE if path.is_dir() else path))
 
 
-def _shown(content: Content, source: str) -> Results:
+def _shown(content: Content, source: str) -> ShownResults:
     # Here, once, for page, pictures and terminal: every text is one that can be written and seen.
     content = Content.model_validate(_legible(content.model_dump()))
     source = visible(source)
     runs = tuple(_run(record) for record in content.runs)
-    return Results(source, content.versions, content.config, runs, _in_sequences(runs))
+    return ShownResults(source, content.versions, content.config, runs, _in_sequences(runs))
 
 
 def _legible(value: Any) -> Any:
@@ -190,11 +190,11 @@ def _legible(value: Any) -> Any:
     return value
 
 
-def _run(record: Record) -> Run:
+def _run(record: Record) -> ShownRun:
     measures = {name: getattr(record, name) for name in MEASURES}
     only_last = [record.memory_bytes] if record.memory_bytes else []
     by_task = record.memory_bytes_by_task
-    return Run(
+    return ShownRun(
         method=record.method,
         seed=record.seed,
         tasks=tuple(record.tasks),
@@ -229,9 +229,9 @@ def _layer(given: Mapping[str, Any]) -> dict[str, Any]:
 # ---- by what differs beside the seed ----
 
 
-def _in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:
+def _in_sequences(runs: Iterable[ShownRun]) -> tuple[Sequence, ...]:
     """The runs by their tasks, and in each sequence by what differs beside the seed."""
-    by_tasks: dict[tuple[str, ...], list[Run]] = {}
+    by_tasks: dict[tuple[str, ...], list[ShownRun]] = {}
     for run in runs:
         by_tasks.setdefault(run.tasks, []).append(run)
     return tuple(Sequence(tasks, _variants(own)) for tasks, own in by_tasks.items())
@@ -241,9 +241,9 @@ def _in_sequences(runs: Iterable[Run]) -> tuple[Sequence, ...]:
 Key = tuple[str, str | None, tuple[str, ...], str | None, str, float | None]
 
 
-def _variants(runs: list[Run]) -> tuple[Variant, ...]:
+def _variants(runs: list[ShownRun]) -> tuple[Variant, ...]:
     order = {method: place for place, method in enumerate(METHODS)}
-    groups: dict[Key, list[Run]] = {}
+    groups: dict[Key, list[ShownRun]] = {}
     for run in runs:
         about = (run.importance_on, run.importance_classes, run.form, _strength(run), run.knob)
         key = (run.method, *about)
@@ -255,7 +255,7 @@ def _variants(runs: list[Run]) -> tuple[Variant, ...]:
     return tuple(Variant(key[0], _label(key, keys), tuple(groups[key])) for key in keys)
 
 
-def _strength(run: Run) -> str:
+def _strength(run: ShownRun) -> str:
     """λ as asked for: one that was searched for may differ between seeds, and is one variant."""
     if run.search:
         return "auto"

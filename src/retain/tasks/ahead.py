@@ -13,27 +13,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from retain.errors import FileError
-from retain.tasks.crops import Crops, Place
+from retain.tasks.crops import Crops, Square
 from retain.tasks.images import THREADS, Pixels
 
 # Batches that threads read ahead of the one in use; a process of its own reads as many.
 AHEAD = 2
 
 
-class Part(NamedTuple):
+class Portion(NamedTuple):
     """What a batch is made of: images by number, and where to cut each; None is the middle."""
 
     numbers: list[int]
-    places: list[Place] | None
+    places: list[Square] | None
 
-    def only(self, chosen: Sequence[int]) -> Part:
+    def only(self, chosen: Sequence[int]) -> Portion:
         """The images at these positions of the part."""
         places = None if self.places is None else [self.places[n] for n in chosen]
-        return Part([self.numbers[n] for n in chosen], places)
+        return Portion([self.numbers[n] for n in chosen], places)
 
 
 def squares(
-    pixels: Pixels, crops: Crops, parts: Sequence[Part], *, workers: int = 0
+    pixels: Pixels, crops: Crops, parts: Sequence[Portion], *, workers: int = 0
 ) -> Iterator[Tensor]:
     """The squares of each part in turn, uint8 [n, 3, size, size].
 
@@ -49,15 +49,15 @@ def squares(
     return _by_threads(pixels, crops, parts)
 
 
-def _cut(pixels: Pixels, crops: Crops, part: Part) -> Tensor:
+def _cut(pixels: Pixels, crops: Crops, part: Portion) -> Tensor:
     return crops.cut([pixels.get(number) for number in part.numbers], part.places)
 
 
-def _by_threads(pixels: Pixels, crops: Crops, parts: Sequence[Part]) -> Iterator[Tensor]:
+def _by_threads(pixels: Pixels, crops: Crops, parts: Sequence[Portion]) -> Iterator[Tensor]:
     with ThreadPoolExecutor(THREADS) as pool:
         coming = iter(parts)
 
-        def begun(part: Part) -> list[Future[Tensor]]:
+        def begun(part: Portion) -> list[Future[Tensor]]:
             return [pool.submit(pixels.get, number) for number in part.numbers]
 
         ahead = deque(begun(part) for part in islice(coming, AHEAD))
@@ -68,7 +68,7 @@ def _by_threads(pixels: Pixels, crops: Crops, parts: Sequence[Part]) -> Iterator
 
 
 def _by_processes(
-    pixels: Pixels, crops: Crops, parts: Sequence[Part], workers: int
+    pixels: Pixels, crops: Crops, parts: Sequence[Portion], workers: int
 ) -> Iterator[Tensor]:
     unread = [
         [n for n, number in enumerate(part.numbers) if not pixels.in_memory([number])]
@@ -102,7 +102,7 @@ class _Reader(Dataset[Tensor]):
     def __init__(self, pixels: Pixels, crops: Crops) -> None:
         self.pixels, self.crops = pixels, crops
 
-    def __getitem__(self, part: Part) -> Tensor | str:  # type: ignore[override]
+    def __getitem__(self, part: Portion) -> Tensor | str:  # type: ignore[override]
         try:
             return _cut(self.pixels, self.crops, part)
         except FileError as error:

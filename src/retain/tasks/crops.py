@@ -20,7 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Place(NamedTuple):
+class Square(NamedTuple):
     """Where a square is cut from an image, in numbers from [0, 1), and whether it is flipped."""
 
     down: float
@@ -49,12 +49,12 @@ class Crops:
         """Pixels by which a random square may reach out of the image."""
         return round(self.size * SHIFT) if self.size <= SMALL else 0
 
-    def drawn(self, count: int, generator: torch.Generator) -> list[Place]:
+    def drawn(self, count: int, generator: torch.Generator) -> list[Square]:
         """Random places of squares in `count` images, whatever the size of those."""
         numbers = torch.rand(count, 3, generator=generator, dtype=torch.float64)
-        return [Place(*three) for three in numbers.tolist()]
+        return [Square(*three) for three in numbers.tolist()]
 
-    def cut(self, images: Sequence[Tensor], places: Sequence[Place] | None) -> Tensor:
+    def cut(self, images: Sequence[Tensor], places: Sequence[Square] | None) -> Tensor:
         """Squares at `places`, or in the middle, uint8 [n, 3, size, size], of n images."""
         batch = torch.zeros(len(images), 3, self.size, self.size, dtype=torch.uint8)
         if places is None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retain.errors import InputError
-from retain.tasks.ahead import Part, squares
+from retain.tasks.ahead import Portion, squares
 from retain.tasks.crops import Crops, normalised
 from retain.tasks.images import Pixels
 from retain.tasks.task import Device, Minibatch
@@ -96,8 +96,8 @@ class ImageExamples:
         """The squares of each part. All is drawn at once: reading ahead changes no number."""
         numbers = [self.numbers[part].tolist() for part in parts]
         if generator is None or not self.augmented:
-            asked = [Part(part, None) for part in numbers]
+            asked = [Portion(part, None) for part in numbers]
         else:
             drawn = iter(self.crops.drawn(len(self), generator))
-            asked = [Part(part, [next(drawn) for _ in part]) for part in numbers]
+            asked = [Portion(part, [next(drawn) for _ in part]) for part in numbers]
         return squares(self.pixels, self.crops, asked, workers=self.workers)

@@ -11,7 +11,7 @@ from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import INK, POINTS_PER_PIXEL, SURFACE, Look, looks
 from retain.report.format import class_names, percent
 from retain.report.spread import Spread
-from retain.report.tables.by_class import Kept, kept
+from retain.report.tables.by_class import KeptByClass, kept
 from retain.report.variants import Sequence
 
 ROW, TITLE, GAP, BELOW = 26, 32, 12, 14  # CSS pixels
@@ -44,7 +44,7 @@ def adaptation(sequence: Sequence, prefix: str, chosen: tuple[str, ...]) -> list
     ]
 
 
-def _draw(width: int, shown: list[Kept], titles: tuple[str, ...]) -> Any:
+def _draw(width: int, shown: list[KeptByClass], titles: tuple[str, ...]) -> Any:
     names = [fitted(one.variant.label, 0.4 * width, 12) for one in shown]
     left = 12 + widest(names, 12)
     right = 96 if width >= WIDE else 74
@@ -90,7 +90,7 @@ def _rows(axes: Any, finals: list[Spread | None], styles: list[Look]) -> None:
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _limits(shown: list[Kept]) -> tuple[float, float]:
+def _limits(shown: list[KeptByClass]) -> tuple[float, float]:
     values = [
         final.mean + side * (final.sd or 0)
         for one in shown

@@ -12,7 +12,7 @@ from retain.report.figures.style import KINDS, OTHER_KINDS
 from retain.report.format import size
 from retain.report.variants import Bytes, Sequence
 
-Kept = tuple[str, tuple[Bytes, ...]]
+Stacks = tuple[str, tuple[Bytes, ...]]
 TOP, LEFT = 20, 58  # CSS pixels: a line of the legend; room for the upright axis
 HIGH, PANEL = 120, 186  # a chart, and the same with its title and axis
 FEWEST = 4  # tasks that a chart has room for: bars are no wider where there are fewer
@@ -40,7 +40,7 @@ def memory(sequence: Sequence, prefix: str) -> list[Picture]:
     ]
 
 
-def _draw(width: int, kept: list[Kept]) -> Any:
+def _draw(width: int, kept: list[Stacks]) -> Any:
     longest = 28 + widest([label for label, _ in kept], 13)
     across = max(1, min(len(kept), 4 if width >= WIDE else 2, int((width - LEFT) / longest)))
     down = -(-len(kept) // across)
@@ -85,7 +85,7 @@ def _stack(axes: Any, steps: tuple[Bytes, ...], kinds: dict[str, str]) -> None:
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _kinds(kept: list[Kept]) -> dict[str, str]:
+def _kinds(kept: list[Stacks]) -> dict[str, str]:
     """The kinds that occur, in the order in which they are stacked, with their colours."""
     found = dict.fromkeys(kind for _, steps in kept for step in steps for kind in step)
     new = [kind for kind in found if kind not in KINDS]

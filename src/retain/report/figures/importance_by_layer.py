@@ -12,7 +12,7 @@ from retain.report.figures.canvas import Canvas, fitted_end
 from retain.report.figures.picture import NARROW, Picture
 from retain.report.figures.style import INK, MUTED, look
 from retain.report.format import slug
-from retain.report.variants import Run, Sequence
+from retain.report.variants import Sequence, ShownRun
 
 MOST = 14  # rows; what is less important is summed up in one line
 ROW, TOP = 34, 78  # CSS pixels
@@ -45,7 +45,7 @@ def _share(layer: Mapping[str, Any]) -> float:
     return layer["share"] or 0.0
 
 
-def _draw(width: int, label: str, run: Run) -> Any:
+def _draw(width: int, label: str, run: ShownRun) -> Any:
     ranked = sorted(run.layers, key=lambda name: -_share(run.layers[name]))
     shown = [name for name in run.layers if name in ranked[:MOST]]
     left_out = ranked[MOST:]

@@ -11,10 +11,10 @@ from retain.report.figures.labels import LINE, at_the_right, room
 from retain.report.figures.picture import Picture
 from retain.report.figures.style import SURFACE, looks
 from retain.report.spread import Spread, mean_or_none, spread
-from retain.report.variants import Run, Sequence, Variant
+from retain.report.variants import Sequence, ShownRun, Variant
 
 LEAST = 5.0  # points that an upright axis spans
-Follow = Callable[[Run, int], float | None]
+Follow = Callable[[ShownRun, int], float | None]
 
 
 def over_the_sequence(sequence: Sequence, prefix: str) -> list[Picture]:
@@ -47,11 +47,11 @@ def _banded(shown: tuple[Variant, ...]) -> bool:
     return len(shown) <= 4 and any(len(variant.done) > 1 for variant in shown)
 
 
-def _seen(run: Run, after: int) -> float | None:
+def _seen(run: ShownRun, after: int) -> float | None:
     return mean_or_none([run.at(after, j) for j in range(after + 1)])
 
 
-def _first(run: Run, after: int) -> float | None:
+def _first(run: ShownRun, after: int) -> float | None:
     return run.at(after, 0)
 
 

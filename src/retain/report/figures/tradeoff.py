@@ -12,7 +12,7 @@ from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, SURFACE, looks
 from retain.report.format import BOUNDS, class_names, method_name, number
 from retain.report.spread import spread
-from retain.report.variants import Run, Sequence, Variant
+from retain.report.variants import Sequence, ShownRun, Variant
 
 Key = tuple[str, str | None, str | None, tuple[str, ...]]  # method, form, Ω on, classes
 Curve = tuple[str, str, list[tuple[float, float, float]]]  # method, name, [(λ, new, old)]
@@ -63,7 +63,7 @@ def _curves(sequence: Sequence) -> list[Curve]:
     return curves
 
 
-def _place(runs: Iterable[Run]) -> tuple[float | None, float | None]:
+def _place(runs: Iterable[ShownRun]) -> tuple[float | None, float | None]:
     """Accuracy on new tasks when learned, and on old tasks at the end, over the seeds."""
     pairs = [(run.new_tasks(), run.old_tasks()) for run in runs]
     new = spread([x for x, _ in pairs if x is not None])

@@ -8,7 +8,7 @@ from typing import Any
 from retain.report.format import METHODS, method_name, percent, points
 from retain.report.spread import Spread, spread
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
-from retain.report.variants import Results, Sequence, Variant
+from retain.report.variants import Sequence, ShownResults, Variant
 from retain.studies.paper import published
 
 TABLES = ("table2", "table3")
@@ -17,7 +17,7 @@ NOTHING: Mapping[str, str] = {}
 Key = tuple[str, str | None]  # method, and for Table 3 the data that Ω is computed on
 
 
-def beside_the_paper(results: Results) -> tuple[str, list[Grid]]:
+def beside_the_paper(results: ShownResults) -> tuple[str, list[Grid]]:
     """What to know about the comparison, and the tables; ("", []) when it is no such study.
 
     The paper's numbers stand beside ours only where the data are the paper's: on stand-ins the

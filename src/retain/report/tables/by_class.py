@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from retain.report.format import class_names, percent, points
 from retain.report.spread import Spread, mean_or_none, spread
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
-from retain.report.variants import Results, Run, Sequence, Variant
+from retain.report.variants import Sequence, ShownResults, ShownRun, Variant
 
 Where = Callable[[str], bool]
 PLACES = ("on the classes that matter", "elsewhere in the first task", "on the second task")
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptByClass:
     """One variant over its finished seeds: final accuracies at `PLACES`, and changes of the first.
 
     `changes` are from right after learning to the end, on the classes that matter and elsewhere.
@@ -26,12 +26,12 @@ class Kept:
     changes: tuple[Spread | None, Spread | None]
 
 
-def kept(sequence: Sequence, chosen: tuple[str, ...]) -> list[Kept]:
+def kept(sequence: Sequence, chosen: tuple[str, ...]) -> list[KeptByClass]:
     """What each variant kept; classes count alike, whatever their number of test images."""
     return [_kept(variant, chosen) for variant in sequence.variants if variant.done]
 
 
-def _kept(variant: Variant, chosen: tuple[str, ...]) -> Kept:
+def _kept(variant: Variant, chosen: tuple[str, ...]) -> KeptByClass:
     def matters(name: str) -> bool:
         return name in chosen
 
@@ -46,22 +46,22 @@ def _kept(variant: Variant, chosen: tuple[str, ...]) -> Kept:
 
     last = len(variant.runs[0].tasks) - 1
     finals = (final(matters), final(elsewhere), variant.at(last, last))
-    return Kept(variant, finals, (change(matters), change(elsewhere)))
+    return KeptByClass(variant, finals, (change(matters), change(elsewhere)))
 
 
-def _spread(variant: Variant, measure: Callable[[Run], float | None]) -> Spread | None:
+def _spread(variant: Variant, measure: Callable[[ShownRun], float | None]) -> Spread | None:
     values = [measure(run) for run in variant.done]
     return spread([value for value in values if value is not None])
 
 
 def _mean(
-    run: Run, by_class: Mapping[str, Mapping[str, float | None]], where: Where
+    run: ShownRun, by_class: Mapping[str, Mapping[str, float | None]], where: Where
 ) -> float | None:
     classes = by_class.get(run.tasks[0], {})
     return mean_or_none([v for name, v in classes.items() if where(name) and v is not None])
 
 
-def _change(run: Run, where: Where) -> float | None:
+def _change(run: ShownRun, where: Where) -> float | None:
     then, now = (_mean(run, by, where) for by in (run.by_class_learned, run.by_class))
     return None if then is None or now is None else now - then
 
@@ -96,7 +96,7 @@ def adapted(sequence: Sequence, chosen: tuple[str, ...]) -> Grid | None:
     )
 
 
-def said(results: Results) -> str:
+def said(results: ShownResults) -> str:
     """What Ω on some classes did against Ω on all, in a sentence; nothing if it is not known."""
     chosen = tuple(results.config.get("adapt_to") or ())
     for sequence in results.sequences:
@@ -111,7 +111,7 @@ def said(results: Results) -> str:
     return ""
 
 
-def _sentence(whole: Kept, some: Kept, named: str) -> str:
+def _sentence(whole: KeptByClass, some: KeptByClass, named: str) -> str:
     here, there = ([one.changes[k] for one in (some, whole)] for k in (0, 1))
     second = [one.finals[2] for one in (some, whole)]
     return (

@@ -9,7 +9,7 @@ from retain.experiment.checks import visible
 from retain.report.format import BOUNDS, many, percent
 from retain.report.tables.cost import kept_at_each_step
 from retain.report.tables.grid import Cell, Grid
-from retain.report.variants import Results, Sequence, Variant
+from retain.report.variants import Sequence, ShownResults, Variant
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,7 +88,7 @@ def _seeds(variant: Variant) -> Cell:
     return Cell(", ".join(said), len(variant.done), "bad" if failed else "")
 
 
-def in_terminal(results: Results) -> Table:
+def in_terminal(results: ShownResults) -> Table:
     """The headline tables of all sequences as one rich table."""
     from rich.table import Table
     from rich.text import Text
