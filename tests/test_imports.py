@@ -20,7 +20,7 @@ SOURCE = Path(retain.__file__).parent
 LEVELS = [
     {"errors", "starting"},
     {"closest", "extras", "header", "lazily", "saying", "sharding"},
-    {"arguments"},
+    {"arguments", "from_file"},
     {"parameters", "files", "borrowed"},
     {"samples"},
     {"statistics"},

@@ -95,6 +95,23 @@ def test_a_folder_does_not_say_which_code_is_run(tmp_path):
     assert file.with_name("ran").exists()
 
 
+def test_nor_which_code_makes_the_tasks(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from pathlib import Path\nfrom retain.tasks import load_tasks\n"
+        "def made():\n    Path(__file__).with_name('ran').touch()\n"
+        "    return load_tasks('digits', samples_per_class=8)\n"
+    )
+    spec, out = f"{file}:made", ("--out", tmp_path / "out")
+    few = ("--methods", "finetune", "--batch-size", 8, "--epochs", 1)
+    assert retain("run", "--tasks", spec, *few, *out).exit_code == 0
+    file.with_name("ran").unlink()
+    result = retain("run", "--resume", *out)
+    assert refused(result, f"names the code file {file}", f"--tasks {spec}")
+    assert not file.with_name("ran").exists()
+    assert retain("run", "--resume", "--tasks", spec, *out).exit_code == 0
+
+
 def test_a_study_does_not_either(tmp_path):
     file, spec = with_code(tmp_path / "code")
     out = ("--out", tmp_path / "out")

@@ -23,7 +23,8 @@ from retain.experiment.folder import previous
 from retain.experiment.learner import described
 from retain.experiment.results import FILE, Content
 from retain.experiment.workers.crew import Workforce
-from retain.models.from_file import is_code
+from retain.from_file import is_code
+from retain.tasks.load import is_code_of_tasks
 
 EXAMPLES = """
 
@@ -85,6 +86,8 @@ def config_of(before: Config | None, asked: dict[str, Any]) -> Config:
     """
     if before is not None:
         confirm_code([before.model], asked.get("model"))
+        if is_code_of_tasks(before.tasks):
+            confirm_code([before.tasks], asked.get("tasks"), what="tasks")
         if before.recipe is not None:
             confirm_code([before.recipe], asked.get("recipe"), what="recipe")
         return dataclasses.replace(before, **asked)

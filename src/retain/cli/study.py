@@ -18,6 +18,7 @@ from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
 from retain.studies.folder import recorded
 from retain.studies.study import SETTINGS, Asked
+from retain.tasks.load import is_code_of_tasks
 
 EXAMPLES = """
 
@@ -107,6 +108,8 @@ def _planned(name: str, asked: dict[str, Any], resumed: Path | None) -> studies.
         )
     models = {part.config.model for part in begun.parts}
     confirm_code(models, asked.get("model"))
+    tasks = {part.config.tasks for part in begun.parts}
+    confirm_code(filter(is_code_of_tasks, tasks), None, what="tasks")
     if "model" in asked and models != {asked["model"]}:
         raise ConfigError(
             f"The study in {resumed} was started with the model {', '.join(sorted(models))}, not "

@@ -72,8 +72,8 @@ class Config(TaskChoices):
         Word,
         Field(
             description="which tasks: digits, permuted-digits, fashion-mnist=ROOT, mnist=ROOT, "
-            "paper=ROOT, or folders:NAME=PATH,NAME=PATH (each with train/ and test/ of class "
-            "folders)",
+            "paper=ROOT, folders:NAME=PATH,NAME=PATH (each with train/ and test/ of class "
+            "folders), or path/to/file.py:function",
         ),
     ]
     model: Word = option(

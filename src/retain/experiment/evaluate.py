@@ -16,26 +16,30 @@ from retain.models import TaskNetwork
 from retain.tasks import Examples
 
 BATCH = 1000
-LARGE_INPUT = 64 * 64  # numbers in an input; of larger ones a batch holds fewer
+# Numbers in an input; of larger ones, and of tokens, each of which becomes a vector, a batch holds
+# fewer.
+LARGE_INPUT = 64 * 64
 LARGE_BATCH = 200
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
-def pass_size(input_shape: tuple[int, ...]) -> int:
+def pass_size(input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
     """Samples per batch where nothing is trained and nothing differentiated."""
-    return LARGE_BATCH if _is_large(input_shape) else BATCH
+    return LARGE_BATCH if _is_large(input_shape, dtype) else BATCH
 
 
-def importance_size(input_shape: tuple[int, ...], batch_size: int) -> int:
+def importance_size(
+    input_shape: tuple[int, ...], batch_size: int, dtype: torch.dtype = torch.float32
+) -> int:
     """Samples per batch where importance is computed, with the memory of a training step.
 
     Of large inputs as many as are trained on at once, which are known to fit.
     """
-    return min(batch_size, LARGE_BATCH) if _is_large(input_shape) else BATCH
+    return min(batch_size, LARGE_BATCH) if _is_large(input_shape, dtype) else BATCH
 
 
-def _is_large(input_shape: tuple[int, ...]) -> bool:
-    return math.prod(input_shape) > LARGE_INPUT
+def _is_large(input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return not dtype.is_floating_point or math.prod(input_shape) > LARGE_INPUT
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,14 @@ SMALL = 1e7
 
 @contextmanager
 def worthwhile_threads(
-    network: TaskNetwork, input_shape: tuple[int, ...], batch_size: int
+    network: TaskNetwork,
+    input_shape: tuple[int, ...],
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[None]:
     """Within it torch computes with one thread, if a batch is little work for `network`."""
     before = torch.get_num_threads()
-    if batch_size * operations(network, input_shape) < SMALL:
+    if batch_size * operations(network, input_shape, dtype) < SMALL:
         torch.set_num_threads(1)
     try:
         yield
@@ -131,12 +134,14 @@ def worthwhile_threads(
 
 
 @torch.no_grad()
-def operations(network: TaskNetwork, input_shape: tuple[int, ...]) -> float:
+def operations(
+    network: TaskNetwork, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> float:
     """Floating-point operations of a forward pass of the backbone, per sample."""
     device = next(network.backbone.parameters()).device
     training = network.training
     network.eval()
-    inputs = torch.zeros(2, *input_shape, device=device)
+    inputs = torch.ones(2, *input_shape, dtype=dtype, device=device)
     with FlopCounterMode(display=False) as counter:
         network.features(inputs)
     network.train(training)

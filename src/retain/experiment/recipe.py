@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from retain.errors import ConfigError, NonFiniteError
+from retain.from_file import function_from_file
 from retain.methods import Method
-from retain.models.from_file import function_from_file
 from retain.tasks import TaskSequence
 
 Recipe = Callable[[Any, Optimizer, "Loader"], Any]

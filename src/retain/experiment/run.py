@@ -115,7 +115,9 @@ def run_by(
             needed = _bytes_needed(network, len(sequence.tasks))
             results = held.enter_context(opened(folder, config, resume, needed))
             _refuse_other_runs(results, stage, folder / FILE)
-        with worthwhile_threads(network, sequence.input_shape, config.batch_size):
+        with worthwhile_threads(
+            network, sequence.input_shape, config.batch_size, sequence.input_dtype
+        ):
             _carry_out_all(stage, _Books(results, folder, resume), hands)
     return results
 

@@ -52,6 +52,7 @@ class Stage:
             seed=seed,
             weights=self.config.weights,
             shared_head=self.sequence.scenario == "domain-incremental",
+            input_dtype=self.sequence.input_dtype,
         ).to(self.device)
 
     def setting(self, seed: int, importance_on: ImportanceData | None) -> Setting:
@@ -63,8 +64,10 @@ class Stage:
             scenario=self.sequence.scenario,
             importance_on=importance_on or "train",
             importance_classes=frozenset(self.config.importance_classes),
-            pass_size=pass_size(self.sequence.input_shape),
-            importance_size=importance_size(self.sequence.input_shape, self.config.batch_size),
+            pass_size=self._pass_size(),
+            importance_size=importance_size(
+                self.sequence.input_shape, self.config.batch_size, self.sequence.input_dtype
+            ),
             seed=seed,
         )
 
@@ -76,9 +79,12 @@ class Stage:
             task,
             examples or of.test,
             classes=len(of.classes),
-            size=pass_size(self.sequence.input_shape),
+            size=self._pass_size(),
             precision=Autocast(self.config.amp, self.device),
         )
+
+    def _pass_size(self) -> int:
+        return pass_size(self.sequence.input_shape, self.sequence.input_dtype)
 
     def at_random(self, seed: int) -> list[float]:
         """The accuracy on each task of a network with its first weights and a new head."""

@@ -54,7 +54,11 @@ def _blocks(config: Config) -> tuple[float, ...]:
     """How many first blocks of the config's network to freeze: up to five numbers, and all."""
     sequence = load_tasks(config.tasks, task_options(config), progress=lambda *_: None)
     network = build_model(
-        config.model, input_shape=sequence.input_shape, seed=0, weights=config.weights
+        config.model,
+        input_shape=sequence.input_shape,
+        seed=0,
+        weights=config.weights,
+        input_dtype=sequence.input_dtype,
     )
     number = len(blocks_of(network.backbone))
     return tuple(sorted({float(max(1, round(number * part / 5))) for part in range(1, 6)}))

@@ -35,7 +35,12 @@ class Adapter(nn.Module):
 
 
 def adapter_for(
-    model: nn.Module, name: str, input_shape: tuple[int, ...], *, at_least: int = 1
+    model: nn.Module,
+    name: str,
+    input_shape: tuple[int, ...],
+    *,
+    at_least: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """(what makes inputs of `input_shape` suit the model, one sentence on it if it does anything).
 
@@ -47,16 +52,21 @@ def adapter_for(
         name: what to call it.
         input_shape: of one input.
         at_least: the smallest side that is worth trying.
+        dtype: of inputs; those of whole numbers are no images, and are taken as they are.
 
     Raises:
         ModelError: it takes none of them; the message says why it refused the first and the last.
     """
     refusals: list[str] = []
-    for shape in _candidates(input_shape, at_least):
-        refusal = _refusal(model, shape)
+    shapes = _candidates(input_shape, at_least) if dtype.is_floating_point else [input_shape]
+    for shape in shapes:
+        refusal = _refusal(model, example(shape, dtype))
         if not refusal:
             return _adapter(name, input_shape, shape)
         refusals.append(f"{_shown(shape)}: {refusal}")
+    if not dtype.is_floating_point:
+        kind = str(dtype).removeprefix("torch.")
+        raise ModelError(f"{name} takes no inputs of type {kind}. It said for {refusals[0]}")
     raise ModelError(
         f"{name} takes no inputs of shape {_shown(input_shape)}, neither as they are, nor with "
         f"three channels, nor enlarged. It said for {refusals[0]}"
@@ -64,8 +74,10 @@ def adapter_for(
     )
 
 
-def example(shape: tuple[int, ...]) -> Tensor:
-    """Two random inputs of that shape, the same every time."""
+def example(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Two inputs of that shape, the same every time: random, or 1 where they are whole numbers."""
+    if not dtype.is_floating_point:
+        return torch.ones(2, *shape, dtype=dtype)
     return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -79,12 +91,12 @@ def _candidates(shape: tuple[int, ...], at_least: int) -> list[tuple[int, ...]]:
     return [(depth, *size) for size in (*own, *larger) for depth in depths]
 
 
-def _refusal(model: nn.Module, shape: tuple[int, ...]) -> str:
-    """Why the model does not take inputs of that shape; empty if it does."""
+def _refusal(model: nn.Module, inputs: Tensor) -> str:
+    """Why the model does not take such inputs; empty if it does."""
     like = next(model.parameters(), torch.empty(0))
     try:
         with borrowed(model), torch.no_grad():
-            model(example(shape).to(like.device))
+            model(inputs.to(like.device))
     # A network may refuse a size in any way it likes: RuntimeError, ValueError, AssertionError …
     except Exception as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

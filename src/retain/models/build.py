@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from retain.errors import ConfigError, ModelError
+from retain.from_file import USAGE as CODE_USAGE
+from retain.from_file import is_code
 from retain.models.adapter import adapter_for, example
-from retain.models.from_file import is_code, model_from_file
+from retain.models.from_file import model_from_file
 from retain.models.head import find_head, without_head
 from retain.models.named import named_model
 from retain.models.network import TaskNetwork
@@ -30,6 +33,7 @@ def build_model(
     seed: int,
     weights: str | Path | None = None,
     shared_head: bool = False,
+    input_dtype: torch.dtype = torch.float32,
 ) -> TaskNetwork:
     """The network that `spec` names, without a head yet; a warning tells of each of its `notes`.
 
@@ -39,6 +43,7 @@ def build_model(
         seed: of the initialisation, which leaves the global random state alone.
         weights: a file of weights, or "default" for torchvision's or timm's own.
         shared_head: one head for all tasks (domain-incremental).
+        input_dtype: of inputs; of whole numbers where they are tokens.
 
     Raises:
         ConfigError: an unknown name, a model file that does not work, or weights it cannot have.
@@ -47,9 +52,17 @@ def build_model(
     """
     with seeded(seed):
         if spec in SMALL:
+            if not input_dtype.is_floating_point:
+                raise ConfigError(
+                    f"{spec} is for images, and the inputs are whole numbers "
+                    f"({str(input_dtype).removeprefix('torch.')}). Give a model of your own: "
+                    f"--model {CODE_USAGE}"
+                )
             network = _small(spec, input_shape, seed, weights, shared_head)
         else:
-            network = _with_head_taken_off(spec, input_shape, seed, weights, shared_head)
+            network = _with_head_taken_off(
+                spec, input_shape, seed, weights, shared_head, dtype=input_dtype
+            )
     for note in network.notes:
         warnings.warn(note, stacklevel=2)
     return network
@@ -77,10 +90,12 @@ def _with_head_taken_off(
     seed: int,
     weights: str | Path | None,
     shared_head: bool,
+    *,
+    dtype: torch.dtype,
 ) -> TaskNetwork:
     model, at_least, notes = _made(spec, weights == DEFAULT_WEIGHTS)
-    adapter, adapted = adapter_for(model, spec, input_shape, at_least=at_least)
-    inputs = adapter(example(input_shape))
+    adapter, adapted = adapter_for(model, spec, input_shape, at_least=at_least, dtype=dtype)
+    inputs = adapter(example(input_shape, dtype))
     head = find_head(model, spec, inputs)
     if weights is not None and weights != DEFAULT_WEIGHTS:
         notes += load_weights(model, Path(weights).expanduser(), head=head)
@@ -98,7 +113,7 @@ def _with_head_taken_off(
         adapter=adapter,
         notes=notes + adapted,
     )
-    features = network.eval().features(example(input_shape))
+    features = network.eval().features(example(input_shape, dtype))
     if features.shape != (len(inputs), feature_size):
         raise ModelError(
             f"Without its head {head!r}, {spec} puts out shape {tuple(features.shape)}; expected "

@@ -8,8 +8,8 @@ from typing import Any
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment import Config
+from retain.from_file import is_code
 from retain.models.build import DEFAULT_WEIGHTS, SMALL
-from retain.models.from_file import is_code
 from retain.models.named import named_model
 from retain.studies.data import Digits, Folders, Material, Order, Orders, PaperData
 from retain.studies.paper import departures

@@ -10,9 +10,12 @@ from typing import Any, get_args
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
+from retain.from_file import USAGE as CODE_USAGE
+from retain.from_file import is_code
 from retain.tasks.digits import PERMUTATIONS, SIDE, TEST_FRACTION, digits, permuted_digits
 from retain.tasks.folders import USAGE as FOLDERS_USAGE
 from retain.tasks.folders import folder_tasks
+from retain.tasks.from_file import code_tasks
 from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
 from retain.tasks.images import Progress
 from retain.tasks.options import Augmentation, TaskOptions
@@ -36,7 +39,8 @@ def load_tasks(
     """The tasks that `spec` names; a warning tells of each of their `notes`.
 
     Args:
-        spec: a name from `TASKS`, with what it needs behind it (see there).
+        spec: a name from `TASKS`, with what it needs behind it (see there), or
+            `path/to/file.py:function`, a function without arguments that returns tasks.
         options: how they are made; `TaskOptions()` by default.
         progress: called while image files are read, with what is read, how many, and of how many.
         **given: single options by name, which win over `options`.
@@ -46,11 +50,13 @@ def load_tasks(
         FileError: files that are missing, truncated or not what they should be.
     """
     options = _chosen(options or TaskOptions(), given)
+    if is_code_of_tasks(spec):
+        return _in_scenario(replace(code_tasks(spec, options), name=spec), options.scenario)
     name, found, argument = _split(spec)
     if name not in TASKS:
         raise ConfigError(
             f"No tasks are called {name!r}.{did_you_mean(name, TASKS)} "
-            f"Known: {', '.join(usage for usage, _ in TASKS.values())}."
+            f"Known: {', '.join(usage for usage, _ in TASKS.values())}, {CODE_USAGE}."
         )
     usage, loader = TASKS[name]
     if found and not argument:
@@ -59,6 +65,11 @@ def load_tasks(
     for note in sequence.notes:
         warnings.warn(note, stacklevel=2)
     return _in_scenario(replace(sequence, name=spec), options.scenario)
+
+
+def is_code_of_tasks(spec: str) -> bool:
+    """Whether tasks are named by a file of Python, which is run to make them."""
+    return is_code(spec) and _split(spec)[0] not in TASKS
 
 
 def _split(spec: str) -> tuple[str, str, str]:

@@ -102,6 +102,7 @@ class TaskSequence:
         scenario: a head per task ("task-incremental"), or one for all ("domain-incremental").
         notes: what was noticed while the data was read, one sentence each.
         splits: a sentence on how the splits were made.
+        input_dtype: the type of inputs; of whole numbers where they are tokens.
     """
 
     name: str
@@ -110,3 +111,4 @@ class TaskSequence:
     scenario: Scenario = "task-incremental"
     notes: tuple[str, ...] = ()
     splits: str = ""
+    input_dtype: torch.dtype = torch.float32
