@@ -227,3 +227,25 @@ def test_outputs_that_cannot_be_differentiated_per_sample_are_refused(wrong: Any
     engine = _engine(model, output=wrong)
     with borrowed(model), pytest.raises(InputError):
         engine(Batch.of(torch.randn(4, 6, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("make", ["exported", "traced"])
+def test_what_was_made_for_batches_of_one_size_is_refused_with_the_way_out(make: str) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(5, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).view(12, 6)
+
+    x = torch.randn(12, 5)
+    if make == "exported":
+        model: nn.Module = torch.export.export(nn.Sequential(nn.Linear(5, 6)), (x,)).module()
+    else:
+        model = torch.jit.trace(Fixed(), x)
+    with (
+        pytest.raises(ModelError, match=r"fails with \d of the 12.*12 alone.*dynamic_shapes"),
+        borrowed(model),
+    ):
+        PerSample(model, dict(model.named_parameters()), SquaredNorm())(Batch.of(x))

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.errors import ModelError, NonFiniteError
+from retain.errors import ModelError, NonFiniteError, RetainError
 from retain.local_rule.forward_passes import Pass, Passes
 from retain.local_rule.serving import Commit, Listener, Turns
 from retain.local_rule.sums import LocalSums
-from retain.per_sample.halving import Halving
+from retain.per_sample.halving import Halving, shortage
 from retain.samples.batches import Batch
 
 
@@ -104,22 +104,33 @@ class LocalRule:
     def _whole(self, batch: Batch) -> dict[str, Tensor]:
         if batch.rows is not None and batch.samples > 1:
             return self._one_by_one(batch)
-        with torch.no_grad():
-            looked = batch.samples > 1 and not self._passes.looked
-            if looked:
+        try:
+            with torch.no_grad():
+                return self._together(batch)
+        except RetainError:
+            raise
+        except Exception as error:
+            if shortage(error):
+                raise
+            with torch.enable_grad():  # as a model may want that puts hooks on its tensors
+                return self._together(batch)
+
+    def _together(self, batch: Batch) -> dict[str, Tensor]:
+        looked = batch.samples > 1 and not self._passes.looked
+        if looked:
+            self._passes.look(self.model, batch)
+        while True:
+            one = self._passes.begun(self._sums, batch.samples, batch.masks())
+            one.run(batch.call, self.model)
+            if one.unknown and looked:
+                one.leave_out_unknown()
+            elif one.unknown:
                 self._passes.look(self.model, batch)
-            while True:
-                one = self._passes.begun(self._sums, batch.samples, batch.masks())
-                one.run(batch.call, self.model)
-                if one.unknown and looked:
-                    one.leave_out_unknown()
-                elif one.unknown:
-                    self._passes.look(self.model, batch)
-                    looked = True
-                sums = one.result()
-                if sums is not None:
-                    self._refuse(sums, one)
-                    return sums
+                looked = True
+            sums = one.result()
+            if sums is not None:
+                self._refuse(sums, one)
+                return sums
 
     def _one_by_one(self, batch: Batch) -> dict[str, Tensor]:
         """The sums where rows are no samples: a layer's rows are those of one sample at a time."""

@@ -34,6 +34,7 @@ The words, each for one thing, and the file that it lives in:
 * precision: the type in which a graph ran, and what difference rounding explains there
   (precision.py, same.py); said in words by stated.py. Half precision is scaled (scaled.py), and
   what lies below its range is said (underflow.py).
+* written: to weights, by a forward, so that other samples' outputs depend on it (written.py).
 * lent: what the model's code and PyTorch's switches are, during a pass, and get back after it
   (lent.py, switches.py, scripted.py, hooks.py).
 

@@ -19,10 +19,17 @@ from retain.per_sample.precision import Precision
 from retain.per_sample.same import same
 from retain.samples.batches import Batch, tensors_in
 
+# What a model raises that cannot take so few samples; an exported one asserts what it was made for.
+BROKEN = (RuntimeError, ValueError, IndexError, AssertionError)
 MIXES = (
     "mixes the samples of a batch: its output for one sample depends on the others",
     "Importance is defined per sample: replace what looks across the batch, or let it look at one "
     "sample at a time.",
+)
+FIXED = (
+    "If it was made for batches of {} alone (torch.export, torch.jit.trace, a view of fixed "
+    "sizes), make it for any number: torch.export.export(…, dynamic_shapes=…) with Dim.DYNAMIC for "
+    "the dimension that counts samples."
 )
 TRAINS = (
     "is in train mode although the model was put in eval mode, and does there what it does in "
@@ -95,7 +102,7 @@ def raise_size(model: nn.Module, batch: Batch, part: Batch) -> NoReturn:
     """
     _, broken = _trace(model, part, seed=0)
     what = f"fails with {part.samples} of the {batch.samples} samples of a batch"
-    _raise(model, broken or "", (what, MIXES[1]))
+    _raise(model, broken or "", (what, f"{MIXES[1]} {FIXED.format(batch.samples)}"))
 
 
 def _raise(model: nn.Module, culprit: str, fault: tuple[str, str]) -> NoReturn:
@@ -197,9 +204,9 @@ def _trace(model: nn.Module, batch: Batch, *, seed: int) -> tuple[list[Seen], st
     hooks = [m.register_forward_pre_hook(enter(name), with_kwargs=True) for name, m in modules]
     hooks += [m.register_forward_hook(leave(name)) for name, m in modules]
     try:
-        with torch.no_grad(), _seeded(seed):
+        with torch.enable_grad(), _seeded(seed):
             batch.call(model)
-    except (RuntimeError, ValueError, IndexError):
+    except BROKEN:
         return seen, running[-1] if running else ""
     finally:
         for hook in hooks:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from retain.errors import RetainError
+from retain.per_sample.blame import BROKEN
 from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
 from retain.per_sample.hooks import hooked
@@ -59,7 +60,7 @@ class SelfCheck:
                 outputs.append(own.output)
         except RetainError:
             raise
-        except (RuntimeError, ValueError, IndexError) as error:
+        except BROKEN as error:
             if shortage(error):
                 raise
             self.company.refuse_few(few, graph.output, None, precision)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from retain.errors import NonFiniteError, RetainError
 from retain.per_sample.backward import PerSampleBackward
-from retain.per_sample.blame import raise_size
+from retain.per_sample.blame import BROKEN, raise_size
 from retain.per_sample.check import ROWS, SelfCheck
 from retain.per_sample.fallback import (
     CHEAP,
@@ -37,6 +37,7 @@ from retain.per_sample.fallback import (
     UNASKABLE,
     UNUSED,
     WARM,
+    WRITTEN,
     Prices,
     slow_routes,
     some,
@@ -66,6 +67,7 @@ from retain.per_sample.sums import Sum, not_finite
 from retain.per_sample.switches import leniently, repeatable, unrounded, without_autocast
 from retain.per_sample.trust import Known, KnownPlans, Trust
 from retain.per_sample.underflow import is_coarse, warn_of_underflow
+from retain.per_sample.written import each_from_the_same, writes_across
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of, squared_norms
 
@@ -155,6 +157,9 @@ class PerSample:
 
     def _compute(self, batch: Batch, target: Tensor | None) -> Tensor | None:
         """Fill the sums; the target that was drawn on the way."""
+        if writes_across(self._written or (), batch, lambda part: self._forward(part)[0]):
+            self._written_between(batch, target)
+            return target
         ahead = self._look_ahead(batch)
         graph, target = self._forward(batch, target)
         if self._exponent.settle(graph):
@@ -189,8 +194,8 @@ class PerSample:
     def _writes(self, batch: Batch) -> list[Tensor]:
         """The weights that a forward writes to, such as those of `nn.Embedding(max_norm=…)`."""
         # what is wrong with the batch, the pass itself will say
-        wrong = suppress(RuntimeError, ValueError, IndexError)
-        with Writes(self.model) as writes, torch.no_grad(), wrong:
+        wrong = suppress(*BROKEN)
+        with Writes(self.model) as writes, torch.enable_grad(), wrong:
             batch.take(0, FEW).call(self.model)
         written: list[Tensor] = writes.weights
         return written
@@ -299,7 +304,7 @@ class PerSample:
             return self._forward(part, cut)[0], part, cut
         except RetainError:
             raise
-        except (RuntimeError, ValueError, IndexError) as error:
+        except BROKEN as error:
             if shortage(error):
                 raise
             raise_size(self.model, batch, part)
@@ -372,6 +377,28 @@ class PerSample:
         self._looped.update(dict.fromkeys(arrived, SIDE_DOOR))
 
     # ---- what is computed one sample at a time ----
+
+    def _written_between(self, batch: Batch, target: Tensor | None) -> None:
+        """Compute each sample alone, since a forward of others would write to what it uses."""
+        start, outputs = time.perf_counter(), list[Tensor]()
+
+        def alone(k: int) -> dict[str, Tensor]:
+            return sums_by_loop(
+                self.model, batch.take(k, k + 1), self.parameters, self._exponent.of(self.score),
+                power=self.power, output=self.output, outputs=outputs,
+                target=None if target is None else target[k : k + 1],
+            )  # fmt: skip
+
+        self._clear()
+        for name, total in each_from_the_same(self._written or (), batch, alone).items():
+            self._sums[name].add(total)
+            self.routes[name] = "loop" if total.any() else NO_GRADIENT
+        self._norms = torch.stack([squared_norms(output) for output in outputs]).sum()
+        self._exponent.undo(self._sums.values())
+        told = {name: WRITTEN for name, route in self.routes.items() if route == "loop"}
+        if not self._prices.knows(told):
+            seconds = time.perf_counter() - start
+            self._prices.looped(told, seconds / self._plain_seconds(batch, target), batch.samples)
 
     def _missed(self, graph: Graph) -> list[str]:
         """Parameters that got no gradient: rightly so, or the loop will tell.

@@ -11,6 +11,8 @@ INSEPARABLE = "no operation shows their gradients apart for each sample"
 UNASKABLE = "they are used inside an operation whose backward cannot be asked for a single sample"
 SIDE_DOOR = "their gradients come from a backward() that another backward calls"
 HOOKED = "a hook on their gradient depends on more than each element"
+WRITTEN = "the model writes to weights that the outputs of the other samples then depend on"
+WRITTEN = "a forward writes to weights that the outputs of other samples then depend on"
 DEAR = "one pass of a single sample at a time is quicker than what else there is"
 REMEDY = "If that is too slow, observe fewer samples (max_samples=…) or leave them out (exclude=…)."
 UNUSED, NO_GRADIENT = "unused", "no gradient"  # not in the graph; in it, but nothing arrived

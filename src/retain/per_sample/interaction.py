@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import RetainError
-from retain.per_sample.blame import raise_interaction, raise_size
+from retain.per_sample.blame import BROKEN, raise_interaction, raise_size
 from retain.per_sample.precision import Precision
 from retain.per_sample.same import same
 from retain.per_sample.switches import unrounded
@@ -96,12 +96,12 @@ class Company:
             alone = self._again(one)
         except RetainError:
             raise
-        except (RuntimeError, ValueError, IndexError):
+        except BROKEN:
             raise_size(self.model, batch, one)
         if alone.shape != own.shape:  # as long as the longest of a batch, perhaps
             alone, own = alone.norm()[None], own.norm()[None]
         return same(alone, own, precision)
 
     def _again(self, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            return output_of(self.model, batch, self.output())
+        with torch.enable_grad():  # as a model may want that puts hooks on its tensors
+            return output_of(self.model, batch, self.output()).detach()

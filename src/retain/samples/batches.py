@@ -125,6 +125,18 @@ class Batch:
         args = (copy(arg) if isinstance(arg, MutableMapping) else arg for arg in self.args)
         return model(*args, **self.kwargs)
 
+    def call_without_graph(self, model: nn.Module) -> Any:
+        """As `call`, without gradients, unless the model cannot be called so.
+
+        It may put hooks on its tensors, or ask for gradients itself.
+        """
+        try:
+            with torch.no_grad():
+                return self.call(model)
+        except Exception:
+            with torch.enable_grad():
+                return self.call(model)
+
     # ---- its parts ----
 
     def inputs(self) -> dict[Path, Tensor]:
@@ -296,14 +308,21 @@ class Batch:
     @property
     def follows_unmasked_decoder(self) -> bool:
         """Whether outputs follow what a decoder reads, and no mask is of that."""
-        named = {str(path[-1]): t for path, t in self.inputs().items()}
+        named = self._named(frozenset())
         return self.padding is None and masks.has_decoder(named) and not masks.of_decoder(named)
 
     def _masks(self, encoder: bool) -> list[Tensor]:
-        named = {str(path[-1]): t for path, t in self.inputs().items() if path not in self.shared}
+        named = self._named(self.shared)
         if masks.has_decoder(named) and not encoder:
             return masks.of_decoder(named)
         return masks.of_encoder(named)
+
+    def _named(self, without: frozenset[Path]) -> dict[str, Tensor]:
+        """Inputs by their names; labels only where a decoder reads them."""
+        named = {str(path[-1]): t for path, t in self.inputs().items() if path not in without}
+        return (
+            named if "labels" in self.kwargs else {k: t for k, t in named.items() if k != "labels"}
+        )
 
 
 def input_of(raw: object) -> tuple[Any, Tensor | None]:

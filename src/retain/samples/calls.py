@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from retain.errors import InputError
+from retain.samples import masks
 from retain.samples.batches import LABEL_KEYS, Batch
 from retain.samples.containers import parts_of
 from retain.samples.packing import rows_of
@@ -80,6 +82,8 @@ def calls(
     if labels is None:
         beside = (item for key, item in parts.items() if key in LABEL_KEYS)
         labels = next((item for item in beside if isinstance(item, Tensor)), None)
+    if _decodes_labels(model, kwargs, labels):
+        kwargs["labels"] = labels
     for name in extra & kwargs.keys():
         if not _takes(model, (), kwargs) or not asks_for(model, name):
             kwargs = {k: v for k, v in kwargs.items() if k != name}
@@ -93,10 +97,66 @@ def calls(
             yield Call((), asked, labels)
 
 
+def side_by_side(raw: tuple[Any, ...] | list[Any], model: nn.Module) -> Iterator[Call]:
+    """Ways to call a model with the first few items of a batch, as one argument each.
+
+    First with as many as it cannot do without, if these are more than one; then with others that
+    its signature allows, and that are for a model which cannot be called with the first item alone.
+    """
+    if hasattr(raw, "_fields") or not all(isinstance(item, Tensor) for item in raw[:1]):
+        return
+    needed = _needed(model)
+    counts = [count for count in range(2, len(raw) + 1) if count != needed]
+    for count in [needed, *counts] if needed > 1 else counts:
+        items = tuple(raw[:count])
+        if len(items) == count and _takes(model, items, {}):
+            beside = (item for item in raw[count:] if isinstance(item, Tensor))
+            yield Call(items, {}, next(beside, None))
+
+
+def needs_several(model: nn.Module) -> bool:
+    """Whether the model's forward cannot be called with one argument."""
+    return _needed(model) > 1
+
+
+def _decodes_labels(model: nn.Module, kwargs: dict[str, Any], labels: Tensor | None) -> bool:
+    """Whether a decoder is to read the labels, shifted, as it does in training.
+
+    So it is in encoder–decoders of transformers that are given labels and nothing else to decode.
+    """
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False) or masks.has_decoder(kwargs):
+        return False
+    if labels is None or labels.ndim != 2 or labels.is_floating_point():
+        return False
+    return _takes(model, (), kwargs | {"labels": labels})
+
+
+# ---- the signature of a forward ----
+
+_signatures: weakref.WeakKeyDictionary[Any, inspect.Signature] = weakref.WeakKeyDictionary()
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    """The signature of the model's forward, looked at once.
+
+    Raises:
+        TypeError: it has none.
+        ValueError: it cannot be told.
+    """
+    forward = model.forward
+    function = getattr(forward, "__func__", None)
+    if function is None:  # an instance's own
+        return inspect.signature(forward)
+    if function not in _signatures:
+        _signatures[function] = inspect.signature(forward)
+    return _signatures[function]
+
+
 def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the model's forward can be called so, as far as its signature says."""
     try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
+        _signature(model).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return False
     return True
@@ -104,15 +164,26 @@ def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> b
 
 def asks_for(model: nn.Module, name: str) -> bool:
     """Whether the model's forward has an argument of this name."""
-    parameters = inspect.signature(model.forward).parameters
-    return name in parameters
+    try:
+        return name in _signature(model).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _needed(model: nn.Module) -> int:
+    """How many positional arguments the model's forward cannot do without."""
+    return sum(p.default is inspect.Parameter.empty for p in _positional(model))
 
 
 def _names(model: nn.Module, count: int) -> tuple[str, ...]:
     """The names of the first positional arguments of the model's forward."""
+    return tuple(p.name for p in _positional(model))[:count]
+
+
+def _positional(model: nn.Module) -> list[inspect.Parameter]:
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = _signature(model).parameters.values()
     except (TypeError, ValueError):
-        return ()
+        return []
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in parameters if p.kind in plain)[:count]
+    return [p for p in parameters if p.kind in plain]

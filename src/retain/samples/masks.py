@@ -7,6 +7,7 @@ per position, or one per pair of positions; and it says either what is kept or w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ KEPT_IN_DECODER = ("decoder_attention_mask",)
 LEFT_OUT = ("key_padding_mask", "src_key_padding_mask")
 LEFT_OUT_IN_DECODER = ("tgt_key_padding_mask",)
 # What a decoder reads: with one of these, outputs follow it and not the encoder.
-OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "tgt")
+OF_DECODER = ("decoder_input_ids", "decoder_inputs_embeds", "tgt", "labels")
+NO_LABEL = -100  # of a position that has none
 LIKE_MASKS = ("mask", "pad", "valid")  # parts of other names that masks may have
 LEFT_OUT_BELOW = -1e3  # in a mask that is added: half precision has −1e4, others less
 OF_SAMPLES = (*LEFT_OUT, *LEFT_OUT_IN_DECODER, "memory_key_padding_mask")  # [n, T] in every layout
@@ -34,10 +36,14 @@ def of_encoder(inputs: Mapping[str, Tensor]) -> list[Tensor]:
 
 def of_decoder(inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """[n, T] of bools for every mask of what a decoder reads."""
-    return _masks(inputs, KEPT_IN_DECODER, LEFT_OUT_IN_DECODER)
+    found = _masks(inputs, KEPT_IN_DECODER, LEFT_OUT_IN_DECODER)
+    decoded = inputs.get("labels")
+    if decoded is not None and decoded.ndim == 2 and bool((decoded == NO_LABEL).any()):
+        found.append(decoded != NO_LABEL)
+    return found
 
 
-def has_decoder(inputs: Mapping[str, Tensor]) -> bool:
+def has_decoder(inputs: Mapping[str, Any]) -> bool:
     """Whether outputs follow the input of a decoder."""
     return any(name in inputs for name in (*OF_DECODER, *KEPT_IN_DECODER, *LEFT_OUT_IN_DECODER))
 

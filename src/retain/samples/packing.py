@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retain.errors import InputError
 from retain.samples import masks, pairs
-from retain.samples.rows import NOBODY, TEXTS, Rows
+from retain.samples.rows import BAGS, NOBODY, TEXTS, Rows
 
 # [B, T]: the number of the text that a position belongs to
 NUMBERS = ("seq_idx", "document_ids", "document_id", "doc_ids", "sequence_ids", "sequence_id")
@@ -45,7 +45,7 @@ def _bags(inputs: Mapping[str, Tensor]) -> Rows | None:
         return None
     at = torch.arange(len(flat), device=offsets.device)
     owners = torch.searchsorted(offsets.contiguous(), at, right=True) - 1
-    return Rows.of((owners,), len(offsets), what="bags")
+    return Rows.of((owners,), len(offsets), what=BAGS)
 
 
 def _graphs(inputs: Mapping[str, Tensor]) -> Rows | None:

@@ -18,12 +18,12 @@ from retain import arguments
 from retain.errors import InputError, StateError
 from retain.samples.barriers import Barrier
 from retain.samples.batches import Batch, input_of
-from retain.samples.calls import Call, calls
+from retain.samples.calls import Call, calls, needs_several, side_by_side
 from retain.samples.containers import DESCEND, Path, rebuilt
 from retain.samples.outputs import OutputPicker
 from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
 from retain.samples.packing import possible, rows_of
-from retain.samples.rows import TEXTS, Rows
+from retain.samples.rows import BAGS, TEXTS, Rows
 from retain.samples.suspicions import Suspicions
 from retain.samples.trials import Kind, Trial
 
@@ -64,6 +64,7 @@ class Reader:
         self._forms: dict[object, int] = {}
         self._outputs: dict[object, int | None] = {}  # what the rows of the output are
         self._apart: dict[object, dict[str, Any]] = {}  # what keeps packed texts apart
+        self._ending: dict[object, bool] = {}  # whether the last offset begins no bag
         self._barriers: dict[object, bool] = {}  # whether an input keeps packed texts apart
         self._suspicions = Suspicions()
 
@@ -105,6 +106,8 @@ class Reader:
         given, labels = input_of(raw)
         found = list(calls(given, labels, model, self._extra()))
         if isinstance(raw, (tuple, list)):
+            several = list(side_by_side(raw, model))
+            found = several + found if needs_several(model) else found + several
             alike = len({type(item) for item in raw}) == 1 and not hasattr(raw, "_fields")
             kinds = {(t.ndim, t.dtype) for t in raw if isinstance(t, Tensor)}
             if alike and len(kinds) < 2 and (not found or len(raw) > 1):
@@ -122,8 +125,7 @@ class Reader:
         for at, form in enumerate(forms):
             try:
                 form.batch(self.batch_dim, model).to(device)
-                with torch.no_grad():
-                    form.batch(self.batch_dim, model).to(device).call(model)
+                form.batch(self.batch_dim, model).to(device).call_without_graph(model)
             except Exception:
                 continue
             return at
@@ -149,9 +151,19 @@ class Reader:
             rows = self._packed_unsaid(batch, named, trial)
         if rows is None:
             return batch
+        rows = self._ended(rows, batch, trial)
         lists = frozenset(batch.lists_of(rows.samples))
         batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
         return self._arranged(batch, rows.to(device), trial)
+
+    def _ended(self, rows: Rows, batch: Batch, trial: Trial) -> Rows:
+        """Without the last offset of bags, if it is where the last one ends, and no bag."""
+        if rows.what != BAGS or not rows.last_is_empty:
+            return rows
+        kind = frozenset(batch.inputs())
+        if kind not in self._ending:
+            self._ending[kind] = len(trial.picked(batch)) == rows.samples - 1
+        return rows.without_the_last() if self._ending[kind] else rows
 
     def _packed_unsaid(self, batch: Batch, named: dict[str, Tensor], trial: Trial) -> Rows | None:
         """The texts in its rows, if the model keeps them apart by an input of some other name."""
@@ -236,7 +248,8 @@ def _refuse_ragged(raw: Any) -> None:
 def _kind_of(raw: Any) -> object:
     """Batches of one kind are given to the model in the same way."""
     first = raw[0] if isinstance(raw, (tuple, list)) and raw else None
-    return type(raw), type(first), getattr(first, "ndim", None)
+    count = len(raw) if isinstance(raw, (tuple, list)) else None
+    return type(raw), type(first), getattr(first, "ndim", None), count
 
 
 def _rank(batch: Batch, path: Path) -> int:

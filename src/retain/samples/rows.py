@@ -13,6 +13,7 @@ from retain.samples.containers import Path
 
 NOBODY = -1  # the owner of a row that does not count, such as padding
 OUTPUT = "output"  # under this name, samples_of may speak of the output's rows
+BAGS = "bags"
 TEXTS = "texts that are packed into one row"
 
 # Names of inputs that count: positions at which samples begin, with and without the end.
@@ -53,6 +54,15 @@ class Rows:
     def to(self, device: torch.device) -> Rows:
         """The same on another device."""
         return replace(self, owners=tuple(ids.to(device) for ids in self.owners))
+
+    def without_the_last(self) -> Rows:
+        """The same, if the last sample has no row of its own, as an offset that only ends one."""
+        return replace(self, samples=self.samples - 1)
+
+    @property
+    def last_is_empty(self) -> bool:
+        """Whether no row belongs to the last sample."""
+        return self.samples > 1 and not any((ids == self.samples - 1).any() for ids in self.owners)
 
     # ---- inputs ----
 

@@ -54,8 +54,7 @@ class Trial:
     def tried(self, batch: Batch) -> tuple[Tensor | None, int | None]:
         """F(x), or None if there is none; and how many samples what the model returns is of."""
         try:
-            with torch.no_grad():
-                returned = batch.call(self.model)
+            returned = batch.call_without_graph(self.model)
             if isinstance(returned, (tuple, list)) and all(
                 isinstance(r, Mapping) for r in returned
             ):
@@ -64,13 +63,12 @@ class Trial:
         except Exception:
             return None, None
         is_one = isinstance(output, Tensor) and output.ndim > 0
-        return (output, len(output)) if is_one else (None, None)
+        return (output.detach(), len(output)) if is_one else (None, None)
 
     def picked(self, batch: Batch) -> Tensor:
         """What is picked from what the model returns, as it is."""
-        with torch.no_grad():
-            output = as_picked(batch.call(self.model), batch, self.pick)
-        return output if isinstance(output, Tensor) else torch.empty(())
+        output = as_picked(batch.call_without_graph(self.model), batch, self.pick)
+        return output.detach() if isinstance(output, Tensor) else torch.empty(())
 
     # ---- what holds the samples ----
 
