@@ -384,3 +384,18 @@ def test_a_part_of_what_is_not_contiguous_has_whole_rows(monkeypatch, wide):
     found = [part for (part,) in parts.parts(tensor)]
     assert {part.shape[1] for part in found} == {shape[1]}
     assert sum(len(part) for part in found) == 6
+
+
+@pytest.mark.parametrize("unit", [0.25, 3.0])
+def test_omega_is_counted_in_its_unit(unit):
+    theta, held = make((5, 3))
+    (omega, star, _unit) = held[0]
+    plain, counted = [Hold(unit * omega, star)], [Hold(omega, star, unit)]
+    torch.testing.assert_close(value(theta, counted), value(theta, plain))
+    torch.testing.assert_close(
+        add_gradient(None, theta, counted, 0.3), add_gradient(None, theta, plain, 0.3)
+    )
+    ends = theta.clone(), theta.clone()
+    proximal_(ends[0], counted, 0.3)
+    proximal_(ends[1], plain, 0.3)
+    torch.testing.assert_close(*ends)

@@ -21,7 +21,13 @@ PIECE = 1 << 20  # elements that are looked at together, in double precision
 
 @dataclass(frozen=True)
 class ParameterDrift:
-    """One parameter: its part of the expected change, its share of all, and how far it went."""
+    """One parameter: its part of the expected change, its share of all, and how far it went.
+
+    Examples:
+        >>> memory = retain.MAS(model).observe(loader).consolidate()
+        >>> memory.drift().parameters["0.weight"]  # a ParameterDrift; nothing has moved
+        ParameterDrift(change=0.0, share=0.0, distance=0.0)
+    """
 
     change: float
     share: float
@@ -42,6 +48,12 @@ class Drift:
         penalty: Σ Ω (θ − θ*)², without λ.
         distance: ‖θ − θ*‖₂ over the weights that have importance.
         parameters: name -> its part, the largest first.
+
+    Examples:
+        >>> omega, star = {"w": torch.tensor([2.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}
+        >>> drift = retain.drift.Drift.of(omega, star, {"w": torch.tensor([1.5, 9.0])})
+        >>> drift.change, drift.relative, drift.penalty
+        (1.0, 0.5, 0.5)
     """
 
     change: float

@@ -92,6 +92,11 @@ class Importance(Mapping[str, Tensor]):
 
         Raises:
             InputError: no parts, parts of different models, or parts without samples.
+
+        Examples:
+            >>> first, second = (retain.MAS(model).observe(loader).observed for _ in range(2))
+            >>> retain.Importance.pool([first, second]).samples
+            64
         """
         given = list(parts) if isinstance(parts, Iterable) else [parts]
         wrong = sorted({type(part).__name__ for part in given if not isinstance(part, Importance)})
@@ -129,6 +134,9 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             FileError: it cannot be written; what was there is untouched.
             InputError: it holds NaN, infinity or negative numbers, which are no Ω.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).observed.save("omega.safetensors")
         """
         bad = not_importance(self)
         if bad:
@@ -148,6 +156,11 @@ class Importance(Mapping[str, Tensor]):
 
         Raises:
             FileError: missing, truncated, foreign, or from a newer version.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).observed.save("omega.safetensors")
+            >>> sorted(retain.Importance.load("omega.safetensors"))
+            ['0.bias', '0.weight', '2.bias', '2.weight']
         """
         return cls.of_file(path, *files.read(path, "importance"))
 
@@ -159,6 +172,12 @@ class Importance(Mapping[str, Tensor]):
 
         Raises:
             FileError: it is no importance.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).observed.save("omega.safetensors")
+            >>> read = retain.files.read("omega.safetensors", "importance")
+            >>> retain.Importance.of_file("omega.safetensors", *read).samples
+            32
         """
         fields = Fields(header)
         names, samples = fields.texts("names"), fields.count("samples")
@@ -177,7 +196,12 @@ class Importance(Mapping[str, Tensor]):
         return cls({name: tensors[name] for name in names}, samples, routes, norm, precisions)
 
     def to(self, device: torch.device | str) -> Importance:
-        """The same on another device."""
+        """The same on another device.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).observed.to("cpu").samples
+            32
+        """
         means = {name: omega.to(device) for name, omega in self.items()}
         return Importance(means, self.samples, self.routes, self.squared_norm, self.precisions)
 
@@ -185,6 +209,11 @@ class Importance(Mapping[str, Tensor]):
         """A table with a row per parameter: mean, share of the total, largest, route; print it.
 
         Below it stands in what precision Ω was computed, if that is known.
+
+        Examples:
+            >>> summary = retain.MAS(model).observe(loader).observed.summary()
+            >>> "computed in float32" in str(summary)
+            True
         """
         return Summary.of(self, self.samples, self.routes, self.precisions)
 
@@ -194,6 +223,10 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             MissingExtraError: matplotlib is not installed.
             InputError: there is nothing to draw, or a suffix that is not a picture's.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).observed.plot("omega.png").name
+            'omega.png'
         """
         return self.summary().plot(path)
 

@@ -66,6 +66,11 @@ class Config(TaskChoices):
 
     Raises:
         ConfigError: something that cannot be carried out; everything that is wrong, at once.
+
+    Examples:
+        >>> from retain.experiment import Config
+        >>> Config("digits", methods=("finetune", "mas"), seeds=(0, 1, 2)).batch_size
+        128
     """
 
     tasks: Annotated[

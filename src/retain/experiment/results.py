@@ -331,7 +331,22 @@ def _versions() -> dict[str, str]:
 
 @dataclass
 class Results:
-    """Everything that a run found out so far."""
+    """Everything that a run found out so far.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from retain.experiment import Config, Results, run
+        >>> few = {"epochs": 1, "batch_size": 32, "seeds": (0, 1)}
+        >>> results = run(Config("digits", **few), progress=False)
+        >>> mean, sd = results.mean_sd("mas", "average_accuracy")
+        >>> results.compare("mas", "finetune").seeds, len(results.of("mas"))
+        (2, 2)
+        >>> results.to_json()["schema"], len(results.content().runs)
+        (1, 4)
+        >>> Path("out").mkdir()
+        >>> len(Results.read(results.write(Path("out")).parent).runs)
+        4
+    """
 
     config: Config
     runs: list[Run] = field(default_factory=list)

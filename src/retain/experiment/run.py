@@ -81,6 +81,12 @@ def run(
 
     A method that fails is a failed run in the results, with its error; the others go on. Whoever
     carries out the jobs, the numbers are the same.
+
+    Examples:
+        >>> from retain.experiment import Config, run
+        >>> config = Config("digits", methods=("mas",), epochs=1, batch_size=32)
+        >>> [one.method for one in run(config, out="out", progress=False).runs]
+        ['mas']
     """
     with crew(Workforce(workers=workers, scheduler=scheduler)) as hands:
         return run_by(hands, config, out=out, resume=resume, progress=progress)

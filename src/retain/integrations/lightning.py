@@ -36,6 +36,13 @@ class RetainCallback(Callback):
     Raises (in `trainer.fit()`):
         InputError: no optimizer holds any of the protected parameters.
         StateError: something was observed but never consolidated.
+
+    Examples:
+        >>> from retain.integrations.lightning import RetainCallback
+        >>> memory = retain.MAS(model).observe(loader).consolidate()
+        >>> callback = RetainCallback(memory)  # Trainer(callbacks=[callback], …)
+        >>> callback.form
+        'adaptive'
     """
 
     def __init__(

@@ -149,6 +149,10 @@ class Memory:
             NonFiniteError: NaN or infinity in outputs or gradients; says in which batch.
             ModelError: the samples of a batch influence each other.
             StateError: the model changed since the first sample; call `consolidate()` before that.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader, max_samples=20).observed.samples
+            20
         """
         arguments.optional(arguments.whole, "max_samples", max_samples, least=1)
         arguments.flag("progress", progress)
@@ -236,6 +240,11 @@ class Memory:
                 or one of them did not come.
             InputError: another `merge`.
             ModelError: the model no longer has the shapes that were observed or consolidated.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> memory.observe(new_inputs).consolidate().tasks  # Ω of both, added up
+            2
         """
         observed = self._of_all_ranks(merge) if several() and self.shared else self._all_observed()
         if not observed:
@@ -301,6 +310,11 @@ class Memory:
             StateError: something was observed but never consolidated; or it is called inside of a
                 transform of torch.func.
             ModelError: parameters with importance that are gone or have another shape.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> loss = criterion(model(x), y) + memory.penalty()
+            >>> loss.backward()
         """
         self._guard.look(closely=False)
         self._guard.asked()
@@ -364,6 +378,14 @@ class Memory:
             InputError: not an optimizer, or one that holds none of the protected parameters, or
                 a form that there is not or that cannot work with it.
             StateError: it is attached already, in another form.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> with memory.attach(optimizer, form="adaptive"):
+            ...     for x, y in new_data:
+            ...         optimizer.zero_grad()
+            ...         criterion(model(x), y).backward()
+            ...         optimizer.step()  # protected
         """
         arguments.function("log", log)
         arguments.whole("every", every, least=1)
@@ -415,6 +437,11 @@ class Memory:
         Raises:
             StateError: nothing was consolidated.
             ModelError: parameters with importance that are gone or have another shape.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> memory.drift().relative  # nothing has moved
+            0.0
         """
         return self.forecast(self.model)
 
@@ -432,6 +459,12 @@ class Memory:
             StateError: nothing was consolidated.
             InputError: weights of another model (every name is listed), or data without labels.
             ModelError: parameters with importance that are gone or have another shape.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> near, far = (memory.forecast(new_data, lr=lr).change for lr in (0.01, 0.1))
+            >>> 0 < near < far
+            True
         """
         held = {name: p for name, (p, _) in self._holding().items()}
         arguments.function("loss", loss)
@@ -468,6 +501,12 @@ class Memory:
 
         Raises:
             InputError: not an optimizer.
+
+        Examples:
+            >>> memory = retain.MAS(model, exclude="2").observe(loader).consolidate()
+            >>> handle = memory.attach(optimizer)
+            >>> memory.check(optimizer).protected
+            True
         """
         found = [] if optimizer is None else optimizers_in(optimizer, asked="check")
         hold_grown(self)
@@ -477,6 +516,13 @@ class Memory:
         """How many bytes this memory takes, on this process, before they are taken: print it.
 
         `EWC` keeps an Ω and a θ* for each task; `SI` observes steps.
+
+        Examples:
+            >>> print(retain.MAS(model).footprint())
+            the protected weights     300 bytes
+            sums while observing      600 bytes
+            Ω                         300 bytes
+            θ*                        300 bytes
         """
         return Footprint.of(self.selection.trainable(self.model), self.storage)
 
@@ -488,6 +534,10 @@ class Memory:
         `"importance.0"` and `"anchor.0"` (Ω and θ*; with a term per task 1, 2, … as well),
         `"observed"` (sums since the last `consolidate()`), and what a method needs besides.
         An `output=` function is not in it.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> torch.save({"model": model.state_dict(), "memory": memory.state_dict()}, "last.pt")
         """
         self._guard.look()
         tensors, header = self._state.pack()
@@ -507,6 +557,13 @@ class Memory:
         Raises:
             InputError: it is no state of this kind of memory, or does not match the model, with
                 every missing, unexpected and misshapen name; nothing is changed then.
+
+        Examples:
+            >>> state = retain.MAS(model, strength=2.0).observe(loader).consolidate().state_dict()
+            >>> memory = retain.MAS(model)
+            >>> memory.load_state_dict(state)
+            >>> memory.strength, memory.tasks
+            (2.0, 1)
         """
         tensors, header = split(state, type(self))
         made = restored(
@@ -534,6 +591,11 @@ class Memory:
 
         Raises:
             FileError: it cannot be written; what was there is untouched.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).consolidate().save("memory.safetensors")
+            >>> retain.load("memory.safetensors", model).importance.samples
+            32
         """
         self._guard.look()
         tensors, header = self._state.pack()

@@ -112,6 +112,13 @@ class LocalMAS(ReadsBatches, Memory):
                 alone.
             StateError: another block is open with another `every`.
             ModelError: the model changed since the first sample; call `consolidate()` before that.
+
+        Examples:
+            >>> memory = retain.LocalMAS(model)
+            >>> with memory.observing(every=2):
+            ...     answers = [model(x) for _ in range(4)]
+            >>> memory.observed.samples  # of two calls with eight each
+            16
         """
         with self._quiet():
             listener = self._listener_for_all()

@@ -15,10 +15,20 @@ _SHIPPED = Path(__file__).parent / "shipped"
 
 
 def minilm() -> Path:
-    """The passport of all-MiniLM-L6-v2, as Hugging Face's `BertModel`; for `retain.load`."""
+    """The passport of all-MiniLM-L6-v2, as Hugging Face's `BertModel`; for `retain.load`.
+
+    Examples:
+        >>> retain.passports.minilm().name  # memory = retain.load(retain.passports.minilm(), bert)
+        'minilm.safetensors'
+    """
     return _SHIPPED / "minilm.safetensors"
 
 
 def efficientnet_lite0() -> Path:
-    """The passport of EfficientNet-Lite0 (ImageNet), as in `efficientnet_lite_pytorch`."""
+    """The passport of EfficientNet-Lite0 (ImageNet), as in `efficientnet_lite_pytorch`.
+
+    Examples:
+        >>> retain.passports.Passport.load(retain.passports.efficientnet_lite0()).card["name"]
+        'EfficientNet-Lite0 (ImageNet)'
+    """
     return _SHIPPED / "efficientnet_lite0.safetensors"

@@ -34,6 +34,12 @@ class Passport:
         importance: Ω as the passport keeps it: products of row and column sums.
         card: plain data: the model, its hash, the data, the samples, Ω by layer, how stable it is
             between the halves of the data, what keeping it small costs, and the price in seconds.
+
+    Examples:
+        >>> made = retain.passport(model, loader, name="small", described="random numbers")
+        >>> made.save("small.safetensors")
+        >>> retain.passports.Passport.load("small.safetensors").write_page("small.html").name
+        'small.html'
     """
 
     importance: Importance
@@ -147,6 +153,11 @@ def passport(
 
     Raises:
         InputError: fewer than two batches, or what `observe` refuses.
+
+    Examples:
+        >>> card = retain.passport(model, loader, name="small", described="random numbers")
+        >>> card.save("small.safetensors")
+        >>> memory = retain.load("small.safetensors", model)  # by others, who have no data
     """
     arguments.optional(arguments.whole, "max_samples", max_samples, least=1)
     for what, text in (("name", name), ("described", described)):

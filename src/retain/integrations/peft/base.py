@@ -25,6 +25,13 @@ def base_weights(peft_model: nn.Module) -> Iterator[nn.Module]:
 
     Raises:
         StateError: an adapter is merged into the weights, which are then no longer those of before.
+
+    Examples:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from retain.integrations.peft import base_weights
+        >>> peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["0"]))
+        >>> with base_weights(peft_model) as base:
+        ...     memory = retain.MAS(base).observe(loader).consolidate()
     """
     root = root_of(peft_model)
     tuner, wrapper = (

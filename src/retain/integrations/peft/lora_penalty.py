@@ -64,6 +64,21 @@ class LoraPenalty:
         ModelError: layers that are not LoRA's, Ω of another model, adapters on weights without Ω;
             names all of them.
         StateError: something was observed but never consolidated.
+
+    Examples:
+        >>> from peft import LoraConfig, get_peft_model
+        >>> from retain.integrations.peft import LoraPenalty
+        >>> memory = retain.MAS(model).observe(loader).consolidate()  # before the adapter
+        >>> peft_model = get_peft_model(model, LoraConfig(r=2, target_modules=["0", "2"]))
+        >>> penalty = LoraPenalty(memory, peft_model)
+        >>> trained = [p for p in peft_model.parameters() if p.requires_grad]
+        >>> handle = penalty.attach(torch.optim.AdamW(trained), form="adaptive")
+        >>> penalty.penalty().item(), penalty.drift().relative  # B is still 0
+        (0.0, 0.0)
+        >>> penalty.save("memory.safetensors"); penalty.load("memory.safetensors")
+        >>> penalty.load_state_dict(penalty.state_dict())
+        >>> type(penalty.held()).__name__
+        'Held'
     """
 
     def __init__(

@@ -43,6 +43,13 @@ class RetainCallback(TrainerCallback, ExportableState):
         InputError: Trainer's optimizer holds none of the protected parameters.
         StateError: something was observed but never consolidated.
         FileError: the file in a checkpoint does not match the model.
+
+    Examples:
+        >>> from retain.integrations.transformers import RetainCallback
+        >>> memory = retain.MAS(model).observe(loader).consolidate()
+        >>> callback = RetainCallback(memory)  # Trainer(…, callbacks=[callback])
+        >>> callback.form
+        'adaptive'
     """
 
     # Trainer may make a callback anew from what is in a checkpoint, where there is no memory.

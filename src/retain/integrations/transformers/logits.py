@@ -33,6 +33,15 @@ def logits_norm(model: nn.Module, head: nn.Module | None = None) -> LogitsNorm:
 
     Raises:
         ModelError: the head is not a linear layer, or not to be found.
+
+    Examples:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from retain.integrations.transformers import logits_norm
+        >>> config = GPT2Config(vocab_size=31, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+        >>> gpt2 = GPT2LMHeadModel(config)
+        >>> memory = retain.MAS(gpt2, output=logits_norm(gpt2))
+        >>> memory.observe([{"input_ids": torch.randint(31, (4, 9))}]).observed.samples
+        4
     """
     find = getattr(model, "get_output_embeddings", None)
     if head is None and find is not None:
