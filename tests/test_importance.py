@@ -12,6 +12,7 @@ from torch import nn
 import retain
 from retain import Importance, files
 from retain.errors import FileError, InputError
+from retain.importance import is_positive
 from retain.memory.memory_file import read_importance
 
 
@@ -202,3 +203,15 @@ def test_a_damaged_memory_is_said_to_be_damaged_by_whoever_looks_at_it(tmp_path)
     path.write_bytes(content)
     with pytest.raises(FileError, match="is damaged: its digest"):
         read_importance(path)
+
+
+def test_norms_are_weighed_as_importance_is():
+    parts = [Importance({"w": torch.ones(2)}, n, squared_norm=norm) for n, norm in ((1, 8.0), (3, 4.0))]
+    assert Importance.pool(parts).squared_norm == 5.0
+    assert (parts[0] + parts[1]).squared_norm == 12.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float16, torch.float64])
+def test_numbers_of_any_width_are_compared_with_zero(dtype):
+    assert is_positive(torch.tensor([0.0, 1.0]).to(dtype))
+    assert not is_positive(torch.tensor([0.0, -1.0]).to(dtype))
