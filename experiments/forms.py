@@ -2,7 +2,8 @@
 
     python experiments/forms.py --data /usr/share/datasets/fashion-mnist --out forms --docs docs
 
-Writes docs/pictures/forms.svg, and the table into docs/forms.md, between two marks. A run that was interrupted is taken up again.
+Writes docs/pictures/forms.svg, and the table into docs/forms.md, between two marks. A run that was
+interrupted is taken up again.
 """
 
 from __future__ import annotations

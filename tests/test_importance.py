@@ -206,7 +206,9 @@ def test_a_damaged_memory_is_said_to_be_damaged_by_whoever_looks_at_it(tmp_path)
 
 
 def test_norms_are_weighed_as_importance_is():
-    parts = [Importance({"w": torch.ones(2)}, n, squared_norm=norm) for n, norm in ((1, 8.0), (3, 4.0))]
+    parts = [
+        Importance({"w": torch.ones(2)}, n, squared_norm=norm) for n, norm in ((1, 8.0), (3, 4.0))
+    ]
     assert Importance.pool(parts).squared_norm == 5.0
     assert (parts[0] + parts[1]).squared_norm == 12.0
 

@@ -10,11 +10,12 @@ import pytest
 from tests.test_imports import LEVELS
 
 ROOT = Path(__file__).parents[2]
+GUIDE = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *GUIDE,
 ]
 PATHS = re.compile(r"\b((?:src|tests|docs|examples|experiments|benchmarks)/[\w./-]*[\w/])")
 LINKS = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
@@ -42,3 +43,10 @@ def test_every_room_is_in_the_picture_of_the_house():
     for level in LEVELS:
         assert min(floor_of[room] for room in level) >= reached, level
         reached = max(floor_of[room] for room in level)
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_begins_with_whom_it_serves(page):
+    title, _, rest = page.read_text(encoding="utf-8").partition("\n\n")
+    assert title.startswith("# ")
+    assert rest.startswith("For anyone ")
