@@ -178,24 +178,6 @@ def test_channels_may_be_last(name, way, monkeypatch):
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in given)
 
 
-def test_of_more_samples_fewer_ways_fit(monkeypatch):
-    """What was the quickest way for few samples may be none for many."""
-    kept = {}
-
-    def quickest(of, ways, device):
-        return kept.setdefault(of, list(ways)[-1])
-
-    monkeypatch.setattr(convolution, "HELD", 3000)
-    monkeypatch.setattr(convolution, "quickest", quickest)
-    weight, settings = torch.randn(6, 4, 3), Settings((1,), (0,), (1,), False, (0,), 1)
-    for n in (2, 300):
-        x, grad = torch.randn(n, 4, 20), torch.randn(n, 6, 18)
-        total = Sum(weight.shape, weight.dtype, weight.device, 1)
-        contribution = weight_contribution(x, grad, weight, settings, Blocks(0, 1, n, 1))
-        sum_contributions([contribution], n, total)
-        assert total.result().isfinite().all()
-
-
 ROUTES = {  # weight, inputs of one sample, options: the way that rules of thumb take
     "_pointwise": ((4, 3, 1, 1), (3, 30, 30), {}),
     "_unfolded": ((4, 3, 3, 3), (3, 9, 9), {"padding": 1}),

@@ -83,7 +83,7 @@ def weight_contribution(
     if several and whole and layout.samples * weight.numel() <= HELD:
         if max(weight.shape[2:]) > QUICK_KERNEL and _separate(inputs, weight):
             return _as_kernels(inputs, grad, weight, settings)
-        if pixels <= FEW_PIXELS_OF_CHANNELS:
+        if pixels <= FEW_PIXELS_OF_CHANNELS and not _channels_last(inputs):
             return _as_groups(inputs, grad, weight, settings)
     if whole:
         return _on_cpu(inputs, grad, weight, settings)
@@ -128,7 +128,7 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
         total = Sum(weight.shape, weight.dtype, weight.device, power=1)
         sum_contributions([way(inputs[:few], grad[:few])], few, total)
 
-    about = (*ways, *_about(inputs, grad, weight, settings))  # of more samples, fewer ways fit
+    about = _about(inputs, grad, weight, settings)
     trials = {name: partial(tried, way) for name, way in ways.items()}
     return ways[quickest(about, trials, grad.device)](inputs, grad)
 
@@ -176,7 +176,7 @@ def _as_kernels(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings
 def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
     """The batch as one sample of n times the groups, whose weights are those of every sample."""
     n = len(grad)
-    last = weight.shape[1] == 1 and inputs.ndim == 4 and _channels_last(inputs)
+    last = weight.shape[1] == 1 and _channels_last(inputs)
     d, x = (_side_by_side(t, last=last) for t in (grad, inputs))
     weights = weight.new_empty(n * weight.shape[0], *weight.shape[1:])
     found = weight_gradient(x, d, weights, settings._replace(groups=n * settings.groups))
@@ -191,7 +191,9 @@ def _side_by_side(images: Tensor, *, last: bool) -> Tensor:
 
 
 def _channels_last(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    if images.ndim != 4 or images.is_contiguous():
+        return False
+    return images.is_contiguous(memory_format=torch.channels_last)
 
 
 def _on_accelerator(
