@@ -19,7 +19,8 @@ The words, each for one thing, and the file that it lives in:
   the samples (summing.py, products.py) into a parameter's sum (sums.py).
 * masked: without a rule, an operation's own backward, with the gradient masked to one sample.
 * pulled back: brought from the frontier to the parameters, through what lies between, once for all
-  samples or for each (pull_back.py).
+  samples or for each (pull_back.py). Where these are products and sums of parameters, contributions
+  are carried back in the form in which they are held (carried.py, weighed.py).
 * looped over: computed by a forward and backward of each sample (reference.py), since nothing else
   is left, or is quicker. The reason is one of those in fallback.py: inseparable (it has no
   frontier), unaskable (an operation has no backward of its own), its sums differ, a hook, a

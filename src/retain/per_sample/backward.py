@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample import devices
+from retain.per_sample.carried import carry_back
 from retain.per_sample.contributions import Contribution, Factors, OneByOne
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
 from retain.per_sample.graph import Graph, Output
@@ -180,10 +181,22 @@ class PerSampleBackward:
         route = _route(found)
         if self._copying(group, found):
             self._pull_back_sums(found)
-        else:
+        elif not self._carry_back(group, found):
             self._pull_back_each(group, found)
             route += ", pulled back"
         self.routes.update(dict.fromkeys(group.names, route))
+
+    def _carry_back(self, group: Group, found: list[Found]) -> bool:
+        """Whether contributions came back as they are held; remembered if they do not."""
+        if group in self.habits.asked:
+            return False
+        carried = carry_back(self.graph, self.plan.frontier, found, self.samples)
+        if carried is None:
+            self.habits.asked.add(group)
+            return False
+        for leaf, contributions in carried.items():
+            sum_contributions(contributions, self.samples, self.sums[self._names[leaf]])
+        return True
 
     def _copying(self, group: Group, found: list[Found]) -> bool:
         """Whether sums can be pulled back; remembered unless the data decide what is copied."""

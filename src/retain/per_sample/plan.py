@@ -22,6 +22,8 @@ class Habits:
 
     # a group, and the results whose gradients it has → whether its sums can be pulled back
     copying: dict[tuple[Group, frozenset[Key]], bool] = field(default_factory=dict)
+    # groups whose contributions cannot be carried back: operations are asked for every sample
+    asked: set[Group] = field(default_factory=set)
     pulls_back: bool | None = None  # whether operations are asked again after a pass; None: not run
 
 

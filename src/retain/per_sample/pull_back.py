@@ -35,10 +35,11 @@ RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"}
 def is_transpose(node: Node) -> bool:
     """Whether the node transposes a matrix."""
     name = operation(node)
-    if name == "T":
-        return True
-    dims = {node._saved_dim0 % 2, node._saved_dim1 % 2} if name == "Transpose" else set()  # type: ignore[attr-defined]
-    return len(shape_of(node)) == 2 and dims == {0, 1}
+    if len(shape_of(node)) != 2:
+        return False
+    if name == "Transpose":
+        return {node._saved_dim0 % 2, node._saved_dim1 % 2} == {0, 1}  # type: ignore[attr-defined]
+    return name == "T" or (name == "Permute" and node._saved_dims[0] % 2 == 1)  # type: ignore[attr-defined]
 
 
 def pull_back(

@@ -20,6 +20,7 @@ from retain.per_sample.contributions import (
 from retain.per_sample.layout import NOBODY, Owners
 from retain.per_sample.products import add_patches, add_products
 from retain.per_sample.sums import Sum
+from retain.per_sample.weighed import Weighed
 
 
 def sum_contributions(contributions: Sequence[Contribution], samples: int, total: Sum) -> None:
@@ -38,6 +39,8 @@ def sum_contributions(contributions: Sequence[Contribution], samples: int, total
         sum_rows([t for t in contributions if isinstance(t, Rows)], total)
     elif not others and isinstance(first, Patches):
         add_patches(first, total)
+    elif not others and isinstance(first, Weighed):
+        sum_weighed(first, samples, total)
     elif not others and isinstance(first, Together):
         sum_together(first, samples, total)
     elif not others and isinstance(first, OneByOne):
@@ -68,6 +71,18 @@ def sum_factors(
     else:
         met = Lookups.together(list(lookups)) if lookups else None
         add_products(left, right, total, met)
+
+
+def sum_weighed(contribution: Weighed, samples: int, total: Sum) -> None:
+    """Of a product of parameters: where nothing is summed over, |F g|ᵖ = |F|ᵖ |g|ᵖ."""
+    if contribution.summed:
+        contribution.add_to(total)
+        return
+    like, factors = total.total, contribution.factors
+    alone = Sum(factors.shape, like.dtype, like.device, total.power)
+    sum_factors([factors], [], samples, alone)
+    weights = total.raised(contribution.weights)
+    total.add(alone.result().view(weights.shape).mul_(weights).view(like.shape))
 
 
 def _sum_ragged(
