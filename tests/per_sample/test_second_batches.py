@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retain.per_sample.trust import Trust
 from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Specimen, Watched, batch_of, one_off
@@ -201,3 +202,52 @@ def test_weights_that_moved_between_batches() -> None:
                 p.mul_(1.3)
                 if step:
                     p.data = p.data.clone()
+
+
+SOME = torch.tensor([1, 0, 3, 1])
+CHOOSING = {
+    "gather": lambda x, at: x.gather(1, at),
+    "index_select": lambda x, at: x.index_select(1, SOME),
+    "scatter": lambda x, at: x.scatter(1, at, x.flip(1)),
+    "scatter_add": lambda x, at: x.scatter_add(1, at, x.tanh()),
+    "index_add": lambda x, at: x.index_add(1, SOME, x.exp()),
+    "index_copy": lambda x, at: x.index_copy(1, torch.tensor([2, 0, 1, 3]), x.sin()),
+    "sort": lambda x, at: x.sort(1)[0],
+    "topk": lambda x, at: x.topk(3, 1)[0],
+    "cummax": lambda x, at: x.cummax(1)[0],
+    "cummin": lambda x, at: x.cummin(1)[0],
+}
+
+
+def _trust_after_batches(net: Net) -> set[Trust]:
+    watched = one_off(net, sequences(4, 6))
+    for n, seed in ((5, 1), (5, 2), (4, 3), (4, 4)):
+        assert not watched.complaint(watched.specimen.batch(n, seed=seed))
+    return {known.trust for known in watched.per_sample._known._known.values()}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_places_within_a_sample_that_the_data_choose(name: str) -> None:
+    """Only which tokens: no other batch has to be looked at first."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = torch.tanh(net.first(x))
+        chosen = CHOOSING[name](h, h.detach().argsort(1))
+        return net.last(torch.tanh(net.middle(chosen))).sum(1)
+
+    layers = {"first": nn.Linear(6, 5), "middle": nn.Linear(5, 5), "last": nn.Linear(5, 3)}
+    assert _trust_after_batches(Net(forward, **layers)) == {Trust.KEPT}
+
+
+def test_places_in_the_batch_that_the_data_choose() -> None:
+    """These stay within a sample, too, but the operation does not say so."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = torch.tanh(net.first(x))
+        begins = 4 * torch.arange(len(x)).repeat_interleave(4)
+        own = begins[:, None] + h.detach().argsort(1).flatten(0, 1)
+        rows = h.flatten(0, 1).gather(0, own)
+        return net.last(torch.tanh(net.middle(rows))).view(*x.shape[:2], -1).sum(1)
+
+    layers = {"first": nn.Linear(6, 5), "middle": nn.Linear(5, 5), "last": nn.Linear(5, 3)}
+    assert _trust_after_batches(Net(forward, **layers)) == {Trust.GROWN}

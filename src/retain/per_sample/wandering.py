@@ -70,7 +70,12 @@ PRODUCTS = {
 APART = {"Bmm": 1, "Baddbmm": 1}
 ATTENTION, HEADS = "ScaledDotProduct", 2  # [n, heads, tokens, …]
 # Rows side by side, or moved: of no account unless it is along the samples.
-MOVING = {"Cat": "_saved_dim", "Stack": "_saved_dim", "Flip": "_saved_dims", "Roll": "_saved_dims"}
+# Where the data choose, they choose places along that dimension only.
+CHOOSING = {"Cummax", "Cummin", "Gather", "IndexAdd", "IndexCopy", "IndexSelect", "Scatter"}
+MOVING = {
+    **dict.fromkeys(("Cat", "Stack", "ScatterAdd", "Sort", "Topk", *CHOOSING), "_saved_dim"),
+    **dict.fromkeys(("Flip", "Roll"), "_saved_dims"),
+}
 
 
 def wandering(
