@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.borrowed import borrowed
-from retain.per_sample import PerSample
+from retain.per_sample import PerSample, carried
 from retain.per_sample.scores import SquaredNorm
 from retain.samples.batches import Batch
 
@@ -31,6 +31,8 @@ class Normed(nn.Module):
 @pytest.mark.parametrize("cold", [True, False])
 def test_a_first_pass_is_no_measure(cold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what takes long again is warned of."""
+    monkeypatch.setattr(carried, "HELD", 1)
+    monkeypatch.setattr(carried, "BLOCK", 1)
     model, ran = Normed(), PerSample._run
     engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
     calls = []
