@@ -138,3 +138,37 @@ def test_which_layers_would_move():
         assert moving(model) == []
     model.eval()
     assert moving(model) == []
+
+
+def test_layers_of_ones_own_are_named():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mu", torch.zeros(4))
+
+        def forward(self, x):
+            if self.training:
+                self.mu = 0.9 * self.mu + 0.1 * x.mean(0)
+            return x - self.mu
+
+    model = nn.ModuleDict({"first": Mean(), "more": nn.Sequential(Mean(), nn.BatchNorm1d(4))})
+    model.train()
+    for also, names in {"first": ("more.1", "first"), "more": ("more.1", "more.0")}.items():
+        with retain.frozen_statistics(model, also=also) as frozen:
+            assert frozen.layers == names
+            layer = model.get_submodule(names[1])
+            before = layer.mu.clone()
+            layer.train()(X)
+            assert torch.equal(layer.mu, before)
+        layer(X)
+        assert not torch.equal(layer.mu, before)
+    with pytest.raises(InputError, match=r"'third'. The model has first, more\.0, more\.1"):
+        retain.frozen_statistics(model, also=["first", "third"])
+
+
+def test_batch_norm_that_does_not_move_them():
+    layer = nn.BatchNorm1d(4, momentum=0.0).train()
+    assert not moves_statistics(layer)
+    before = layer.running_mean.clone()
+    layer(X)
+    assert torch.equal(layer.running_mean, before)

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from retain.closest import did_you_mean
 from retain.errors import InputError, ModelError
@@ -67,8 +67,8 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
 
 
 def shape_of(p: Tensor) -> torch.Size | None:
-    """The shape of a parameter; None for one of a lazy layer that no batch has gone through."""
-    return None if isinstance(p, UninitializedParameter) else p.shape
+    """The shape of a tensor; None in a lazy layer that no batch has gone through."""
+    return None if isinstance(p, (UninitializedParameter, UninitializedBuffer)) else p.shape
 
 
 def what_became_of(model: nn.Module, name: str) -> str:
@@ -103,8 +103,8 @@ class Selection:
         Raises:
             InputError: something else than strings.
         """
-        picked = None if include is None else _patterns("include", include)
-        return cls(picked, _patterns("exclude", () if exclude is None else exclude))
+        picked = None if include is None else patterns_of("include", include)
+        return cls(picked, patterns_of("exclude", () if exclude is None else exclude))
 
     def matching(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """What is picked, name -> parameter, frozen ones as well."""
@@ -145,12 +145,12 @@ class Selection:
         if self.include is None and not self.exclude:
             return
         aliases = [alias for _p, names in _with_aliases(model).values() for alias in names]
-        idle = [p for p in self.include or () if not any(_match(a, p) for a in aliases)]
+        idle = [p for p in self.include or () if not any(matches(a, p) for a in aliases)]
         if self.include == ():
             raise InputError("include=() picks nothing; leave it out to protect every parameter.")
         if idle:
             raise InputError(f"include= matches no parameter with {_suggest(idle, aliases)}")
-        idle = [p for p in self.exclude if not any(_match(a, p) for a in aliases)]
+        idle = [p for p in self.exclude if not any(matches(a, p) for a in aliases)]
         if idle and aliases:
             warnings.warn(
                 f"exclude= matches no parameter with {_suggest(idle, aliases)}", stacklevel=2
@@ -175,11 +175,16 @@ def snapshot(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | N
 @lru_cache(maxsize=1 << 16)  # asked again at every step, for every parameter
 def _picks(selection: Selection, aliases: tuple[str, ...]) -> bool:
     include = selection.include
-    wanted = include is None or any(_match(a, p) for a in aliases for p in include)
-    return wanted and not any(_match(a, p) for a in aliases for p in selection.exclude)
+    wanted = include is None or any(matches(a, p) for a in aliases for p in include)
+    return wanted and not any(matches(a, p) for a in aliases for p in selection.exclude)
 
 
-def _patterns(what: str, given: str | Iterable[str]) -> tuple[str, ...]:
+def patterns_of(what: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """What was given as the argument `what`, one string or several.
+
+    Raises:
+        InputError: something else than strings.
+    """
     if not isinstance(given, (str, Iterable)) or isinstance(given, (bytes, Tensor)):
         raise InputError(
             f"{what}= is a {type(given).__name__}; expected names or patterns of parameters."
@@ -193,7 +198,8 @@ def _patterns(what: str, given: str | Iterable[str]) -> tuple[str, ...]:
     return items
 
 
-def _match(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a pattern picks what has this name."""
     return (
         name == pattern
         or name.startswith(f"{pattern}.")

@@ -7,9 +7,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from typing_extensions import Self
 
-from retain.parameters import unwrapped
+from retain.errors import InputError
+from retain.parameters import Patterns, matches, patterns_of, unwrapped
 
 # What buffers are called in which layers average what they see: batch-norm's own, those of layers
 # that people write themselves, and of codebooks.
@@ -26,9 +28,9 @@ class FrozenStatistics:
         layers: the names of the layers whose statistics stay.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, also: Patterns = None) -> None:
         self._model = model
-        layers = layers_with_statistics(model)
+        layers = layers_with_statistics(model) | _picked(model, also)
         self.layers = tuple(layers)
         self._hooks = [
             # Who was in eval mode while the model was not is left there afterwards, too.
@@ -65,7 +67,7 @@ class FrozenStatistics:
         self.remove()
 
 
-def frozen_statistics(model: nn.Module) -> FrozenStatistics:
+def frozen_statistics(model: nn.Module, *, also: Patterns = None) -> FrozenStatistics:
     """A handle; until it is removed, running statistics of `model` are used and never moved.
 
     A network whose batch-norm statistics follow new data forgets the old however well its weights
@@ -78,12 +80,14 @@ def frozen_statistics(model: nn.Module) -> FrozenStatistics:
 
     Args:
         model: the network, wrapped in any way. One without such layers is left as it is.
+        also: names or patterns of further layers that average what they see, of one's own, whose
+            buffers are not called `running_…`, `moving_…` or `ema_…`.
 
     Returns:
         A handle with `remove()`, which is also a context manager.
 
     Raises:
-        InputError: not a torch.nn.Module.
+        InputError: not a torch.nn.Module, or an `also` that matches no layer with buffers.
 
     Examples:
         >>> import torch, retain
@@ -93,7 +97,7 @@ def frozen_statistics(model: nn.Module) -> FrozenStatistics:
         >>> frozen.layers, int(model[1].num_batches_tracked)
         (('1',), 0)
     """
-    return FrozenStatistics(unwrapped(model))
+    return FrozenStatistics(unwrapped(model), also)
 
 
 def layers_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
@@ -123,7 +127,28 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 def moves_statistics(layer: nn.Module) -> bool:
     """Whether a call of such a layer would move its statistics now."""
-    return layer.training and _kept.get(layer, 0) <= 0
+    still = isinstance(layer, _NormBase) and layer.momentum == 0
+    return layer.training and _kept.get(layer, 0) <= 0 and not still
+
+
+def _picked(model: nn.Module, also: Patterns) -> dict[str, nn.Module]:
+    """The layers with floating buffers that `also` names."""
+    if also is None:
+        return {}
+    wanted = patterns_of("also", also)
+    known = {
+        name or type(model).__name__: layer
+        for name, layer in model.named_modules()
+        if any(buffer.is_floating_point() for buffer in layer.buffers(recurse=False))
+    }
+    found = {n: layer for n, layer in known.items() if any(matches(n, one) for one in wanted)}
+    idle = [one for one in wanted if not any(matches(name, one) for name in known)]
+    if idle:
+        raise InputError(
+            f"also= matches no layer with buffers: {', '.join(map(repr, idle))}. The model has "
+            f"{', '.join(known) or 'none'}."
+        )
+    return found
 
 
 def _to_eval(layer: nn.Module, inputs: Any) -> None:

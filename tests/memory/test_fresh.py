@@ -34,3 +34,41 @@ def test_weights_that_were_written_to_were_trained():
         for _ in range(5):
             model[0].weight.mul_(1)
     assert fresh_layers(model, ["0.weight", "1.weight"]) == []
+
+
+def initialised(how):
+    layer = nn.Linear(256, 20, bias=False)
+    how(layer.weight)
+    return layer
+
+
+INITIALISERS = [
+    nn.init.kaiming_normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.orthogonal_,
+    nn.init.xavier_normal_,
+    nn.init.xavier_uniform_,
+    lambda w: nn.init.normal_(w, std=0.02),
+    lambda w: nn.init.trunc_normal_(w, std=0.02),
+]
+
+
+@pytest.mark.parametrize("how", INITIALISERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_initialiser_is_known_and_what_was_trained_and_loaded_is_not(how, seed):
+    torch.manual_seed(seed)
+    other = nn.Linear(4, 256)
+    nn.init.constant_(other.bias, 3.0)
+    model = nn.Sequential(other, initialised(how))
+    assert fresh_layers(model, ["0.weight", "1.weight"]) == ["1"]
+    optimizer = torch.optim.Adam(model[1].parameters(), lr=0.01)
+    x = torch.randn(256, 256)
+    y = (x @ torch.randn(256, 8)).argmax(1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model[1](x), y).backward()
+        optimizer.step()
+    loaded = nn.Linear(256, 20, bias=False)
+    loaded.load_state_dict(model[1].state_dict())
+    model[1] = loaded
+    assert fresh_layers(model, ["0.weight", "1.weight"]) == []

@@ -300,3 +300,25 @@ def test_a_generator_that_is_damaged():
     with pytest.raises(InputError, match="The state is damaged"):
         memory.load_state_dict(state)
     assert memory.observed.samples == 5
+
+
+def test_a_long_check_prints_what_asks_for_something_and_what_moved_farthest():
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(150)))
+    memory = retain.MAS(model, exclude="149")
+    omegas = {n: torch.ones_like(p) for n, p in memory.selection.matching(model).items()}
+    del omegas["77.bias"]
+    memory.observed = retain.Importance(omegas, 4)
+    memory.consolidate()
+    memory.exclude = ()
+    with torch.no_grad():
+        model[3].weight += 1
+    check = memory.check()
+    lines = str(check).splitlines()
+    assert len(check.rows) == 300
+    assert len(lines) < 70
+    for name in ("3.weight", "77.bias"):
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+    assert any(line.startswith("… and 240 more") for line in lines)
+    assert "Moved without protection: 3.weight." in lines
+    with pytest.warns(UserWarning, match=r"have moved .* for 3\.weight\."):
+        memory.penalty()

@@ -241,3 +241,120 @@ def batch_norm_frozen(scene):
 def fresh_head_consolidated(scene):
     scene.model.head = nn.Linear(6, 3)
     scene.memory()
+
+
+class Centred(nn.Module):
+    """A layer of one's own that keeps averages under names of its own."""
+
+    def __init__(self, *, anew=False):
+        super().__init__()
+        self.anew = anew
+        self.register_buffer("mu", torch.zeros(8))
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(8))
+        self.register_buffer("cache", torch.zeros(8), persistent=False)
+
+    def forward(self, x):
+        self.cache = x.detach()[0]
+        if self.training:
+            self.calls += 1
+            mean = x.detach().mean(0)
+            if self.anew:
+                self.mu = 0.9 * self.mu + 0.1 * mean
+            else:
+                self.mu.lerp_(mean, 0.1)
+        return (x - self.mu) * self.scale
+
+
+def centred(**how):
+    """A network with such a layer."""
+    network = Network()
+    network.body[1] = Centred(**how)
+    return network
+
+
+OWN = r"Buffers of body\.1 move .* also=\['body\.1'\]"
+
+
+@case("averages of one's own, whatever they are called", says=OWN, make=centred)
+def own_names(scene):
+    memory, _start, optimizer = begun(scene)
+    scene.model.train()
+    scene.train(optimizer)
+    del memory
+
+
+@case(
+    "averages of one's own that are assigned anew, with penalty() in the loss",
+    says=OWN,
+    make=functools.partial(centred, anew=True),
+)
+def own_names_anew(scene):
+    memory = scene.memory()
+    scene.model.train()
+    scene.train(scene.sgd(), memory=memory)
+
+
+@case("averages of one's own under retain.frozen_statistics(…, also=…)", make=centred)
+def own_names_frozen(scene):
+    memory = scene.memory()
+    start = copy.deepcopy(scene.model).eval()
+    with retain.frozen_statistics(scene.model, also="body.1"):
+        scene.model.train()
+        optimizer = scene.sgd()
+        memory.attach(optimizer)
+        scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("counters and caches move, averages do not", make=centred)
+def counters(scene):
+    memory = scene.memory()
+    scene.model.eval()
+    start = copy.deepcopy(scene.model)
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    for batch in scene.data:
+        scene.model.body[1].calls += 1
+        scene.train(optimizer, data=[batch])
+    return ended(scene, memory, start=start)
+
+
+@case("batch-norm with a momentum of 0, in train mode", make=WITH_NORM)
+def no_momentum(scene):
+    memory = scene.memory()
+    scene.model.body[1].momentum = 0.0
+    start = copy.deepcopy(scene.model.train())
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+def spectral():
+    """A network with spectral norm."""
+    network = Network()
+    nn.utils.parametrizations.spectral_norm(network.head)
+    return network
+
+
+@case("spectral norm, which follows the weights", make=spectral)
+def follows_weights(scene):
+    memory = retain.MAS(scene.model, strength=1.0)
+    ones = {name: torch.ones_like(p) for name, p in scene.model.named_parameters()}
+    memory.observed = retain.Importance(ones, 1)
+    memory.consolidate()
+    scene.model.train()
+    start = copy.deepcopy(scene.model)
+    optimizer = scene.sgd()
+    memory.attach(optimizer)
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)
+
+
+@case("model.compile() in place afterwards")
+def compiled_in_place(scene):
+    memory, start, optimizer = begun(scene)
+    scene.model.compile(backend="eager")
+    scene.train(optimizer)
+    return ended(scene, memory, start=start)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from retain.memory.coverage import listed, patterns
+from retain.memory.coverage import NAMED, listed, patterns
 from retain.memory.movement import Distance
 
 if TYPE_CHECKING:
@@ -61,6 +61,16 @@ def statistics(layers: Collection[str]) -> str:
         "network forgets, however well its weights are held. Keep them: "
         "frozen = retain.frozen_statistics(model) before training and frozen.remove() after it, or "
         "with retain.frozen_statistics(model): around it."
+    )
+
+
+def buffers(layers: Collection[str]) -> str:
+    """Buffers of other layers follow the new data."""
+    return (
+        f"Buffers of {listed(layers)} move from step to step. If they are averages of the data "
+        "that the network computes with, they follow the new data, and with them the network "
+        "forgets, however well its weights are held. Keep them: "
+        f"retain.frozen_statistics(model, also={list(layers)[:NAMED]})."
     )
 
 

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from retain.memory import alarms
 from retain.memory.attachment import Attachment, is_idle
+from retain.memory.buffers import MovingBuffers
 from retain.memory.coverage import Coverage
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
@@ -60,6 +61,8 @@ class Guard:
         self._named: set[str] = set()  # parameters of which it was said that they are free
         self._movement = Movement()
         self._statistics: dict[str, nn.Module] | None = None
+        self._buffers: MovingBuffers | None = None
+        self._clock: weakref.ref[Optimizer] | None = None  # at whose steps they are looked at
         self._places: dict[str, Place] = {}
         self._places_of: tuple[object, object] = (None, None)  # the terms and the selection then
         self._known: WeakKeyDictionary[Optimizer, Stepped] = WeakKeyDictionary()
@@ -86,6 +89,8 @@ class Guard:
     def anchored(self) -> None:
         """Ω and θ* are new: weights rest where they are."""
         self._in_use = self._stepped = False
+        memory = self._memory()
+        self._buffers = None if memory is None else MovingBuffers(memory.model)
         self._places = {}
         self._movement.start([place.parameter for place in self._placed().values()])
         self._settled = self._entered
@@ -199,6 +204,7 @@ class Guard:
             if known is None or known.signature != now.signature:
                 self._cover(memory, optimizer)
             self._see_statistics(memory)
+            self._see_buffers(optimizer)
             self._see_twins(memory, optimizer)
         elif self._never_removed > 0 or self._in_use or asked:
             self._say_unprotected(memory, optimizer, asked=asked)
@@ -350,6 +356,16 @@ class Guard:
         moving = [name for name, layer in self._statistics.items() if moves_statistics(layer)]
         if moving:
             self._say("statistics", alarms.statistics(moving))
+
+    def _see_buffers(self, optimizer: Optimizer) -> None:
+        """Warn of other buffers that follow the new data; at the steps of one optimizer only."""
+        clock = None if self._clock is None else self._clock()
+        if clock is None:
+            clock, self._clock = optimizer, weakref.ref(optimizer)
+        if clock is optimizer and self._buffers is not None and "buffers" not in self._said:
+            moving = self._buffers.look()
+            if moving:
+                self._say("buffers", alarms.buffers(moving))
 
     def _see_scaler(self, optimizer: Optimizer) -> None:
         """Warn if a GradScaler divides a penalty that it did not multiply; looked at once."""

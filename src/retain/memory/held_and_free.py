@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from retain.memory.consolidated import holds, now_shaped
-from retain.memory.coverage import Coverage
+from retain.memory.coverage import Coverage, listed
 from retain.memory.movement import Distance
 from retain.parameters import named_parameters, shape_of
 from retain.penalty import values
@@ -18,6 +18,7 @@ from retain.penalty import values
 if TYPE_CHECKING:
     from retain.memory.body import Memory
 
+LONG = 60  # rows of a table that can still be looked through
 HEADINGS = ("parameter", "weights", "state", "mean Ω", "‖θ − θ*‖", "of ‖θ*‖", "optimizer")
 
 
@@ -109,7 +110,8 @@ class Check:
         return tuple(row.name for row in self.rows if row.state == state)
 
     def __str__(self) -> str:
-        cells = [HEADINGS, *(_cells(row) for row in self.rows)]
+        shown = self._shown()
+        cells = [HEADINGS, *(_cells(row) for row in shown)]
         if all(row.in_optimizer is None for row in self.rows):
             cells = [row[:-1] for row in cells]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -124,10 +126,33 @@ class Check:
             f"{self.penalty:.4g}, {self.distance}"
         )
 
+    def _shown(self) -> tuple[Checked, ...]:
+        """The rows that are printed, in the order of the model.
+
+        In a long table those that ask for something, and then those that have moved farthest.
+        """
+        if len(self.rows) <= LONG:
+            return self.rows
+
+        def matters(row: Checked) -> tuple[bool, float]:
+            asks = row.state in ("free, not meant", "gone") or row.name in self.moved
+            return asks, row.distance.moved if row.distance is not None else 0.0
+
+        chosen = {id(row) for row in sorted(self.rows, key=matters, reverse=True)[:LONG]}
+        return tuple(row for row in self.rows if id(row) in chosen)
+
     def _notes(self) -> list[str]:
-        notes = [f"{row.name}: {row.why}." for row in self.rows if row.why]
+        notes = []
+        left = len(self.rows) - len(self._shown())
+        if left:
+            notes.append(f"… and {left:,} more, of which nothing is to be said (see .rows).")
+        reasons: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.why:
+                reasons.setdefault(row.why, []).append(row.name)
+        notes += [f"{listed(names)}: {why}." for why, names in reasons.items()]
         if self.moved:
-            notes.append(f"Moved without protection: {', '.join(self.moved)}.")
+            notes.append(f"Moved without protection: {listed(self.moved)}.")
         if self.unconsolidated:
             notes.append(f"{self.unconsolidated} samples observed and not yet consolidated.")
         return notes
