@@ -63,7 +63,7 @@ def test_a_few_samples_at_a_time(name, monkeypatch):
     case, model, _ = build(name)
     inputs = torch.randn(41, *case.shape[1:], dtype=torch.float64)
     split = mock.Mock(wraps=sums_module._parts)
-    monkeypatch.setattr(sums_module, "CACHED", 1)
+    monkeypatch.setattr(sums_module, "TOGETHER", 1)
     monkeypatch.setattr(sums_module, "_parts", split)
     inputs[::2] = inputs[::2].abs()  # some parts without negative numbers, and some with
     sums = sums_of(model, inputs)

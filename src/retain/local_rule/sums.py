@@ -26,10 +26,11 @@ from retain.per_sample.layout import Blocks
 from retain.per_sample.rules.convolution import weight_contribution
 from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum, not_finite
+from retain.pieces import together
 
 # numbers that are taken together of inputs and outputs, within the last-level cache (measured with
 # 64 channels at 56²: four of 16 samples at a time take 0.64 × as long as all)
-CACHED = 1 << 21
+TOGETHER = 1 << 21
 GLANCE = 1 << 12  # numbers: of the first row, in which a negative one is looked for first
 
 
@@ -210,11 +211,11 @@ def _parts(layer: Layer, owner: Ownership, samples: int) -> list[tuple[Layer, in
     """The layer for as many samples at a time as stay in the cache, and how many these are."""
     kept, inputs = layer.kept, layer.inputs
     output = layer.output if kept is None else kept
-    size, most = inputs.numel() + output.numel(), max(CACHED, 4 * layer.call.weight.numel())
+    size, most = inputs.numel() + output.numel(), max(TOGETHER, 4 * layer.call.weight.numel())
     cached = devices.room(inputs.device) is None
     if not cached or size <= 2 * most or owner != BATCH_FIRST:
         return [(layer, samples)]
-    each, positions = max(1, most * samples // size), len(inputs) // samples
+    each, positions = together(samples, size // samples, most), len(inputs) // samples
     parts = [
         replace(layer, inputs=y, output=z, written=None if kept is None else z)
         for y, z in zip(inputs.split(each * positions), output.split(each * positions))

@@ -23,9 +23,9 @@ from retain.penalty.quadratic import (
     like,
     working_dtype,
 )
+from retain.pieces import ACCELERATED, BLOCK, Scratch, pieces
 
-PART = 1 << 20  # elements; measured: what is made of a part stays in the last cache of a CPU
-ACCELERATED_PART = 1 << 24  # long enough to hide that a kernel must be launched
+PART, ACCELERATED_PART = BLOCK, ACCELERATED  # elements
 
 
 def value(theta: Tensor, holds: Sequence[Hold]) -> Tensor:
@@ -127,21 +127,11 @@ def _add_floor(weight: Tensor, metric: Metric, square: Tensor, least: Number, in
     into.add_(at_least(metric.offset * least))
 
 
-class _Scratch:
-    """Memory for a part of θ, in no less than single precision, used again for every part.
-
-    Fresh memory would cost more than the arithmetic that is done in it.
-    """
+class _Scratch(Scratch):
+    """Memory for a part of θ, in no less than single precision."""
 
     def __init__(self, theta: Tensor) -> None:
-        self.dtype = working_dtype(theta)
-        self._kept: Tensor | None = None
-
-    def like(self, part: Tensor) -> Tensor:
-        """The memory, shaped like `part`; what was in it is lost."""
-        if self._kept is None or self._kept.shape != part.shape:
-            self._kept = torch.empty_like(part, dtype=self.dtype, requires_grad=False)
-        return self._kept
+        super().__init__(working_dtype(theta))
 
     def difference(self, part: Tensor, star: Tensor) -> Tensor:
         """θ − θ* for a part."""
@@ -151,16 +141,5 @@ class _Scratch:
 
 def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same part of every tensor, one part after another."""
-    first = tensors[0]
-    size = ACCELERATED_PART if is_accelerated(first) else PART
-    if first.numel() <= size:
-        yield tensors
-        return
-    if all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
-        return
-    # Whole rows where they fit, so that a part is contiguous; the longest dimension otherwise.
-    rows_fit = first.numel() // first.shape[0] <= size
-    dim = 0 if rows_fit else max(range(first.ndim), key=lambda d: first.shape[d])
-    count = max(1, size * first.shape[dim] // first.numel())
-    yield from zip(*(tensor.split(count, dim) for tensor in tensors), strict=True)
+    size = ACCELERATED_PART if is_accelerated(tensors[0]) else PART
+    return pieces(*tensors, size=size)

@@ -29,7 +29,8 @@ from retain.per_sample.pull_back import (
 from retain.per_sample.rules import RULES
 from retain.per_sample.rules.linear import shared_bmm
 from retain.per_sample.summing import sum_contributions
-from retain.per_sample.sums import BLOCK, Sum
+from retain.per_sample.sums import Sum
+from retain.pieces import BLOCK, together
 
 Found = tuple[Output, Contribution]  # a contribution, and the result whose gradient it is part of
 
@@ -224,7 +225,7 @@ class PerSampleBackward:
             sums[edge] = size.reshape(shape)
         for leaf, size in pull_back(self.graph, self.plan.frontier, sums).items():
             total = self.sums[self._names[leaf]]
-            total.add(total.raised(size))
+            total.add_raised(size)
 
     def _pull_back_each(self, group: Group, found: list[Found]) -> None:
         """Sample by sample, or several at a time where there is room."""
@@ -233,7 +234,7 @@ class PerSampleBackward:
         shapes += [shape_of(self.graph.leaves[name]) for name in group.names]
         numbers = sum(shape.numel() for shape in shapes)
         device = self.graph.scores.device
-        each = max(1, (devices.room(device) or BLOCK) // max(1, numbers))
+        each = together(self.samples, numbers, devices.room(device) or BLOCK)
         for start in range(0, self.samples, each):
             stop = min(self.samples, start + each)
             grads = {

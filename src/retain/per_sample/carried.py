@@ -28,8 +28,8 @@ from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Owners
 from retain.per_sample.nodes import call, operation, shape_of
 from retain.per_sample.pull_back import RESHAPING, is_transpose
-from retain.per_sample.sums import BLOCK
 from retain.per_sample.weighed import Weighed
+from retain.pieces import BLOCK
 
 HELD = 1 << 22  # numbers: gradients of all samples that may be held at once, whatever they are of
 

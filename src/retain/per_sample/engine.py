@@ -221,7 +221,7 @@ class PerSample:
         self._clear()
         for row in score_weights(graph):
             for name, g in gradients_of(graph, row, self.parameters).items():
-                self._sums[name].add(self._sums[name].raised(g))
+                self._sums[name].add_raised(g)
                 self.routes[name] = "one sample"
 
     def _ready(

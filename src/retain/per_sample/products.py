@@ -14,7 +14,8 @@ from torch import Tensor
 
 from retain.per_sample import devices
 from retain.per_sample.contributions import Lookups, Patches
-from retain.per_sample.sums import BLOCK, Sum
+from retain.per_sample.sums import Sum
+from retain.pieces import BLOCK, together
 
 SEVERAL = 4  # fewer products than this are quicker one by one than as a batch, on a CPU
 
@@ -71,7 +72,7 @@ def add_patches(contribution: Patches, total: Sum) -> None:
 def _samples(n: int, numbers: int, device: torch.device) -> int:
     """How many samples to take together, if each makes so many numbers."""
     held = devices.room(device)
-    fitting = max(1, min(n, (held or BLOCK) // max(1, numbers)))
+    fitting = together(n, numbers, held or BLOCK)
     return 1 if held is None and fitting < SEVERAL else fitting
 
 

@@ -11,8 +11,8 @@ from retain.per_sample.graph import Graph, has_functions, leaves_below
 from retain.per_sample.lent import gradients_aside, taken_gradients
 from retain.per_sample.passes import gradients_at
 from retain.per_sample.scores import Score
-from retain.per_sample.sums import CACHED
 from retain.per_sample.switches import without_autocast
+from retain.pieces import add_powers_
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, output_of
 
@@ -116,11 +116,9 @@ def add_powers(sums: dict[str, Tensor], gradients: Mapping[str, Tensor], power: 
 
 def _add_power(sums: dict[str, Tensor], name: str, gradient: Tensor, power: int) -> None:
     """Σ |gₖ|ᵖ (MAS, eq. 2, for p = 1; the diagonal Fisher for p = 2), with no P-sized temporary."""
-    raised = torch.abs if power == 1 else torch.square
-    if name not in sums:
-        sums[name] = torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        raised(gradient, out=sums[name])
+    if name in sums:
+        add_powers_(sums[name], gradient, power)
         return
-    pieces = zip(sums[name].view(-1).split(CACHED), gradient.reshape(-1).split(CACHED))
-    for total, piece in pieces:
-        total.add_(raised(piece))
+    raised = torch.abs if power == 1 else torch.square
+    sums[name] = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+    raised(gradient, out=sums[name])

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from retain.per_sample.precision import Precision, narrowest
-from retain.per_sample.sums import CACHED
+from retain.pieces import CACHED, pieces
 
 
 def same(one: Tensor, other: Tensor, precision: Precision, floor: float = 0.0) -> bool:
@@ -18,6 +18,5 @@ def same(one: Tensor, other: Tensor, precision: Precision, floor: float = 0.0) -
 
 def distance(one: Tensor, other: Tensor) -> float:
     """‖one − other‖₂, without a temporary as large as they are."""
-    pieces = zip(one.reshape(-1).split(CACHED), other.reshape(-1).split(CACHED))
-    norms = [float((a.to(b.dtype) - b).norm()) for a, b in pieces]
+    norms = [float((a.to(b.dtype) - b).norm()) for a, b in pieces(one, other, size=CACHED)]
     return math.hypot(*norms)

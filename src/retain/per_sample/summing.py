@@ -21,6 +21,7 @@ from retain.per_sample.layout import NOBODY, Owners
 from retain.per_sample.products import add_patches, add_products
 from retain.per_sample.sums import Sum
 from retain.per_sample.weighed import Weighed
+from retain.pieces import together
 
 
 def sum_contributions(contributions: Sequence[Contribution], samples: int, total: Sum) -> None:
@@ -45,7 +46,7 @@ def sum_contributions(contributions: Sequence[Contribution], samples: int, total
         sum_together(first, samples, total)
     elif not others and isinstance(first, OneByOne):
         for k in range(samples):
-            total.add(total.raised(first.gradient(k)))
+            total.add_raised(first.gradient(k))
     else:
         sum_mixture(contributions, samples, total)
 
@@ -143,5 +144,5 @@ def sum_mixture(contributions: Sequence[Contribution], samples: int, total: Sum)
 def parts(samples: int, like: Tensor) -> list[tuple[int, int]]:
     """Where to begin and stop, so that gradients of so many samples fit into memory."""
     held = devices.room(like.device)
-    each = 1 if held is None else max(1, held // max(1, like.numel()))
+    each = 1 if held is None else together(samples, like.numel(), held)
     return [(start, min(samples, start + each)) for start in range(0, samples, each)]

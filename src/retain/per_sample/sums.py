@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from retain.parameters import summed_in
-
-# A buffer of this many numbers stays in a core's second-level cache (1 MiB of float32).
-CACHED = 1 << 18
-# One of this many in the last-level cache; matrix products of fewer rows are less efficient.
-BLOCK = 1 << 20
+from retain.pieces import add_powers_
 
 
 class Sum:
@@ -94,6 +90,15 @@ class Sum:
             self.empty = False
         else:
             self.total.add_(powers)
+
+    def add_raised(self, gradient: Tensor) -> None:
+        """Add |g|ᵖ of one sample, with no temporary as large as the gradient."""
+        self._bounded = False
+        if self.empty:
+            self.raised_(self.total.copy_(gradient))
+            self.empty = False
+        else:
+            add_powers_(self.total, gradient, self.power)
 
     def matrix(self, rows: int) -> Tensor:
         """The sum as a matrix to add to, such as a convolution's weight by output channels."""

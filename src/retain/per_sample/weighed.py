@@ -18,7 +18,8 @@ from torch import Tensor
 from retain.parameters import summed_in
 from retain.per_sample import devices
 from retain.per_sample.contributions import Factors
-from retain.per_sample.sums import BLOCK, Sum
+from retain.per_sample.sums import Sum
+from retain.pieces import BLOCK, together
 
 
 @dataclass(eq=False)
@@ -77,7 +78,7 @@ class Weighed:
     def add_to(self, total: Sum) -> None:
         """Add Σₖ|gₖ|ᵖ, of as many samples at a time as fit together."""
         n, held = len(self._sides[0]), devices.room(self.weights.device) or BLOCK
-        each = max(1, held // self._numbers)
+        each = together(n, self._numbers, held)
         for start in range(0, n, each):
             gradients = self.gradients(start, min(n, start + each)).to(total.total.dtype)
             total.add(total.over_samples_(gradients).reshape(total.total.shape))

@@ -21,7 +21,8 @@ from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.quickest import quickest
 from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.summing import sum_contributions
-from retain.per_sample.sums import CACHED, Sum
+from retain.per_sample.sums import Sum
+from retain.pieces import CACHED
 
 # With fewer pixels than this, a convolution of one sample keeps a core less busy than the matrix
 # product of its patches (measured with kernels of 3²: twice as quick at 7², 1.25 × at 14², 0.8 ×
