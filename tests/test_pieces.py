@@ -59,7 +59,7 @@ def test_every_element_is_in_one_piece(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", SHAPES)
 def test_powers_are_added(name, dtype, power, monkeypatch):
-    monkeypatch.setattr(pieces, "CACHED", 64)
+    monkeypatch.setattr(pieces, "BLOCK", 64)
     values = torch.empty_like(SHAPES[name], dtype=dtype).normal_()
     total = torch.ones(values.shape, dtype=torch.float64)
     with Largest() as largest:

@@ -71,4 +71,4 @@ def together(samples: int, numbers: int, held: int) -> int:
 
 
 def _size(tensor: Tensor) -> int:
-    return CACHED if tensor.device.type == "cpu" else ACCELERATED
+    return BLOCK if tensor.device.type == "cpu" else ACCELERATED
