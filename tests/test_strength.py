@@ -147,6 +147,15 @@ def test_what_is_given_up_and_what_is_forgotten_are_least_together():
     assert choice.tried[-1].forgotten == pytest.approx(0.5 / 1.225)
 
 
+def test_what_is_given_up_within_the_noise_of_both_accuracies_does_not_count():
+    # Agresti–Coull with 98 samples: s(0.9) = 0.0310, s(0.86) = 0.0355; together 0.0471
+    trials = {10.0: Trial(0.86, 0.0), 0.0: Trial(0.9, 0.1, 1.0)}
+    choice = choose_strength(trials.__getitem__, samples=98, tries=1)
+    assert choice.strength == 10
+    lower = {10.0: Trial(0.84, 0.01), 0.0: Trial(0.9, 0.011, 1.0)}
+    assert choose_strength(lower.__getitem__, samples=98, tries=1).strength == 0
+
+
 def test_where_holding_costs_more_than_it_keeps_nothing_is_held():
     choice = choose_strength(lambda s: Trial(0.9 if s == 0 else 0.5, 0.1, 1.0))
     assert (choice.strength, choice.accepted, choice.accuracy) == (0, False, 0.9)

@@ -105,16 +105,16 @@ def choose_strength(
 
         (A_reference − s − A(λ)) / (A_reference − chance)  +  1.5 · drift(λ).relative
 
-    where s is one standard error of an accuracy on so many samples: the part of the new task that
-    is given up, and the part of the old tasks that is expected to be forgotten. Training without
-    protection is among the candidates. The search ends where the second term alone is more than
+    where s is one standard error of the difference of both accuracies, each on so many samples:
+    the part of the new task that is given up, and the part of the old tasks that is expected to be
+    forgotten. Training without protection is among the candidates. The search ends where the second term alone is more than
     the best sum so far, for it only grows. Neither term depends on the scale of the outputs or of
     Ω, nor does the first strength, λ = 10 / Σ Ω (θ − θ*)² at the weights of free training: outputs
     ten times as large lead to the same choice.
 
     If `train` returns an accuracy alone, nothing is known of the old tasks. Then the choice is the
     first, and largest, strength with which the new task is learned as well as with none, within
-    noise: A(λ) ≥ A_reference − max(drop · A_reference, s), after De Lange et al., *A continual
+    noise: A(λ) ≥ A_reference − max(drop · A_reference, s), s of A_reference alone, after De Lange et al., *A continual
     learning survey*.
 
     Args:
@@ -151,7 +151,9 @@ def choose_strength(
         raise InputError(f"choose_strength got train={shown(train)}; expected a function.")
     _refuse(start=start, samples=samples, chance=chance, drop=drop, decay=decay, tries=tries)
     free = _understood(train(0.0), "train(0)") if reference is None else _reference(reference)
-    numbers = samples if isinstance(samples, (list, tuple)) else (samples,) * len(free.accuracies)
+    numbers: Sequence[int | None] = (
+        samples if isinstance(samples, Sequence) else (samples,) * len(free.accuracies)
+    )
     noise = [_standard_error(one, n) for one, n in zip(free.accuracies, numbers)]
 
     def trials(first: float) -> Iterator[tuple[float, _Understood]]:
@@ -176,7 +178,7 @@ def choose_strength(
             return StrengthChoice(0.0, free.accuracies[0], free.accuracies[0], False, ())
         # λ · Σ Ω (θ_free − θ*)² = 10 nats
         start = START / free.penalty
-    return _least_lost(trials(start), free, noise, chance)
+    return _least_lost(trials(start), free, numbers, chance)
 
 
 @dataclass(frozen=True)
@@ -191,17 +193,19 @@ class _Understood:
 def _least_lost(
     trials: Iterator[tuple[float, _Understood]],
     free: _Understood,
-    noise: Sequence[float],
+    samples: Sequence[int | None],
     chance: float,
 ) -> StrengthChoice:
     """The strength, 0 included, with the least of what is given up and expected to be lost."""
 
     def given_up(trial: _Understood) -> float:
         # max over accuracies of (A_reference − s − A(λ)) / (A_reference − chance), at least 0
-        return max(
-            max(0.0, one - s - a) / max(one - chance, s, 1e-12)
-            for one, s, a in zip(free.accuracies, noise, trial.accuracies)
-        )
+        parts = []
+        for one, a, n in zip(free.accuracies, trial.accuracies, samples):
+            # s² = s_reference² + s(λ)²: both are measured
+            s = math.hypot(_standard_error(one, n), _standard_error(a, n))
+            parts.append(max(0.0, one - s - a) / max(one - chance, s, 1e-12))
+        return max(parts)
 
     assert free.forgotten is not None
     least, chosen, found = free.forgotten, (0.0, free), []

@@ -7,12 +7,12 @@ import torch
 
 from retain.experiment import run
 from retain.experiment.config import AUTO
-from retain.experiment.foresight import LOST_PER_CHANGE, Drifting, OldHeads
+from retain.experiment.foresight import Drifting, OldHeads, lost
 from retain.experiment.job import Job
 from retain.experiment.learner import Learner
-from retain.experiment.machine import start_drawing
 from retain.experiment.progress import Watcher
 from retain.experiment.stage import Stage
+from retain.experiment.strength_search import parts_chosen
 from retain.methods import METHODS
 from tests.experiment.tiny import tiny
 
@@ -49,7 +49,7 @@ def test_every_method_with_a_strength_can_choose_it(method, shared):
     (chosen,) = [step["strength"] for step in one.run.strength_search if step["accepted"]]
     assert one.run.strength == pytest.approx(chosen)
     assert one.method.options.strength == pytest.approx(chosen)
-    assert ("foresight" in one.run.memory_bytes_by_task[-1]) == shared
+    assert one.run.memory_bytes_by_task[-1]["foresight"] > (1000 if shared else 0)
 
 
 def test_it_goes_on_from_where_it_stood():
@@ -65,19 +65,39 @@ def test_it_goes_on_from_where_it_stood():
     assert again.run.strength_search == whole.run.strength_search
 
 
-def test_the_strength_is_the_geometric_mean_of_the_choices_so_far():
+def test_the_strength_is_the_geometric_mean_of_the_choices_so_far_without_their_scales():
     one = learner("mas", epochs=2)
     while not one.run.complete:
         one.learn_next()
-    chosen = [s["strength"] for s in one.run.strength_search if s["accepted"] and s["strength"]]
-    assert one.run.strength == pytest.approx(float(torch.tensor(chosen).log().mean().exp()))
+    first = {}
+    for step in one.run.strength_search:
+        first.setdefault(step["task"], step["strength"])
+    parts = parts_chosen(one.run.strength_search)
+    assert len(parts) == len(first) == 4
+    last = list(first.values())[-1]
+    mean = float(torch.tensor(parts, dtype=torch.float64).log().mean().exp())
+    assert one.run.strength == pytest.approx(last * mean)
+
+
+def test_where_nothing_is_better_than_no_protection_the_smallest_stands_for_it(monkeypatch):
+    one = learner("mas", epochs=2)
+    for _ in range(2):
+        one.learn_next()
+    # as if nothing was forgotten, whatever is done: to hold is then never any better
+    monkeypatch.setattr(OldHeads, "forgotten", lambda *_: 0.0)
+    one.learn_next()
+    task = one.run.strength_search[-1]["task"]
+    tried = [step for step in one.run.strength_search if step["task"] == task]
+    assert [step["accepted"] for step in tried] == [False] * (len(tried) - 1) + [True]
+    assert one.run.strength > 0
 
 
 def test_old_heads_that_answer_as_before_forget_nothing_whatever_the_scale_of_their_outputs():
     one = learner("mas")
     one.learn_next()
     one._add_head(1)
-    network, seen = one.network, OldHeads()
+    network, seen = one.network, one.foresight
+    assert isinstance(seen, OldHeads)
     seen.begin(network, 1, one.stage)
     assert seen.forgotten(network) == 0
     with torch.no_grad():
@@ -87,7 +107,16 @@ def test_old_heads_that_answer_as_before_forget_nothing_whatever_the_scale_of_th
     with torch.no_grad():
         for p in network.heads[0].parameters():
             p.mul_(-1)  # of two classes always the other one
-    assert seen.forgotten(network) == LOST_PER_CHANGE
+    assert seen.forgotten(network) == pytest.approx(1)
+
+
+def test_what_is_lost_grows_with_what_changed_and_falls_with_how_sure_the_old_heads_were():
+    assert lost(0.0, 3.0) == 0
+    assert lost(1.0, 3.0) == lost(1.3, 3.0) == 1
+    assert lost(0.5, 1.0) == pytest.approx(0.5)
+    # erfc(3 erfc⁻¹(½)) = erfc(3 · 0.4769)
+    assert lost(0.5, 3.0) == pytest.approx(0.0430, abs=1e-4)
+    assert lost(0.5, 0.2) == pytest.approx(0.5)  # never more than what changes on new inputs
 
 
 def test_a_memory_of_its_own_where_the_head_is_shared():
@@ -105,16 +134,9 @@ def test_a_memory_of_its_own_where_the_head_is_shared():
     assert shares == [pytest.approx(0.015), pytest.approx(0.15), 1.0]
 
 
-def test_a_merge_that_is_let_go_begins_with_the_task_at_hand():
+def test_a_method_that_merges_goes_on_merging_whatever_is_chosen():
     one = learner("imm-mode", tasks="digits")
-    one.learn_next()
-    one._add_head(1)
-    one.method.let_go()
-    with torch.no_grad():
-        for p in one.network.parameters():
-            p.add_(0.1)
-    before = [p.detach().clone() for p in one.network.parameters()]
-    start_drawing(0)
-    one.method.end(1, one.stage.sequence)
-    assert len(one.method.models) == len(one.method.fishers) == 1
-    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(one.network.parameters(), before))
+    while not one.run.complete:
+        one.learn_next()
+    assert len(one.method.models) == len(one.method.fishers) == 5
+    assert all(step["strength"] for step in one.run.strength_search)

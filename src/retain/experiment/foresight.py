@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +16,6 @@ from retain.methods import Method
 from retain.methods.method import allocated, under
 from retain.models import TaskNetwork
 from retain.strength import Trial
-
-# Of what the old heads say about new inputs, the part that counts as lost where they say something
-# else than before, as a rule of thumb: they change most on what is being learned.
-LOST_PER_CHANGE = 0.1
 
 
 class Foresight(Protocol):
@@ -54,57 +50,90 @@ def foresight(stage: Stage) -> Foresight:
 class OldHeads:
     """How often the old heads answer otherwise than before about the new task's own inputs.
 
-    Agreement is counted beyond chance. Nothing is kept between tasks.
+    Agreement is counted beyond chance. On inputs that a head has learned it is surer than on new
+    ones, and changes its mind less easily: its mean margin on either, the difference of its two
+    largest outputs, says how much less. One number is kept for each old task.
     """
 
     def __init__(self) -> None:
+        self.margins: list[float] = []
         self._asked: tuple[Stage, int] | None = None
-        self._before: list[Tensor] = []
+        self._before: list[tuple[Tensor, float]] = []
 
     def begin(self, network: TaskNetwork, index: int, stage: Stage) -> None:
         """Ask the old heads about the training data of the new task."""
         self._asked = stage, index
-        self._before = self._answers(network)
+        self._before = answers(network, index, range(index), stage)
 
     def forgotten(self, network: TaskNetwork) -> float:
-        """A tenth of the mean over old heads of (part of answers that changed) / (1 − 1/C)."""
-        shares = []
-        for head, before, now in zip(network.heads, self._before, self._answers(network)):
-            classes = int(head.weight.shape[0])  # type: ignore[index]
-            changed = float((before != now).float().mean())
-            shares.append(min(1.0, changed / (1 - 1 / classes)))
-        return LOST_PER_CHANGE * sum(shares) / len(shares)
-
-    @torch.no_grad()
-    def _answers(self, network: TaskNetwork) -> list[Tensor]:
-        """[n] of every old head: the class that it names."""
+        """Mean over old heads of erfc(k · erfc⁻¹(x)), see `lost`."""
         assert self._asked is not None
         stage, index = self._asked
-        examples, setting = stage.sequence.tasks[index].train, stage.setting(0, None)
-        training = network.training
-        network.eval()
-        found: list[list[Tensor]] = [[] for _ in range(index)]
-        with Autocast(stage.config.amp, stage.device).lowered():
-            for batch in examples.batches(setting.pass_size, device=stage.device):
-                features = network.features(batch.inputs)
-                for answers, head in zip(found, network.heads):
-                    answers.append(head(features).argmax(1))
-        network.train(training)
-        return [torch.cat(answers) for answers in found]
+        shares = []
+        now = answers(network, index, range(index), stage)
+        for head, known, (before, margin), (after, _) in zip(
+            network.heads, self.margins, self._before, now
+        ):
+            classes = int(head.weight.shape[0])  # type: ignore[index]
+            changed = float((before != after).float().mean()) / (1 - 1 / classes)
+            shares.append(lost(changed, known / margin if margin else 1.0))
+        return sum(shares) / len(shares)
 
     def end(self, method: Method[Any], index: int, stage: Stage) -> None:
-        """Nothing."""
+        """Note the margin of the task's head on its own data."""
+        ((_, margin),) = answers(method.network, index, [index], stage)
+        self.margins.append(margin)
 
     def kept(self) -> int:
-        """Nothing."""
-        return 0
+        """One number a task."""
+        return allocated(self.state_dict().values())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
+        """The margins."""
+        return {"margins": torch.tensor(self.margins)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
+        """Take the margins back."""
+        self.margins = state["margins"].tolist()
+
+
+def lost(changed: float, surer: float) -> float:
+    """The share of old answers that is expected to be lost.
+
+    As if every output had moved by a normal deviation σ: x = erfc(m / √2σ) of the answers change
+    where margins are m, and erfc(k m / √2σ) where they are k times as large.
+
+    Args:
+        changed: x, the share of answers about new inputs that changed, beyond chance.
+        surer: k, the margin on old inputs over that on new ones.
+    """
+    x = torch.tensor(min(1.0, changed), dtype=torch.float64)
+    # erfc⁻¹(x) = erf⁻¹(1 − x)
+    return float(torch.special.erfc(max(1.0, surer) * torch.special.erfinv(1 - x)))
+
+
+@torch.no_grad()
+def answers(
+    network: TaskNetwork, index: int, heads: Iterable[int], stage: Stage
+) -> list[tuple[Tensor, float]]:
+    """Of each head the classes [n] that it names for task `index`, and its mean margin there."""
+    examples, setting = stage.sequence.tasks[index].train, stage.setting(0, None)
+    asked = list(heads)
+    training = network.training
+    network.eval()
+    found: list[list[Tensor]] = [[] for _ in asked]
+    with Autocast(stage.config.amp, stage.device).lowered():
+        for batch in examples.batches(setting.pass_size, device=stage.device):
+            features = network.features(batch.inputs)
+            for outputs, number in zip(found, asked):
+                outputs.append(network.heads[number](features).float())
+    network.train(training)
+    whole = [torch.cat(outputs) for outputs in found]
+    largest = [outputs.topk(2, 1).values for outputs in whole]
+    return [
+        (outputs.argmax(1), float((top[:, 0] - top[:, 1]).mean()))
+        for outputs, top in zip(whole, largest)
+    ]
 
 
 class Drifting:

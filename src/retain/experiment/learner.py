@@ -19,7 +19,7 @@ from retain.experiment.job import Job
 from retain.experiment.machine import start_drawing
 from retain.experiment.results import Run
 from retain.experiment.stage import Stage
-from retain.experiment.strength_search import choose
+from retain.experiment.strength_search import choose, parts_chosen
 from retain.experiment.train import learn
 from retain.methods import METHODS, Method, options_of
 from retain.methods.method import under
@@ -221,15 +221,13 @@ class Learner:
 
     def _learn(self, index: int) -> None:
         if self.foresight and index > 0:
-            searched = self.run.strength_search or []
-            earlier = [one["strength"] for one in searched if one["accepted"] and one["strength"]]
             self.run.strength, tried = choose(
                 self.method,
                 index,
                 self.stage,
                 seed=self.job.seed,
                 foresight=self.foresight,
-                earlier=earlier,
+                earlier=parts_chosen(self.run.strength_search or []),
             )
             self.run.strength_search = [*(self.run.strength_search or []), *tried]
             return

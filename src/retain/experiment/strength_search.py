@@ -45,8 +45,10 @@ def choose(
     expected to be lost of them is what `foresight` says. Where validation data is too little to
     tell a point, accuracy on the task's training data counts as well. Validation data is the
     task's own, or cut from its training data. In the end the task is learned from all of them, with
-    the geometric mean of what was chosen on this task and on earlier ones: a choice on few data is
-    a noisy one, and an Ω that was made with one λ is not held well by quite another.
+    the geometric mean of what was chosen on this task and on earlier ones, each as a part of the
+    first λ that was tried there, which has no dimension: a choice on few data is a noisy one.
+    Where none is better than nothing, and something was held before, the smallest that was tried
+    stands for it.
     """
     network, whole = method.network, stage.sequence
     task = whole.tasks[index].with_validation(VALIDATION)
@@ -69,9 +71,10 @@ def choose(
         method.set_strength(strength)
         trained(method, on)
 
-    def outcome(penalty: float | None = None) -> Trial:
+    def outcome(penalty: float | None = None, *, forgotten: float | None = None) -> Trial:
         accuracies = [stage.score(network, index, examples).accuracy for examples in judged]
-        return Trial(accuracies, foresight.forgotten(network), penalty)
+        lost = foresight.forgotten(network) if forgotten is None else forgotten
+        return Trial(accuracies, lost, penalty)
 
     def trial(strength: float) -> Trial:
         try:
@@ -85,23 +88,26 @@ def choose(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*nothing protect")  # which is what is meant here
         trained(FineTune(network, FineTuneOptions(), method.setting), part)
-    resistance = method.resistance(first)
+        resistance = method.resistance(first)
     choice = choose_strength(
         trial,
         start=START if resistance is None else None,
-        reference=outcome(resistance),
+        # Without its merge such a method would drop what it keeps: all the old tasks.
+        reference=outcome(resistance, forgotten=1.0 if method.merges else None),
         samples=[len(task.val), None][: len(judged)],
         chance=1 / len(task.classes),
         decay=DECAY,
     )
     network.load_state_dict(first)
     method.load_state_dict(_copy(kept))
-    if not choice.accepted:  # as if nothing was held
-        method.let_go()
+    now = choice.strength
+    if not choice.accepted and earlier and choice.tried:
+        now = choice.tried[-1].strength  # with which about as much is forgotten as with none
     strength = 0.0
-    if choice.accepted:
-        # λ_t = (Π λ chosen so far)^(1/t)
-        strength = math.exp(fmean(map(math.log, [*earlier, choice.strength])))
+    if now:
+        # λ_t = a_t (Π λ_i / a_i)^(1/t), with a_i the first that was tried on task i
+        first_tried = choice.tried[0].strength
+        strength = first_tried * math.exp(fmean(map(math.log, [*earlier, now / first_tried])))
     method.set_strength(strength)
     trained(method, whole)
     found: list[Tried] = [
@@ -109,16 +115,28 @@ def choose(
             "task": task.name,
             "strength": one.strength,
             "accuracy": one.accuracy,
-            "accepted": one.accepted,
+            "accepted": one.strength == now,
             "forgotten": one.forgotten,
             "reference": choice.reference,
         }
         for one in choice.tried
     ]
-    if not choice.accepted:
+    if not now:
         last: Tried = {"strength": 0.0, "accuracy": choice.reference, "accepted": True}
         found.append({"task": task.name, "reference": choice.reference, **last})
     return strength, found
+
+
+def parts_chosen(searched: Sequence[Tried]) -> list[float]:
+    """Of every task with a choice, the λ that was chosen as a part of the first that was tried."""
+    first: dict[str, float] = {}
+    chosen = []
+    for one in searched:
+        strength = one["strength"] or 0.0
+        first.setdefault(one["task"], strength)
+        if one["accepted"] and strength:
+            chosen.append(strength / first[one["task"]])
+    return chosen
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

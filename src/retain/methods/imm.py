@@ -162,10 +162,6 @@ class IMM(Method[IMMOptionsT]):
         """‖θ − θ_{t−1}‖², with the last task's own weights; None before there are any."""
         return squared_distance(self.network, self.models[-1]) if self.models else None
 
-    def let_go(self) -> None:
-        """Forget the models of the tasks before: what is merged begins with the task at hand."""
-        self.models = []
-
     def merged(self, alpha: list[float]) -> Weights:
         """The merge of `models`."""
         raise NotImplementedError
@@ -225,11 +221,6 @@ class IMMMode(IMM[IMMModeOptions]):
         memory.observe(self.passes(index, sequence), progress=False)
         self.fishers.append(dict(memory.observed))
         super().end(index, sequence)
-
-    def let_go(self) -> None:
-        """Forget their Fishers as well."""
-        super().let_go()
-        self.fishers = []
 
     def merged(self, alpha: list[float]) -> Weights:
         """The mode of the mixture."""

@@ -145,9 +145,6 @@ class Method(Generic[OptionsT]):
         """
         return None
 
-    def let_go(self) -> None:
-        """Let what is kept begin with the task at hand, where merging it would undo that task."""
-
     def importance(self) -> Mapping[str, Tensor] | None:
         """Ω by parameter, for methods that have one."""
         return None
