@@ -176,60 +176,82 @@ def test_a_start_is_needed_where_nothing_says_which_strengths_are_large():
 
 
 class Scaled(nn.Module):
-    """A network whose outputs are so many times as large."""
+    """A network whose outputs are so many times as large, and there so many times over."""
 
-    def __init__(self, factor):
+    def __init__(self, factor=1.0, copies=1):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
-        self.factor = factor
+        self.factor, self.copies = factor, copies
 
     def forward(self, x):
-        return self.factor * self.body(x)
+        return (self.factor * self.body(x)).repeat(1, self.copies)
 
 
-@pytest.mark.parametrize("kind", [retain.MAS, retain.LocalMAS, retain.SI])
-def test_outputs_ten_times_as_large_lead_to_the_same_choice(kind):
+def choice_of(kind, *, factor=1.0, copies=1, observed_by=64, reduction="mean"):
+    """λ for a second task, whose loss does not see how outputs are scaled and repeated."""
     generator = torch.Generator().manual_seed(1)
     old, new = (torch.randn(2, 128, 6, generator=generator) + 0.5).unbind()
     labels = {True: (old[:, 0] > old[:, 1]).long(), False: (new[:, 2] + new[:, 0] > 0).long()}
 
     def learn(model, inputs, y, memory=None):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        rate = 0.3 if reduction == "mean" else 0.3 / len(y)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
         attached = memory.attach(optimizer, form="proximal") if memory else nullcontext()
         with attached:
             for _ in range(40):
                 optimizer.zero_grad()
                 # a temperature in the loss undoes the scale
-                cross_entropy(model(inputs) / model.factor, y).backward()
+                logits = model(inputs)[:, :2] / model.factor
+                cross_entropy(logits, y, reduction=reduction).backward()
                 optimizer.step()
 
-    def chosen(factor):
-        first = Scaled(factor)
-        before = kind(first) if kind is retain.SI else None
-        learn(first, old, labels[True], before)
-        state = before.consolidate().state_dict() if before else None
+    first = Scaled(factor, copies)
+    before = kind(first) if kind is retain.SI else None
+    learn(first, old, labels[True], before)
+    state = before.consolidate().state_dict() if before else None
 
-        def train(strength):
-            trial = copy.deepcopy(first)
-            memory = kind(trial)
-            if state is None:
-                memory.observe(old, progress=False).consolidate()
-            else:
-                memory.load_state_dict(state)
-            memory.strength = strength
-            learn(trial, new, labels[False], memory)
-            right = (trial(new).argmax(1) == labels[False]).float().mean().item()
-            return right, memory.drift()
+    def train(strength):
+        trial = copy.deepcopy(first)
+        memory = kind(trial)
+        if state is None:
+            memory.observe(old.split(observed_by), progress=False).consolidate()
+        else:
+            memory.load_state_dict(state)
+        memory.strength = strength
+        learn(trial, new, labels[False], memory)
+        right = (trial(new)[:, :2].argmax(1) == labels[False]).float().mean().item()
+        return right, memory.drift()
 
-        return choose_strength(train, chance=0.5)
+    return choose_strength(train, chance=0.5)
 
-    one, ten = chosen(1.0), chosen(10.0)
+
+def assert_the_same(one, other):
     assert one.accepted
-    assert [t.accuracy for t in one.tried] == pytest.approx([t.accuracy for t in ten.tried])
-    assert [t.forgotten for t in one.tried] == pytest.approx(
-        [t.forgotten for t in ten.tried], rel=1e-3
-    )
-    places = [[t.accepted for t in choice.tried].index(True) for choice in (one, ten)]
+    assert [t.accuracy for t in one.tried] == pytest.approx([t.accuracy for t in other.tried])
+    forgotten = [[t.forgotten for t in choice.tried] for choice in (one, other)]
+    assert forgotten[0] == pytest.approx(forgotten[1], rel=1e-3)
+    places = [[t.accepted for t in choice.tried].index(True) for choice in (one, other)]
     assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("kind", [retain.MAS, retain.LocalMAS, retain.SI])
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_outputs_ten_times_as_large_lead_to_the_same_choice(kind, factor):
+    assert_the_same(choice_of(kind), choice_of(kind, factor=factor))
+
+
+def test_so_do_more_outputs_and_other_batches():
+    one = choice_of(retain.MAS)
+    assert_the_same(one, choice_of(retain.MAS, copies=5))
+    assert_the_same(one, choice_of(retain.MAS, observed_by=7))
+
+
+def test_a_loss_that_is_a_sum_leads_to_a_strength_that_holds_as_well():
+    mean, total = choice_of(retain.MAS), choice_of(retain.MAS, reduction="sum")
+    kept = [next(t.forgotten for t in c.tried if t.accepted) for c in (mean, total)]
+    # 128 samples: λ is to be about so many times as large, up to a step of the search
+    assert 128 * 0.3 < total.strength / mean.strength < 128 / 0.3
+    assert kept[1] == pytest.approx(kept[0], abs=0.05)
+    assert total.accuracy == pytest.approx(mean.accuracy, abs=0.05)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from retain.drift import Drift
 from retain.errors import InputError
@@ -107,15 +108,17 @@ def choose_strength(
 
     where s is one standard error of the difference of both accuracies, each on so many samples:
     the part of the new task that is given up, and the part of the old tasks that is expected to be
-    forgotten. Training without protection is among the candidates. The search ends where the second term alone is more than
-    the best sum so far, for it only grows. Neither term depends on the scale of the outputs or of
-    Ω, nor does the first strength, λ = 10 / Σ Ω (θ − θ*)² at the weights of free training: outputs
-    ten times as large lead to the same choice.
+    forgotten. Training without protection is among the candidates. The search ends where the second
+    term alone is more than the best sum so far, for it only grows. Neither term depends on the
+    scale of the outputs or of Ω, nor does the first strength, λ = 10 / Σ Ω (θ − θ*)² at the weights
+    of free training: outputs ten times as large lead to the same choice. Where that strength leaves
+    more than half of what is forgotten without any, as beside a loss that is a sum over the batch
+    and not a mean, it is raised until it does not.
 
     If `train` returns an accuracy alone, nothing is known of the old tasks. Then the choice is the
     first, and largest, strength with which the new task is learned as well as with none, within
-    noise: A(λ) ≥ A_reference − max(drop · A_reference, s), s of A_reference alone, after De Lange et al., *A continual
-    learning survey*.
+    noise: A(λ) ≥ A_reference − max(drop · A_reference, s), s of A_reference alone, after De Lange
+    et al., *A continual learning survey*.
 
     Args:
         train: trains the new task from the same starting point with the strength that it is given,
@@ -156,10 +159,18 @@ def choose_strength(
     )
     noise = [_standard_error(one, n) for one, n in zip(free.accuracies, numbers)]
 
+    def trial(strength: float) -> tuple[float, _Understood]:
+        return strength, _understood(train(strength), f"train({strength:g})")
+
     def trials(first: float) -> Iterator[tuple[float, _Understood]]:
-        for count in range(tries):
-            strength = first * decay**count
-            yield strength, _understood(train(strength), f"train({strength:g})")
+        yield from (trial(first * decay**count) for count in range(tries))
+
+    def raised(first: float) -> list[tuple[float, _Understood]]:
+        """Trials from one that holds down to `first`, which is as large as it was thought."""
+        found = [trial(first)]
+        while len(found) < tries and _lost(found[0][1]) > _lost(free) / 2:
+            found.insert(0, trial(found[0][0] / decay))
+        return found
 
     if free.forgotten is None:
         if start is None:
@@ -178,7 +189,15 @@ def choose_strength(
             return StrengthChoice(0.0, free.accuracies[0], free.accuracies[0], False, ())
         # λ · Σ Ω (θ_free − θ*)² = 10 nats
         start = START / free.penalty
+        above = raised(start)
+        below = (trial(start * decay**count) for count in range(1, tries))
+        return _least_lost(chain(above, below), free, numbers, chance)
     return _least_lost(trials(start), free, numbers, chance)
+
+
+def _lost(trial: _Understood) -> float:
+    """What is expected to be lost of the old tasks; all, where nothing is said."""
+    return 1.0 if trial.forgotten is None else trial.forgotten
 
 
 @dataclass(frozen=True)
@@ -191,7 +210,7 @@ class _Understood:
 
 
 def _least_lost(
-    trials: Iterator[tuple[float, _Understood]],
+    trials: Iterable[tuple[float, _Understood]],
     free: _Understood,
     samples: Sequence[int | None],
     chance: float,
@@ -211,7 +230,7 @@ def _least_lost(
     least, chosen, found = free.forgotten, (0.0, free), []
     smallest = float("inf")  # of what was tried with a strength
     for strength, trial in trials:
-        forgotten = 1.0 if trial.forgotten is None else trial.forgotten
+        forgotten = _lost(trial)
         found.append((strength, trial, forgotten))
         lost = given_up(trial) + forgotten
         smallest = min(smallest, lost)
