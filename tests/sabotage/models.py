@@ -112,6 +112,18 @@ def adapted(scene):
 
 
 @case(
+    "an adapter is put into it while another optimizer is attached",
+    says=r"Trained without importance.*lora_A.*LoraPenalty",
+)
+def adapted_while_attached(scene):
+    peft = pytest.importorskip("peft")
+    memory, _start, optimizer = begun(scene)
+    model = peft.get_peft_model(scene.model, peft.LoraConfig(r=2, target_modules=["body.0"]))
+    scene.train(scene.sgd(model), model=model)
+    del memory, optimizer
+
+
+@case(
     "trained through functional_call with weights of its own",
     says="penalty.. is in the gradient, but this SGD steps none",
 )

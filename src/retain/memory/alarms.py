@@ -46,10 +46,14 @@ def uncovered(memory: Memory, optimizer: Optimizer, share: float, unheld: Mappin
     """An optimizer trains weights that nothing holds, name -> why."""
     reasons = {why: [n for n, w in unheld.items() if w == why] for why in unheld.values()}
     said = "; ".join(f"{listed(names)} ({why})" for why, names in reasons.items())
+    adapters = any(part.startswith("lora_") for name in unheld for part in name.split("."))
+    remedy = "Observe data and consolidate() to hold them"
+    if adapters:
+        remedy = "retain.integrations.peft.LoraPenalty(memory, peft_model) holds what adapters do"
     return (
         f"{_name(memory)} holds {100 * share:.3g} % of the weights that this {_name(optimizer)} "
-        f"trains. Trained without importance, and free to move: {said}. Observe data and "
-        "consolidate() to hold them; if they are meant to be free, say so: "
+        f"trains. Trained without importance, and free to move: {said}. {remedy}; if they are "
+        "meant to be free, say so: "
         f"memory.exclude = {[*memory.exclude, *patterns(unheld)]}."
     )
 

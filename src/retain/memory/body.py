@@ -495,6 +495,8 @@ class Memory:
 
             print(memory.check(optimizer))
 
+        Of a model that is sharded over the ranks, it is of all shards: every rank has to ask.
+
         Args:
             optimizer: look at what it trains, in a trainer's wrapper or one of several; without
                 one, at all that could be trained.
@@ -509,6 +511,7 @@ class Memory:
             True
         """
         found = [] if optimizer is None else optimizers_in(optimizer, asked="check")
+        self._shard()
         hold_grown(self)
         return checked(self, [one.optimizer for one in found])
 
@@ -757,15 +760,19 @@ class Memory:
 
     def _holding(self) -> Held:
         """What is held, also of what has grown."""
-        terms = sharded(self._state.terms, self.selection.matching(self.model))
-        if terms is not self._state.terms:
-            self._state = replace(self._state, terms=self.storage.put(terms))
+        self._shard()
         try:
             return holds(self.model, self.selection, self._state.terms)
         except ModelError:
             if not hold_grown(self):
                 raise
             return holds(self.model, self.selection, self._state.terms)
+
+    def _shard(self) -> None:
+        """Let Ω and θ* be sharded over the ranks as the parameters are by now."""
+        terms = sharded(self._state.terms, self.selection.matching(self.model))
+        if terms is not self._state.terms:
+            self._state = replace(self._state, terms=self.storage.put(terms))
 
     def _refuse_unconsolidated(self) -> None:
         running = self._state.running

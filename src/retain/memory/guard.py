@@ -20,6 +20,7 @@ from retain.memory.buffers import MovingBuffers
 from retain.memory.coverage import Coverage
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
+from retain.memory.lent_gradients import ledger_of
 from retain.memory.movement import Distance, Movement, alike, can_be_read
 from retain.memory.places import Place, places_in
 from retain.memory.steps import listen, listeners
@@ -45,6 +46,11 @@ class Stepped(NamedTuple):
     signature: tuple[tuple[int, bool], ...]
     places: object  # the dictionary of places then
     ours: tuple[Place, ...]
+
+    @property
+    def moves(self) -> bool:
+        """Whether some of ours are trained; frozen ones may lie in it too."""
+        return any(place.parameter.requires_grad for place in self.ours)
 
 
 class Guard:
@@ -180,8 +186,11 @@ class Guard:
             return
         mark, known = self._attached.get(optimizer), self._known.get(optimizer)
         now = self._look_at(optimizer)
-        if mark is None and not now.ours:
-            self._steps_elsewhere(memory, optimizer)
+        if mark is None and not now.moves:
+            if known is None or known.signature != now.signature:
+                self._see_adapters(memory, optimizer)
+            if not now.ours:
+                self._steps_elsewhere(memory, optimizer)
             return
         if mark is None and (self._inside or self._is_around(optimizer)):
             self._around[optimizer] = self._steps
@@ -313,7 +322,8 @@ class Guard:
     def _say_unprotected(
         self, memory: Memory, optimizer: Optimizer, *, asked: bool = False
     ) -> None:
-        names = [place.name for place in self._look_at(optimizer).ours]
+        ours = self._look_at(optimizer).ours
+        names = [place.name for place in ours if place.parameter.requires_grad]
         idle = is_idle(optimizer, lambda p: p.grad)
         if not idle and self._twin(memory, optimizer) is None:
             self._say("unprotected", alarms.unprotected(memory, optimizer, names, asked=asked))
@@ -405,6 +415,14 @@ class Guard:
             stale = [name for key, name in new.items() if key not in contained]
             if stale:
                 self._say("stale", alarms.stale(optimizer, stale))
+
+    def _see_adapters(self, memory: Memory, optimizer: Optimizer) -> None:
+        """An optimizer that steps nothing that is held may step what was put into the model."""
+        inside = set(map(id, memory.model.parameters()))
+        in_use = self._never_removed > 0 or self._in_use
+        attached = ledger_of(optimizer).in_use  # something else that is: LoraPenalty
+        if in_use and not attached and any(id(p) in inside for p in _parameters(optimizer)):
+            self._cover(memory, optimizer)
 
     def _steps_elsewhere(self, memory: Memory, optimizer: Optimizer) -> None:
         """An optimizer steps other weights: those of another model, which may be meant instead."""

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from retain.memory.consolidated import holds, now_shaped
 from retain.memory.coverage import Coverage, listed
 from retain.memory.movement import Distance
-from retain.parameters import named_parameters, shape_of
+from retain.parameters import named_parameters, shape_of, summed_in
 from retain.penalty import values
+from retain.sharding import is_sharded, local, over_shards
 
 if TYPE_CHECKING:
     from retain.memory.body import Memory
@@ -192,13 +194,13 @@ def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
                 0 if shape_of(p) is None else p.numel(),
                 what,
                 why,
-                float(omega[name].double().mean()) if fits and p.numel() else 0.0,
-                Distance.of(p, anchor[name]) if fits else None,
+                _mean(omega[name]) if fits else 0.0,
+                _distance(p, anchor[name]) if fits else None,
                 None if inside is None else id(p) in inside,
             )
         )
     rows += [
-        Checked(name, o.numel(), "gone", "the model has it no more", float(o.mean()), None, None)
+        Checked(name, o.numel(), "gone", "the model has it no more", _mean(o), None, None)
         for name, o in omega.items()
         if name not in parameters and selection.picks(name)
     ]
@@ -227,8 +229,25 @@ def _penalty(memory: Memory) -> float:
     ]
     held = holds(memory.model, memory.selection, terms).values()
     with torch.no_grad():
-        each = values([p for p, _holds in held], [several for _p, several in held])
-    return memory._weight() * sum(float(one) for one in each)
+        each = values([local(p) for p, _holds in held], [several for _p, several in held])
+        total = sum(float(over_shards(one, p)) for one, (p, _holds) in zip(each, held, strict=True))
+    return memory._weight() * total
+
+
+def _mean(omega: Tensor) -> float:
+    """The mean of Ω, over all shards."""
+    here = local(omega)
+    total = here.sum(dtype=summed_in(here.dtype))
+    return float(over_shards(total, omega)) / max(1, omega.numel())
+
+
+def _distance(p: Tensor, star: Tensor) -> Distance:
+    """The distance of a parameter, over all shards."""
+    here = Distance.of(p, star)
+    if not is_sharded(p):
+        return here
+    squares = torch.tensor([length**2 for length in here], device=local(p).device)
+    return Distance(*over_shards(squares, p).sqrt().tolist())
 
 
 def _cells(row: Checked) -> tuple[str, ...]:

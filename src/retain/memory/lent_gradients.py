@@ -36,6 +36,11 @@ class Ledger:
         self._users: set[int] = set()
         self._guards: dict[int, _Guard] = {}  # by the id of what has a `step`
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is attached to the optimizer."""
+        return bool(self._users)
+
     def own(self, p: nn.Parameter) -> Tensor | None:
         """The gradient that the user's loss gave `p`, without any penalty of an attachment."""
         lent = self.lent.get(id(p))
