@@ -1,6 +1,7 @@
 """What `mkdocs build` does for the guide beside its pages: the commands, and files of the tree.
 
-`<!-- commands -->` becomes a description of every command, from the same place as `--help`. Links
+`<!-- commands -->` becomes a description of every command, from the same place as `--help`.
+Figures do not break at ± or =, and cells that hold sentences are wider than those of numbers. Links
 to examples and experiments, which are beside `docs/` and not in it, lead to copies in the site.
 θ* is the anchor and no emphasis. The search takes what it needs to run from a disk from the site
 itself (`search.js`).
@@ -24,6 +25,10 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 SHIM = "https://unpkg.com/iframe-worker/shim"
 COMMANDS = "<!-- commands -->"
+UNBROKEN = re.compile(r"(?<=[\dλαn]) ([±=×/]) (?=[\d.−-])")  # 90.6 ± 1.1, λ = 1, 92.2 / 85.6
+CELL = re.compile(r"<td>(.*?)</td>", re.S)
+SENTENCE = 50  # characters
+DEFAULT = re.compile(r"\s*\[default: (.+?)\]$")
 OUTSIDE = re.compile(r"\]\(\.\./((?:examples|experiments|benchmarks)/[^)#\s]+)\)")
 
 
@@ -65,6 +70,20 @@ def on_page_markdown(markdown: str, page: Page, **_given: Any) -> str:
     return OUTSIDE.sub(inside, markdown)
 
 
+def on_page_content(html: str, **_given: Any) -> str:
+    """The page with figures that stay in one line, and cells of sentences known as such."""
+    html = "".join(
+        part if part.startswith("<pre") else UNBROKEN.sub("\u00a0\\1\u00a0", part)
+        for part in re.split(r"(<pre.*?</pre>)", html, flags=re.S)
+    )
+    return CELL.sub(_cell_of, html)
+
+
+def _cell_of(found: re.Match[str]) -> str:
+    words = re.sub(r"<[^>]+>", "", found[1])
+    return f'<td class="sentence">{found[1]}</td>' if len(words) > SENTENCE else found[0]
+
+
 def on_post_page(output: str, page: Page, **_given: Any) -> str:
     """The page, which asks no other server for anything."""
     return output.replace(SHIM, posixpath.relpath("search.js", posixpath.dirname(page.url) or "."))
@@ -92,9 +111,7 @@ def _command(name: str, command: Any) -> str:
         ["retain", name, *(_name(p) if p.required else f"[{_name(p)}]" for p in arguments)]
     )
     parts = [f"## retain {name}", f"    {usage} [OPTIONS]", _plain(command.help or "")]
-    rows = [
-        f"| {_flags(p)} | {_default(p)} | {_cell(getattr(p, 'help', '') or '')} |" for p in shown
-    ]
+    rows = [f"| {_flags(p)} | {_default(p)} | {_cell(_help(p))} |" for p in shown]
     if rows:
         parts.append("\n".join(["| option | default | what it is |", "|---|---|---|", *rows]))
     return "\n\n".join(parts)
@@ -110,8 +127,16 @@ def _flags(parameter: Any) -> str:
     return ", ".join(f"`{flag}`" for flag in (*parameter.opts, *parameter.secondary_opts))
 
 
+def _help(parameter: Any) -> str:
+    """Without the default, which has a column of its own."""
+    return DEFAULT.sub("", getattr(parameter, "help", "") or "")
+
+
 def _default(parameter: Any) -> str:
     value = parameter.default
+    said = DEFAULT.search(getattr(parameter, "help", "") or "")
+    if said is not None:
+        return f"`{said[1]}`"
     if parameter.required:
         return "required"
     if value is None or callable(value) or value in (False, (), [], "") or "UNSET" in repr(value):
@@ -126,8 +151,12 @@ def _cell(text: str) -> str:
 def _plain(text: str) -> str:
     """Help without the marks that colour it on a terminal; an example is a block of code."""
     lines = inspect.cleandoc(text.replace("\b", "")).splitlines()
-    found = []
+    found, example = [], False
     for line in lines:
         bare = re.sub(r"\[/?(?:bold|dim|italic|cyan|yellow|green)?\]", "", line)
-        found.append(f"    {bare}" if re.match(r"(retain|pip|python) ", bare) else bare)
+        goes_on = example and bool(bare.strip())  # in the next line
+        example = goes_on or bool(re.match(r"(retain|pip|python) ", bare))
+        if goes_on:
+            found[-1] += " \\"
+        found.append(f"{'        ' if goes_on else '    '}{bare.strip()}" if example else bare)
     return "\n".join(found)

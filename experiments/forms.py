@@ -26,7 +26,7 @@ BEGIN, END = "<!-- measured: python experiments/forms.py -->", "<!-- end -->"
 MEASURED = """
 Seeds: {seeds}.
 
-![Average accuracy over strength: SGD and Adam, three forms](pictures/forms.svg)
+![Average accuracy over strength: SGD and Adam, three forms](pictures/forms.svg){{ .wide }}
 
 Average accuracy / average forgetting in percent:
 
