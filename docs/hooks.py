@@ -28,21 +28,22 @@ COMMANDS = "<!-- commands -->"
 UNBROKEN = re.compile(r"(?<=[\dλαn]) ([±=×/]) (?=[\d.−-])")  # 90.6 ± 1.1, λ = 1, 92.2 / 85.6
 CELL = re.compile(r"<td>(.*?)</td>", re.S)
 SENTENCE = 50  # characters
-DEFAULT = re.compile(r"\s*\[default: (.+?)\]$")
+DEFAULT = re.compile(r"\s*\\?\[default: (.+?)\]$")
 OUTSIDE = re.compile(r"\]\(\.\./((?:examples|experiments|benchmarks)/[^)#\s]+)\)")
 
 
-class Anchor(Extension):
-    """θ* is the anchor, and its star begins no emphasis: in docstrings it is not escaped."""
+class Symbols(Extension):
+    """θ* is the anchor and `torch.__future__` a module: neither begins an emphasis."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         """Take it as it is, before emphasis is looked for."""
-        md.inlinePatterns.register(SimpleTextInlineProcessor(r"(θ[₁₂]?\*)"), "anchor", 175)
+        symbols = SimpleTextInlineProcessor(r"(θ[₁₂]?\*|(?<=\.)__\w+__)")
+        md.inlinePatterns.register(symbols, "symbols", 175)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The settings, with what the symbols of this project need."""
-    config.markdown_extensions.append(Anchor())  # type: ignore[arg-type]
+    config.markdown_extensions.append(Symbols())  # type: ignore[arg-type]
     return config
 
 
@@ -129,12 +130,12 @@ def _flags(parameter: Any) -> str:
 
 def _help(parameter: Any) -> str:
     """Without the default, which has a column of its own."""
-    return DEFAULT.sub("", getattr(parameter, "help", "") or "")
+    return DEFAULT.sub("", _plain(getattr(parameter, "help", "") or ""))
 
 
 def _default(parameter: Any) -> str:
     value = parameter.default
-    said = DEFAULT.search(getattr(parameter, "help", "") or "")
+    said = DEFAULT.search(_plain(getattr(parameter, "help", "") or ""))
     if said is not None:
         return f"`{said[1]}`"
     if parameter.required:
