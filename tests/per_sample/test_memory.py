@@ -39,9 +39,9 @@ class Counting(TorchDispatchMode):
 
 
 def test_the_loop_holds_a_sum_and_the_gradient_of_one_sample():
-    model = nn.Linear(600, 700, bias=False)  # more than what is taken at once
-    parameters, batch = dict(model.named_parameters()), Batch.of(torch.randn(4, 600))
-    with Counting(4 * 600 * 700, parameters.values()) as counting:
+    model = nn.Linear(1000, 1100, bias=False)  # more than what is taken at once
+    parameters, batch = dict(model.named_parameters()), Batch.of(torch.randn(4, 1000))
+    with Counting(4 * 1000 * 1100, parameters.values()) as counting:
         sums = sums_by_loop(model, batch, parameters, SquaredNorm(), output=first_tensor)
     assert sums["weight"].count_nonzero()
     assert counting.most == 2
