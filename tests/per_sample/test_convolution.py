@@ -152,8 +152,10 @@ LAYOUTS = {
 def test_channels_may_be_last(name, way, monkeypatch):
     """Single samples lie in memory as the batch does: others are quietly copied by oneDNN."""
     monkeypatch.setattr(convolution, "quickest", lambda of, ways, device: way)
-    monkeypatch.setattr(convolution, "FEW_PIXELS", 0)
-    monkeypatch.setattr(convolution, "FEW_PIXELS_OF_CHANNELS", 0 if way == "each" else 1 << 20)
+    shape, size, options = LAYOUTS[name]
+    separate = "groups" in options
+    few = 1 << 20 if separate and way == "groups" else 0
+    monkeypatch.setattr(convolution, "FEW_PIXELS", few)
     given = []
 
     def noticed(inputs, grad, weight, settings):
@@ -161,7 +163,6 @@ def test_channels_may_be_last(name, way, monkeypatch):
         return weight_gradient(inputs, grad, weight, settings)
 
     monkeypatch.setattr(convolution, "weight_gradient", noticed)
-    shape, size, options = LAYOUTS[name]
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     x = torch.randn(N, *size, dtype=torch.float64).to(memory_format=torch.channels_last)
     y = F.conv2d(x, weight, **options)
@@ -173,7 +174,6 @@ def test_channels_may_be_last(name, way, monkeypatch):
     truth = sum(weight_gradient(x[k : k + 1], grad[k : k + 1], weight.detach(), settings).abs()
                 for k in range(N))  # fmt: skip
     torch.testing.assert_close(total.result(), truth)
-    separate = "groups" in options
     if way == "each" or separate:
         assert all(t.is_contiguous(memory_format=torch.channels_last) for t in given)
 

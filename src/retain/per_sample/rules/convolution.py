@@ -84,7 +84,8 @@ def weight_contribution(
     if several and whole and layout.samples * weight.numel() <= HELD:
         if max(weight.shape[2:]) > QUICK_KERNEL and _separate(inputs, weight):
             return _as_kernels(inputs, grad, weight, settings)
-        if pixels <= FEW_PIXELS_OF_CHANNELS and not _channels_last(inputs):
+        # with channels last they have to be rearranged, which is memory that a sample does not need
+        if pixels <= (FEW_PIXELS if _channels_last(inputs) else FEW_PIXELS_OF_CHANNELS):
             return _as_groups(inputs, grad, weight, settings)
     if whole:
         return _on_cpu(inputs, grad, weight, settings)
@@ -119,7 +120,7 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
     ways: dict[str, Callable[[Tensor, Tensor], Contribution]] = {"each": each}
     if columns <= HELD and max(inputs.numel(), grad.numel()) <= HELD:
         ways["patches"] = lambda x, d: _patches(x, d, weight, settings)
-    if n * weight.numel() <= HELD:
+    if n * weight.numel() <= HELD and not (settings.groups > 1 and _channels_last(inputs)):
         ways["groups"] = lambda x, d: _as_groups(x, d, weight, settings)
     if len(ways) == 1:
         return each(inputs, grad)
