@@ -249,3 +249,104 @@ def test_what_was_made_for_batches_of_one_size_is_refused_with_the_way_out(make:
         borrowed(model),
     ):
         PerSample(model, dict(model.named_parameters()), SquaredNorm())(Batch.of(x))
+
+
+class PathDropped(nn.Module):
+    """Now and then, nothing comes out, though it is evaluated."""
+
+    def __init__(self, each: bool) -> None:
+        super().__init__()
+        self.each, self.path = each, nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.rand(len(x), 1) < 0.9 if self.each else torch.rand(()) < 0.9
+        return self.path(x) * kept
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("each", [True, False])
+def test_chance_that_decides_rarely_is_found(each: bool, size: int) -> None:
+    refused = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(5, 5), PathDropped(each))
+        engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+        try:
+            with borrowed(model):
+                for x in torch.randn(16, 5).split(size):
+                    engine(Batch.of(x))
+        except ModelError as error:
+            refused.append("Module '1' (PathDropped) gives another output" in str(error))
+    assert all(refused)
+    assert len(refused) >= 4
+
+
+class Remembers(nn.Module):
+    """Adds what it saw in the call before, wherever that is kept."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.net, self.where = nn.Linear(5, 3), where
+        self.kept: Any = {"attribute": None, "list": [None], "object": type("Kept", (), {})()}[
+            where
+        ]
+        if where == "object":
+            self.kept.value = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.net(x)
+        before = {"attribute": lambda: self.kept, "list": lambda: self.kept[0]}
+        last = before[self.where]() if self.where in before else self.kept.value
+        if self.where == "attribute":
+            self.kept = h.detach().mean()
+        elif self.where == "list":
+            self.kept[0] = h.detach().mean()
+        else:
+            self.kept.value = h.detach().mean()
+        return h if last is None else h + last
+
+
+@pytest.mark.parametrize("where", ["attribute", "list", "object"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_state_is_found_and_given_back(where: str, size: int) -> None:
+    """Also where the same sample again gives the same."""
+    model = Remembers(where)
+    engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+
+    def go() -> None:
+        with borrowed(model):
+            for x in torch.randn(8, 5).split(size):
+                engine(Batch.of(x))
+
+    with pytest.raises(ModelError, match="keeps state from one call to the next"):
+        go()
+    kept = model.kept if where == "attribute" else model.kept[0] if where == "list" else None
+    assert (model.kept.value if where == "object" else kept) is None
+
+
+class Draws(nn.Module):
+    """Random numbers from a generator of its own; and some that do not matter."""
+
+    def __init__(self, matters: bool) -> None:
+        super().__init__()
+        self.net, self.matters = nn.Linear(5, 3), matters
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand(len(x), 3, generator=self.generator)
+        torch.rand(2)
+        return self.net(x) + drawn * self.matters
+
+
+def test_generators_are_given_back() -> None:
+    for matters in (False, True):
+        model = Draws(matters)
+        before = model.generator.get_state()
+        engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+        try:
+            with borrowed(model):
+                engine(Batch.of(torch.randn(6, 5)))
+            assert not matters
+        except ModelError:
+            assert matters
+        assert model.generator.get_state().equal(before)

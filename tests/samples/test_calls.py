@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import retain
@@ -97,6 +100,80 @@ def test_labels_are_never_an_input_where_there_is_another_way():
     model, x = ready(May), torch.randn(6, 5).double()
     truth = one_by_one(model, list(x), lambda row: model(row[None]))
     assert_same(omega(model, [(x, torch.arange(6.0))]), truth)
+
+
+class Fields(NamedTuple):
+    labels: torch.Tensor
+    other: torch.Tensor
+    one: torch.Tensor
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Two()
+
+    def forward(self, batch):
+        return self.inner(batch.one, batch.other)
+
+
+def test_named_tuples_by_their_fields_or_whole():
+    a, b = torch.randn(6, 5).double(), torch.randn(6, 4).double()
+    batch = Fields(torch.arange(6), b, a)
+    model = ready(Two)
+    truth = one_by_one(model, range(6), lambda k: model(a[k : k + 1], b[k : k + 1]))
+    assert_same(omega(model, [batch]), truth)
+    whole = ready(Whole)
+    truth = one_by_one(whole, range(6), lambda k: whole.inner(a[k : k + 1], b[k : k + 1]))
+    assert_same(omega(whole, [batch]), truth)
+
+
+@dataclass
+class Record:
+    one: torch.Tensor
+    other: torch.Tensor
+    name: str = "a record"
+
+
+def test_what_is_no_tensor_and_nobody_asks_for_is_left_out():
+    a, b = torch.randn(6, 5).double(), torch.randn(6, 4).double()
+    model = ready(Two)
+    truth = one_by_one(model, range(6), lambda k: model(a[k : k + 1], b[k : k + 1]))
+    for batch in (Record(a, b), {"one": a, "other": b, "names": list("abcdef")}):
+        assert_same(omega(model, [batch]), truth)
+    with pytest.raises(retain.RetainError, match="more"):
+        omega(model, [{"one": a, "other": b, "more": a}])
+
+
+class Padding(nn.Module):
+    """Packs its inputs, and gives as many positions as the longest of a batch has."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(
+            x, torch.as_tensor(lengths), batch_first=True, enforce_sorted=False
+        )
+        return self.out(pad_packed_sequence(self.inner(packed)[0], batch_first=True)[0])
+
+
+@pytest.mark.parametrize("lengths", [[5, 3, 1, 4, 2, 5], [4, 3, 1, 4, 2, 3]])
+@pytest.mark.filterwarnings("ignore:.*holds lengths")
+def test_outputs_as_long_as_the_longest(lengths):
+    """Refused with advice, which is right."""
+    model, x = ready(Padding), torch.randn(6, 5, 4).double()
+    batch = {"x": x, "lengths": lengths}
+    truth = one_by_one(
+        model, range(6), lambda k: model(x[k : k + 1, : lengths[k]], lengths[k : k + 1])
+    )
+    with pytest.raises(retain.RetainError, match=r"further positions.*padding_mask=") as refused:
+        omega(model, [batch])
+    advice = "torch.arange(max(lengths)) >= torch.as_tensor(lengths)[:, None]"
+    assert advice in str(refused.value)
+    padding = eval(advice, {"torch": torch, "lengths": lengths})
+    assert_same(omega(model, [batch], padding_mask=lambda _: padding), truth)
 
 
 # ---- encoder–decoders that are given labels ----

@@ -6,8 +6,8 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +18,7 @@ from retain.errors import ModelError
 from retain.per_sample.precision import Precision
 from retain.per_sample.same import same
 from retain.samples.batches import Batch, tensors_in
+from retain.samples.containers import DESCEND, Path, rebuilt
 
 # What a model raises that cannot take so few samples; an exported one asserts what it was made for.
 BROKEN = (RuntimeError, ValueError, IndexError, AssertionError)
@@ -26,10 +27,12 @@ MIXES = (
     "Importance is defined per sample: replace what looks across the batch, or let it look at one "
     "sample at a time.",
 )
+SEEDS = 65  # chance that decides rarely shows itself in one of so many
 FIXED = (
     "If it was made for batches of {} alone (torch.export, torch.jit.trace, a view of fixed "
     "sizes), make it for any number: torch.export.export(…, dynamic_shapes=…) with Dim.DYNAMIC for "
-    "the dimension that counts samples."
+    "the dimension that counts samples. If this is a single sample, give it a dimension in front: "
+    "x[None]."
 )
 TRAINS = (
     "is in train mode although the model was put in eval mode, and does there what it does in "
@@ -70,14 +73,19 @@ def raise_interaction(model: nn.Module, batch: Batch, precision: Precision) -> N
         ModelError: always.
     """
     first, broken = _trace(model, batch, seed=0)
+    with suppress(Exception):  # something else in between; the model may make nothing of it
+        _trace(model, another(batch), seed=0)
     again, _ = _trace(model, batch, seed=0)
     culprit = _first(first, [again], precision)
     if culprit is not None:
         _raise(model, culprit, OBSERVES if _observes(model, culprit) else KEEPS)
-    other, _ = _trace(model, batch, seed=1)
-    culprit = _first(first, [other], precision)
-    if culprit is not None:
-        _raise(model, culprit, RANDOM)
+    for seed in range(1, SEEDS):
+        other, _ = _trace(model, batch, seed=seed)
+        culprit = _first(first, [other], precision)
+        if culprit is not None:
+            _raise(model, culprit, RANDOM)
+    if batch.samples == 1:
+        _raise(model, "", RANDOM)  # nothing else is left
     alone = []
     for k in range(batch.samples):
         seen, broken = _trace(model, batch.take(k, k + 1), seed=0)
@@ -94,6 +102,20 @@ def raise_interaction(model: nn.Module, batch: Batch, precision: Precision) -> N
     _raise(model, culprit, OBSERVES if _observes(model, culprit) else MIXES)
 
 
+def another(batch: Batch) -> Batch:
+    """The batch with other numbers in it, of the same kinds and shapes."""
+
+    def change(_path: Path, part: object) -> object:
+        if not isinstance(part, Tensor):
+            return DESCEND
+        if part.is_floating_point():
+            return 1 - part
+        return part.flip(part.ndim - 1) if part.ndim > 1 else part
+
+    args, kwargs = rebuilt((batch.args, batch.kwargs), change)
+    return replace(batch, args=args, kwargs=kwargs)
+
+
 def raise_size(model: nn.Module, batch: Batch, part: Batch) -> NoReturn:
     """Raise for a model that took a batch but cannot take a part of it.
 
@@ -103,6 +125,21 @@ def raise_size(model: nn.Module, batch: Batch, part: Batch) -> NoReturn:
     _, broken = _trace(model, part, seed=0)
     what = f"fails with {part.samples} of the {batch.samples} samples of a batch"
     _raise(model, broken or "", (what, f"{MIXES[1]} {FIXED.format(batch.samples)}"))
+
+
+def raise_padded(own: Tensor, alone: Tensor) -> NoReturn:
+    """Raise for a sample whose output has more positions beside longer ones than it has alone.
+
+    Raises:
+        ModelError: always.
+    """
+    raise ModelError(
+        f"A sample's output {tuple(alone.shape)} is followed by {own.shape[1] - alone.shape[1]} "
+        "further positions where longer samples are in its batch, and these would count. Say that "
+        "they are padding with padding_mask=…, a function of the batch that gives bools [samples, "
+        "positions], True where there is padding: with lengths, "
+        "torch.arange(max(lengths)) >= torch.as_tensor(lengths)[:, None]."
+    )
 
 
 def _raise(model: nn.Module, culprit: str, fault: tuple[str, str]) -> NoReturn:

@@ -174,11 +174,14 @@ class PerSample:
                 self._look_for_underflow(graph, score_weights(graph), batch, target, sums)
                 self._company.refuse_chance(batch, output, precision)
                 self._repeated.add(graph.operations)
+            elif self.check:
+                self._company.refuse_luck(batch, output, precision)
         else:
             graph, known = self._ready(graph, batch, target, ahead)
             known = self._together(graph, batch, target, known)
             if self.check:
                 self._company.look(batch, output, precision)
+                self._company.refuse_luck(batch, output, precision)
             self._follow_side_doors()
             self._price(graph, batch, target, known)
             self._loop(graph, batch, target, known.plan.inseparable)

@@ -7,12 +7,16 @@ weights that a forward writes to, such as embeddings that are renormalised when 
 
 from __future__ import annotations
 
+import copy
+import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEPTH = 4  # containers in containers that are looked into for state
 OWN = {"_parameters", "_buffers", "_modules", "training"}  # of a module, and not state
 CHANGING = (dict, list, deque, set)  # containers that are looked into
+DRAWING = (torch.Generator, random.Random, np.random.Generator)
 
 
 @contextmanager
@@ -49,11 +54,15 @@ def taken_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def state_aside(model: nn.Module) -> Iterator[None]:
-    """Attributes of modules are put back as they were: tensors, and what containers hold."""
+    """Attributes of modules are put back as they were: tensors, and what is held by others.
+
+    Containers, objects and generators of random numbers hold something.
+    """
     before = []
+    seen: set[int] = set()  # objects that several modules share, such as a configuration
     for module in model.modules():
         attributes = {k: v for k, v in vars(module).items() if k not in OWN}
-        held = [_Attribute.of(v) for v in attributes.values() if _may_change(v)]
+        held = [_Attribute.of(v, seen) for v in attributes.values() if _may_change(v)]
         before.append((vars(module), attributes, held))
     try:
         yield
@@ -70,7 +79,16 @@ def _may_change(value: Any) -> bool:
     """Whether the same object may hold something else later."""
     if type(value) is tuple:
         return any(map(_may_change, value))
-    return type(value) in CHANGING or isinstance(value, Tensor)
+    return type(value) in CHANGING or isinstance(value, (Tensor, *DRAWING)) or _is_object(value)
+
+
+def _is_object(value: Any) -> bool:
+    """Whether it is an ordinary object with attributes: no module, function, class or tensor."""
+    return (
+        isinstance(getattr(value, "__dict__", None), dict)
+        and not callable(value)
+        and not isinstance(value, (Tensor, nn.Module, ModuleType))
+    )
 
 
 @dataclass
@@ -81,18 +99,23 @@ class _Attribute:
     held: Any = None
 
     @classmethod
-    def of(cls, value: Any, depth: int = 0) -> _Attribute:
+    def of(cls, value: Any, seen: set[int], depth: int = 0) -> _Attribute:
         if isinstance(value, nn.Module) or depth > DEPTH:
             return cls(value)
         if isinstance(value, Tensor):
             leaf = value.requires_grad or isinstance(value, nn.Parameter)
             return cls(value, None if leaf else value.detach().clone())
         if type(value) is dict:
-            return cls(value, {k: cls.of(v, depth + 1) for k, v in value.items()})
+            return cls(value, {k: cls.of(v, seen, depth + 1) for k, v in value.items()})
         if type(value) in (list, deque, tuple):
-            return cls(value, [cls.of(v, depth + 1) for v in value])
+            return cls(value, [cls.of(v, seen, depth + 1) for v in value])
         if type(value) is set:
             return cls(value, set(value))
+        if isinstance(value, DRAWING):
+            return cls(value, _state_of(value))
+        if _is_object(value) and id(value) not in seen:
+            seen.add(id(value))
+            return cls(value, {k: cls.of(v, seen, depth + 1) for k, v in vars(value).items()})
         return cls(value)
 
     def back(self) -> Any:
@@ -113,7 +136,29 @@ class _Attribute:
         elif type(value) is set and held is not None:
             value.clear()
             value.update(held)
+        elif isinstance(value, DRAWING):
+            _put_state(value, held)
+        elif held is not None and _is_object(value):
+            vars(value).clear()
+            vars(value).update({k: one.back() for k, one in held.items()})
         return value
+
+
+def _state_of(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return copy.deepcopy(generator.bit_generator.state)
+
+
+def _put_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.bit_generator.state = state
 
 
 # ---- weights ----

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retain.errors import InputError
 from retain.samples import masks
-from retain.samples.batches import LABEL_KEYS, Batch
+from retain.samples.batches import LABEL_KEYS, Batch, tensors_in
 from retain.samples.containers import parts_of
 from retain.samples.packing import rows_of
 from retain.samples.rows import Rows
@@ -59,7 +59,7 @@ def served_batch(
 
 
 def calls(
-    given: Any, labels: Tensor | None, model: nn.Module, extra: frozenset[str]
+    given: Any, labels: Tensor | None, model: nn.Module, extra: frozenset[str] = frozenset()
 ) -> Iterator[Call]:
     """The ways in which a model may be called with an input; the usual one first.
 
@@ -87,6 +87,9 @@ def calls(
     for name in extra & kwargs.keys():
         if not _takes(model, (), kwargs) or not asks_for(model, name):
             kwargs = {k: v for k, v in kwargs.items() if k != name}
+    if not _takes(model, (), kwargs):  # what tells samples apart for a reader, such as a name
+        plain = {k: v for k, v in kwargs.items() if asks_for(model, k) or tensors_in(v)}
+        kwargs = plain if _takes(model, (), plain) else kwargs
     whole = kwargs if isinstance(given, dict) else given
     if _takes(model, (), kwargs) or not _takes(model, (whole,), {}):
         yield Call((), kwargs, labels)
@@ -95,6 +98,22 @@ def calls(
         asked = {name: part for name, part in kwargs.items() if asks_for(model, name)}
         if asked and _takes(model, (), asked):  # beside what only a loss or a metric looks at
             yield Call((), asked, labels)
+
+
+def by_fields(raw: Any, model: nn.Module) -> Iterator[Call]:
+    """Ways to call a model with a named tuple: with the fields that it asks for, or with it whole.
+
+    With the whole only where it cannot be called with the first field alone.
+    """
+    fields = raw._asdict()
+    asked = {name: part for name, part in fields.items() if asks_for(model, name)}
+    asked = {name: part for name, part in asked.items() if name not in LABEL_KEYS}
+    beside = (part for name, part in fields.items() if name not in asked)
+    labels = next((part for part in beside if isinstance(part, Tensor)), None)
+    if asked and _takes(model, (), asked):
+        yield Call((), asked, labels)
+    yield from calls(raw[0], next((p for p in raw[1:] if isinstance(p, Tensor)), None), model)
+    yield Call((raw,), {}, labels)
 
 
 def side_by_side(raw: tuple[Any, ...] | list[Any], model: nn.Module) -> Iterator[Call]:

@@ -141,6 +141,7 @@ def checked(picked: Any, samples: int) -> Tensor:
             "way (patches, boxes, nodes of a graph, packed texts), say which row is whose with "
             "samples_of=...; or pick or transpose it with output=...; or say which dimension of "
             "the input counts samples with batch_dim=..."
+            + (" A single sample needs a dimension in front: x[None]." if picked.ndim == 1 else "")
         )
     if not picked.requires_grad:
         raise InputError(

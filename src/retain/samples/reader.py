@@ -18,7 +18,7 @@ from retain import arguments
 from retain.errors import InputError, StateError
 from retain.samples.barriers import Barrier
 from retain.samples.batches import Batch, input_of
-from retain.samples.calls import Call, calls, needs_several, side_by_side
+from retain.samples.calls import Call, by_fields, calls, needs_several, side_by_side
 from retain.samples.containers import DESCEND, Path, rebuilt
 from retain.samples.outputs import OutputPicker
 from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
@@ -103,12 +103,14 @@ class Reader:
 
     def _possible(self, raw: Any, model: nn.Module) -> list[Call]:
         """The ways in which a model may take it; the first is the usual one."""
+        if hasattr(raw, "_fields"):
+            return list(by_fields(raw, model))
         given, labels = input_of(raw)
         found = list(calls(given, labels, model, self._extra()))
         if isinstance(raw, (tuple, list)):
             several = list(side_by_side(raw, model))
             found = several + found if needs_several(model) else found + several
-            alike = len({type(item) for item in raw}) == 1 and not hasattr(raw, "_fields")
+            alike = len({type(item) for item in raw}) == 1
             kinds = {(t.ndim, t.dtype) for t in raw if isinstance(t, Tensor)}
             if alike and len(kinds) < 2 and (not found or len(raw) > 1):
                 found.append(Call((list(raw),), {}, None))
