@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from retain.parameters import (
     Selection,
     named_parameters,
     snapshot,
+    summed_in,
     unwrapped,
     what_became_of,
 )
@@ -185,3 +188,21 @@ def test_what_became_of_a_parameter():
     assert what_became_of(model, "head2.weight") == "is now the same parameter as head.weight"
     adapted = nn.ModuleDict({"head": nn.ModuleDict({"base_layer": nn.Linear(2, 3)})})
     assert "LoraPenalty" in what_became_of(adapted, "head.weight")
+
+
+def test_sums_are_kept_in_single_precision_but_for_double():
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert summed_in(dtype) == torch.float32
+    assert summed_in(torch.float64) == torch.float64
+
+
+def test_an_exclude_that_matches_is_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(Selection.of(None, "blocks").trainable(network())) == EVERY[4:]
+
+
+def test_brackets_in_a_name_are_meant_as_they_are():
+    model = nn.ModuleDict({"x[0]": nn.Linear(2, 2)})
+    whole = ".".join(["x[0]", "weight"])
+    assert list(Selection.of(whole, None).trainable(model)) == [whole]

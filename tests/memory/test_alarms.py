@@ -60,3 +60,11 @@ def test_an_attached_optimizer_whose_parameters_were_replaced(model, memory):
         layer.weight, layer.bias = (nn.Parameter(p.detach() + 1) for p in layer.parameters())
     words = said(lambda: step(model, optimizer))
     assert any("no longer holds any of the parameters" in one for one in words)
+
+
+def test_a_parameter_of_the_model_itself_that_was_replaced_is_named():
+    model = nn.Linear(4, 3)
+    memory = retain.MAS(model).observe(torch.randn(16, 4), progress=False).consolidate()
+    model.weight = nn.Parameter(model.weight.detach() + 100)
+    words = said(memory.penalty)
+    assert any("weight" in one and "replaced" in one for one in words)
