@@ -73,3 +73,29 @@ def test_links_to_files_beside_the_pages_lead_into_the_site(site):
         for found in re.findall(r'href="(source/[^"#]+)"', text):
             assert (site / found).is_file()
     assert (site / "source" / "examples" / "serving.py.txt").is_file()
+
+
+def test_figures_stay_in_one_line_and_sentences_are_wide_enough(site):
+    page = (site / "methods.html").read_text(encoding="utf-8")
+    assert "99.4\u00a0±\u00a00.3" in page
+    assert " ± 0." not in page
+    cells = dict.fromkeys(re.findall(r"<td[^>]*>[^<]*</td>", page))
+    wide = [cell for cell in cells if len(re.sub(r"<[^>]+>", "", cell)) > 60]
+    assert wide
+    assert all('class="sentence"' in cell for cell in wide)
+
+
+def test_commands_show_defaults_apart_and_examples_whole(site):
+    page = (site / "reference" / "command-line.html").read_text(encoding="utf-8")
+    assert "[default:" not in page
+    epochs = page.replace("\n", "")
+    assert "<code>--epochs</code></td><td><code>10</code></td>" in epochs
+    example = re.search(r"retain compare --tasks folders.*?</code>", page, re.S)
+    assert example is not None
+    assert "\\\n" in example[0]
+    assert "--sweep replay=0.01:0.1" in example[0]
+
+
+def test_symbols_begin_no_emphasis(site):
+    assert "torch.__future__" in (site / "reliability.html").read_text(encoding="utf-8")
+    assert "θ*" in (site / "importance.html").read_text(encoding="utf-8")
