@@ -72,3 +72,19 @@ def test_every_initialiser_is_known_and_what_was_trained_and_loaded_is_not(how, 
     loaded.load_state_dict(model[1].state_dict())
     model[1] = loaded
     assert fresh_layers(model, ["0.weight", "1.weight"]) == []
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_a_head_without_bias_beside_layers_that_were_trained_here(width):
+    """Such as `score` of GPT-2, whatever it is called and however small it is."""
+    model = nn.Sequential(nn.Linear(5, width), nn.Tanh(), nn.Linear(width, 4, bias=False))
+    nn.init.normal_(model[2].weight, std=0.02)
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model[0](torch.randn(6, 5)).square().mean().backward()
+        optimizer.step()
+    assert fresh_layers(model, ["0.weight", "2.weight"]) == ["2"]
+    with torch.no_grad():
+        model[2].weight.mul_(3)  # loaded, and not as any initialiser leaves it
+    assert fresh_layers(model, ["0.weight", "2.weight"]) == []

@@ -16,6 +16,7 @@ WRITES = 3  # what initialising, casting and loading leave on a version counter;
 ENOUGH = 2  # weights of a layer that was written to once, when it was made
 LOADED = 256  # … of one that may have been copied or loaded, of which a spread can be told
 MANY = 4096  # … of which it can be told whether they are normally distributed
+HERE = 32  # … of a layer beside others that were trained in this process, and it was not
 SIGMAS = 4  # standard errors by which such a sample may be off
 EDGE = 1.1  # … and its largest singular value
 SLACK = 0.12  # of the spread that is expected, for layers that are not large
@@ -42,7 +43,8 @@ def fresh_layers(model: nn.Module, observed: Collection[str]) -> list[str]:
     these.
     """
     layers = dict(_layers(model, observed))
-    fresh = [name for name, (weight, bias) in layers.items() if _is_fresh(weight, bias)]
+    many = HERE if any(_writes(*layer) > WRITES for layer in layers.values()) else MANY
+    fresh = [name for name, (weight, bias) in layers.items() if _is_fresh(weight, bias, many)]
     return fresh if len(fresh) < len(layers) else []
 
 
@@ -56,14 +58,22 @@ def _layers(
             yield module or name, (parameters[name], parameters.get(f"{module}.bias"))
 
 
-def _is_fresh(weight: Tensor, bias: Tensor | None) -> bool:
-    written = max(t._version for t in (weight, bias) if t is not None and not t.is_inference())
+def _writes(weight: Tensor, bias: Tensor | None) -> int:
+    """How often a layer was written to, as far as PyTorch counts it."""
+    counted = [t._version for t in (weight, bias) if t is not None and not t.is_inference()]
+    return max(counted, default=WRITES + 1)
+
+
+def _is_fresh(weight: Tensor, bias: Tensor | None, many: int) -> bool:
+    written = _writes(weight, bias)
     if written > WRITES or not weight.numel() or weight.device.type == "meta":
         return False
     w = weight.detach().float()
     if bias is not None and bias.requires_grad and not bias.detach().any():
         return bool(w.any())
-    if w.numel() < (ENOUGH if written == 1 else LOADED):  # a copy, or loaded: too small to tell
+    if w.numel() < (
+        ENOUGH if written == 1 else min(LOADED, many)
+    ):  # a copy, or loaded: too small to tell
         return False
     inputs, outputs = w[0].numel(), w.shape[0] * max(1, w[0, 0].numel())
     bounds = (1 / math.sqrt(inputs), math.sqrt(6 / (inputs + outputs)), math.sqrt(6 / inputs))
@@ -77,7 +87,7 @@ def _is_fresh(weight: Tensor, bias: Tensor | None) -> bool:
         return False
     return (
         any(_is_even(w, bound) for bound in bounds)
-        or any(_is_normal(w.flatten(1), deviation) for deviation in deviations)
+        or any(_is_normal(w.flatten(1), deviation, many) for deviation in deviations)
         or _is_orthogonal(w.flatten(1))
     )
 
@@ -91,7 +101,7 @@ def _is_even(w: Tensor, bound: float) -> bool:
     return abs(spread - 1) <= slack
 
 
-def _is_normal(w: Tensor, deviation: float) -> bool:
+def _is_normal(w: Tensor, deviation: float, many: int) -> bool:
     """Whether the elements of a matrix are independent of each other, and normally distributed.
 
     Their second and fourth moments tell, the lengths of rows and columns, and the largest singular
@@ -99,10 +109,10 @@ def _is_normal(w: Tensor, deviation: float) -> bool:
     low rank, and stands out.
     """
     count = w.numel()
-    if count < MANY:
+    if count < many:
         return False
     variance = float(w.square().mean())
-    if abs(variance / deviation**2 - 1) > SIGMAS * math.sqrt(2 / count):
+    if not variance or abs(math.log(variance / deviation**2)) > SIGMAS * math.sqrt(2 / count):
         return False
     if abs(float(w.mean())) > SIGMAS * deviation / math.sqrt(count):
         return False
