@@ -179,6 +179,14 @@ def test_outputs_as_long_as_the_longest(lengths):
 # ---- encoder–decoders that are given labels ----
 
 
+def test_nothing_to_decode_is_said():
+    model = ready(encoder_decoder)
+    with pytest.raises(
+        retain.RetainError, match=r"nothing to decode.*decoder_input_ids, or labels"
+    ):
+        omega(model, [padded(texts(3, 5), 5)])
+
+
 def _bart():
     transformers = pytest.importorskip("transformers")
     config = transformers.BartConfig(

@@ -126,6 +126,24 @@ def test_graphs_with_a_batch_vector(per_node, samples_of):
     assert_same(memory.observe([batch], max_samples=2, progress=False).observed, few)
 
 
+def test_graphs_whose_parts_have_other_names():
+    class Renamed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Graphs()
+
+        def forward(self, nodes, edges, graph_ids, edge_attr):
+            return self.inner(nodes, edges, graph_ids, edge_attr)
+
+    model, graphs = ready(Renamed), [graph(n, e) for n, e in ((4, 6), (2, 3), (5, 4))]
+    truth = one_by_one(model, graphs, lambda g: model.inner(**collated([g])))
+    other = {"x": "nodes", "edge_index": "edges", "batch": "graph_ids", "edge_attr": "edge_attr"}
+    batch = {other[name]: part for name, part in collated(graphs).items()}
+    assert_same(omega(model, [batch], samples_of="graph_ids"), truth)
+    with pytest.raises(retain.RetainError, match="samples_of="):
+        omega(model, [batch])
+
+
 def test_a_graph_that_is_an_object():
     class Data:
         def __init__(self, **parts):

@@ -18,6 +18,8 @@ DEVICES = re.compile(
     r"|out of meta tensor|on a meta tensor|(?:is|are) on (?:cpu|cuda|meta|mps|xpu)",
     re.I | re.S,
 )
+# As transformers says that neither of two inputs of a decoder was given.
+DECODER = re.compile(r"input_ids.*inputs_embeds", re.S)
 NO_KERNEL = re.compile(
     r"not implemented for|not supported for|could not run '\S+' with arguments|unsupported dtype"
     r"|does not support .*(?:float|half|complex|int|long|bool)",
@@ -47,6 +49,12 @@ def explained(error: Exception, model: nn.Module, raw: object) -> RetainError | 
         )
     if not isinstance(error, (RuntimeError, NotImplementedError, TypeError, ValueError)):
         return None
+    config = getattr(model, "config", None)
+    if DECODER.search(said) and getattr(config, "is_encoder_decoder", False):
+        return InputError(
+            f"There may be nothing to decode ({_first(said)}). {type(model).__name__} has an "
+            "encoder and a decoder: give decoder_input_ids, or labels, which it shifts and decodes."
+        )
     if DEVICES.search(said):
         return _of_devices(said, model, raw)
     if NO_KERNEL.search(said):

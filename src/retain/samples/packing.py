@@ -67,7 +67,7 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, numbers: list[str]) ->
     pairs = {
         key: t
         for key, t in inputs.items()
-        if "index" in key and t.ndim == 2 and len(t) == 2 and masks.are_numbers(t)
+        if ("index" in key or "edge" in key) and _are_pairs(t, len(owner))
     }
     owners: tuple[Tensor, ...] = (owner,)
     named: dict[str, int] = {}
@@ -79,8 +79,9 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, numbers: list[str]) ->
                 "so that the graphs of a batch influence each other. Importance is defined per "
                 "sample: give whole graphs, or say with samples_of=… which nodes make up a sample."
             )
-    if "edge_index" in pairs:
-        owners = (owner, owner[pairs["edge_index"][0]])
+    edges = next((pair for key, pair in pairs.items() if "edge" in key), None)
+    if edges is not None:
+        owners = (owner, owner[edges[0]])
         named = {
             key: 1
             for key, t in inputs.items()
@@ -95,6 +96,13 @@ def of_nodes(inputs: Mapping[str, Tensor], owner: Tensor, numbers: list[str]) ->
         indices=frozenset(pairs),
         what="nodes of graphs",
     )
+
+
+def _are_pairs(values: Tensor, rows: int) -> bool:
+    """Whether these are pairs of rows [2, pairs], of so many."""
+    if values.ndim != 2 or len(values) != 2 or not masks.are_numbers(values):
+        return False
+    return values.numel() == 0 or (int(values.min()) >= 0 and int(values.max()) < rows)
 
 
 def _texts(inputs: Mapping[str, Tensor]) -> Rows | None:
