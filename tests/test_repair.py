@@ -1,6 +1,7 @@
 """Repair, drift and forecast: each against its formula, and against models of others."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -138,8 +139,38 @@ def test_other_models_are_refused_with_every_name(case):
         retain.repair(base, tuned, retain.MAS(base))
     with torch.no_grad():
         tuned[0].weight[0] = torch.nan
-    with pytest.raises(InputError, match=r"NaN or infinity in tuned: 0\.weight"):
+    with pytest.raises(InputError, match=r"in tuned 0\.weight holds NaN or infinity"):
         retain.repair(base, tuned, memory)
+
+
+NO_NUMBERS = {
+    "NaN or infinity": lambda w: w * torch.nan,
+    "int64": lambda w: w.long(),
+    "complex64": lambda w: w.to(torch.complex64),
+    "meta device": lambda w: w.to("meta"),
+}
+
+
+@pytest.mark.parametrize("said", NO_NUMBERS)
+def test_weights_that_are_no_finite_numbers_are_refused_by_repair_and_forecast(case, said):
+    base, tuned, memory = case
+    bad = {name: NO_NUMBERS[said](w) for name, w in base.state_dict().items()}
+    with pytest.raises(InputError, match=rf"in base 0\.weight .*{said}"):
+        retain.repair(bad, tuned.state_dict(), memory)
+    with pytest.raises(InputError, match=rf"in tuned 0\.weight .*{said}"):
+        retain.repair(base, bad, memory)
+    with pytest.raises(InputError, match=rf"0\.weight .*{said}"):
+        memory.forecast(bad)
+
+
+def test_a_base_that_the_memory_is_not_of_is_told_of(case):
+    base, tuned, memory = case
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        retain.repair(base, tuned, memory)
+        retain.repair(copy.deepcopy(base).half(), tuned, memory)  # only rounded
+    with pytest.warns(UserWarning, match="0.weight.*the wrong way round"):
+        retain.repair(tuned, base, memory)
 
 
 def test_the_command_writes_what_the_function_returns(case, tmp_path):
@@ -237,3 +268,7 @@ def test_what_cannot_be_forecast_says_why(case):
         memory.forecast([])
     with pytest.raises(InputError, match="no scalar"):
         memory.forecast([data()], loss=lambda model, batch: model(batch))
+    with pytest.raises(InputError, match="leads nowhere"):
+        memory.forecast([data()], loss=lambda model, batch: model(batch).sum() * torch.nan)
+    with pytest.raises(InputError, match="leave loss out"):
+        memory.forecast(base, loss=lambda model, batch: model(batch).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -69,6 +69,20 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
 def shape_of(p: Tensor) -> torch.Size | None:
     """The shape of a tensor; None in a lazy layer that no batch has gone through."""
     return None if isinstance(p, (UninitializedParameter, UninitializedBuffer)) else p.shape
+
+
+def unusable(weights: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+    """What is wrong with those of the weights that are no finite real numbers, one phrase each."""
+    wrong = []
+    for name in names:
+        weight = weights[name]
+        if not weight.is_floating_point():
+            wrong.append(f"{name} is {str(weight.dtype).removeprefix('torch.')}")
+        elif weight.is_meta:
+            wrong.append(f"{name} is on the meta device, without values")
+        elif not bool(torch.isfinite(weight).all()):
+            wrong.append(f"{name} holds NaN or infinity")
+    return wrong
 
 
 def what_became_of(model: nn.Module, name: str) -> str:

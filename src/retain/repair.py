@@ -13,9 +13,11 @@ from retain import arguments
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
-from retain.parameters import canonical, summed_in, unwrapped
+from retain.parameters import canonical, summed_in, unusable, unwrapped
+from retain.saying import warn
 
 Weights = Mapping[str, Tensor]
+NAMED = 5  # parameters in a warning
 
 
 @overload
@@ -60,7 +62,8 @@ def repair(
         A new model where `tuned` is one, or else a new state dict.
 
     Raises:
-        InputError: an amount out of range, or weights of another model; every name is listed.
+        InputError: an amount out of range, or weights that are no finite numbers or another
+            model's; every name is listed.
         StateError: a memory without importance.
 
     Examples:
@@ -79,13 +82,16 @@ def repair(
         )
     if not importance:
         raise StateError("The memory has no importance yet: observe data and call consolidate().")
+    before = _state(base, "base")
     if isinstance(tuned, nn.Module):
         model = _merged(tuned)
-        state = _repaired(_state(base, "base"), model.state_dict(), importance, float(amount))
+        state = _repaired(before, model.state_dict(), importance, float(amount))
         model.load_state_dict(state)
-        return model
-    given = _state(tuned, "tuned")
-    return _repaired(_state(base, "base"), given, importance, float(amount))
+    else:
+        state = _repaired(before, _state(tuned, "tuned"), importance, float(amount))
+    if isinstance(memory, Memory):
+        _warn_of_another_base(before, memory.anchor)
+    return model if isinstance(tuned, nn.Module) else state
 
 
 def _repaired(
@@ -138,9 +144,37 @@ def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tenso
             f"Not the weights of one model: {'; '.join(wrong)}. Give the model that the memory was "
             "made on as base, and what it was trained to as tuned."
         )
-    bad = [name for name in importance if not bool(torch.isfinite(tuned[name]).all())]
+    bad = [
+        f"in {what} {phrase}"
+        for what, weights in (("base", base), ("tuned", tuned))
+        for phrase in unusable(weights, importance)
+    ]
     if bad:
-        raise InputError(f"NaN or infinity in tuned: {', '.join(bad)}. Nothing can be repaired.")
+        raise InputError(
+            f"Nothing can be repaired: {'; '.join(bad)}. Expected finite numbers in both."
+        )
+
+
+def _warn_of_another_base(base: Weights, anchor: Weights) -> None:
+    """Ω was made on θ*: with base and tuned the wrong way round, all goes the wrong way."""
+    before = {canonical(name): tensor for name, tensor in base.items()}
+    other = [
+        name
+        for name, star in anchor.items()
+        if name in before and not _near(before[name].to(star.device), star)
+    ]
+    if other:
+        named = ", ".join(other[:NAMED]) + (", …" if len(other) > NAMED else "")
+        warn(
+            f"base is not what the memory was consolidated on: {named}. It is to be the model from "
+            "before, and tuned what it was trained to; are they the wrong way round?"
+        )
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal, up to the rounding of the coarser type."""
+    coarse = max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
+    return bool((one.double() - other.double()).norm() <= coarse * other.double().norm())
 
 
 def _state(given: nn.Module | Weights, what: str) -> dict[str, Tensor]:

@@ -473,6 +473,8 @@ class Memory:
             raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
         anchor, importance = self.anchor, self.importance
         weights = weights_in(other, held)
+        if weights is not None and loss is not None:
+            raise InputError("A forecast for weights looks at no data: leave loss out.")
         if weights is None:
             weights = after_one_step(self.model, other, held, loss=loss, lr=lr)
         omegas = {name: importance[name] for name in held}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retain.borrowed import borrowed
 from retain.errors import InputError
 from retain.memory.given_data import batches_in, blaming
-from retain.parameters import named_parameters
+from retain.parameters import canonical, named_parameters, unusable
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
 
@@ -29,7 +29,7 @@ def weights_in(other: object, held: Weights) -> Weights | None:
     if isinstance(other, nn.Module):
         found: Weights = named_parameters(other)
     elif isinstance(other, Mapping):
-        found = {name: w for name, w in other.items() if isinstance(w, Tensor)}
+        found = {canonical(str(name)): w for name, w in other.items() if isinstance(w, Tensor)}
     else:
         return None
     wrong = [
@@ -42,6 +42,11 @@ def weights_in(other: object, held: Weights) -> Weights | None:
         raise InputError(
             f"The forecast is asked for another model: {'; '.join(wrong)}. Give a model or a state "
             "dict with the parameters that this memory holds."
+        )
+    bad = unusable(found, held)
+    if bad:
+        raise InputError(
+            f"No forecast can be made of these weights: {'; '.join(bad)}. Expected finite numbers."
         )
     return found
 
@@ -79,6 +84,12 @@ def after_one_step(
     now = named_parameters(model)
     # θ − η · 1/N Σ ∂L/∂θ
     moved = {name: p.detach() - total[name] * (lr / samples) for name, p in parameters.items()}
+    bad = unusable(moved, moved)
+    if bad:
+        raise InputError(
+            f"One step on this data leads nowhere: {'; '.join(bad)}. Its loss, or the gradient of "
+            "it, is NaN or infinite, or lr is too large."
+        )
     return {name: moved.get(name, now[name].detach()) for name in held}
 
 
