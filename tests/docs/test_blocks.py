@@ -83,3 +83,9 @@ def test_what_is_not_run_says_why():
     assert all(re.search(r"GPU|network|package|SLURM", reason) for reason in reasons), reasons
     marks = sum(page.read_text(encoding="utf-8").count("<!-- not run:") for page in pages())
     assert marks == len(reasons)  # each stands right above a block
+
+
+def test_what_has_a_language_is_python_and_so_is_run():
+    for page in pages():
+        fences = re.findall(r"^ *```(\S+)", page.read_text(encoding="utf-8"), re.M)
+        assert set(fences) == {"python"}, page
