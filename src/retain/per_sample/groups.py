@@ -8,9 +8,12 @@ from retain.per_sample.frontier import Frontier, Use
 from retain.per_sample.graph import Graph, Output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
-    """Parameters that share uses: alone in most models, several under weight norm or W + BA."""
+    """Parameters that share uses: alone in most models, several under weight norm or W + BA.
+
+    Told apart by being different ones: with many uses, a hash over all would take longer than they.
+    """
 
     names: tuple[str, ...]
     uses: tuple[Use, ...]
