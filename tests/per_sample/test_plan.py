@@ -6,9 +6,16 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
+from retain.borrowed import borrowed
+from retain.per_sample import PerSample
 from retain.per_sample import engine as engine_module
+from retain.per_sample.frontier import Use
 from retain.per_sample.plan import Plan
+from retain.per_sample.scores import SquaredNorm
+from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Watched
 
@@ -59,3 +66,31 @@ def test_nothing_can_be_assigned_to(monkeypatch: pytest.MonkeyPatch) -> None:
         plan.shapes[0, 0] = ()  # type: ignore[index]
     with pytest.raises(TypeError):
         plan.frontier.layouts[0, 0] = None  # type: ignore[index]
+
+
+def test_a_weight_that_is_used_often_is_not_hashed_as_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A solver's steps: what the uses of one weight have in common is looked up, not worked out."""
+    hashed = []
+    usual = Use.__hash__
+    monkeypatch.setattr(Use, "__hash__", lambda use: hashed.append(use) or usual(use))
+    layer = nn.Linear(4, 4)
+
+    class Solver(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(30):
+                x = x + 0.1 * torch.tanh(self.layer(x))
+            return x
+
+    model = Solver()
+    engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+    with borrowed(model):
+        engine(Batch.of(torch.randn(5, 4)))
+        hashed.clear()
+        engine(Batch.of(torch.randn(5, 4)))
+    assert len(hashed) <= 4 * 30

@@ -77,6 +77,27 @@ CASES = {
         lambda x, p: torch.bmm(x.transpose(0, 1), p).movedim(1, 0),
         "linear",
     ),
+    "baddbmm, experts": Case(
+        "Baddbmm",
+        (2, 5, 3),
+        (2, 5),
+        lambda x, p: torch.baddbmm(
+            x[..., :3].transpose(0, 1), x.transpose(0, 1), p, beta=2, alpha=0.7
+        ).movedim(1, 0),
+        "linear",
+    ),
+    "baddbmm, what is added": Case(
+        "Baddbmm",
+        (2, 1, 3),
+        (2, 5),
+        lambda x, p: torch.baddbmm(
+            p, x.transpose(0, 1), x[0, :, :, None].expand(2, 5, 3) * 0 + 1, beta=2
+        ).movedim(1, 0),
+    ),
+    "mv": Case("Mv", (5,), (5,), lambda x, p: (x @ p)[:, None], "linear"),
+    "mv, tokens": Case(
+        "Mv", (5,), (3, 5), lambda x, p: (x.flatten(0, 1) @ p).view(-1, 3), "linear"
+    ),
     "conv1d": Case("Convolution", (4, 3, 3), (3, 9), conv(), "convolution"),
     "conv2d, strided": Case("Convolution", (4, 3, 3, 3), (3, 9, 9), conv(2), "convolution"),
     "conv2d, many pixels": Case("Convolution", (4, 3, 3, 3), (3, 20, 20), conv(), "convolution"),
@@ -192,6 +213,29 @@ CASES = {
 }
 
 
+# Element by element, without a rule of their own: what they contribute, their backward says.
+ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Where": lambda x, p: torch.where(x > 0, x, p),
+    "Lerp": lambda x, p: x.lerp(x.flip(1), p.sigmoid()),
+    "Pow": lambda x, p: x.abs().add(0.1).pow(p),
+    "Maximum": torch.maximum,
+    "Minimum": torch.minimum,
+    "Fmax": torch.fmax,
+    "Addcdiv": lambda x, p: torch.addcdiv(x, x, p.exp(), value=0.3),
+    "Logaddexp": torch.logaddexp,
+    "Clamp": lambda x, p: x.clamp(max=p),
+    "Atan2": torch.atan2,
+    "Hypot": torch.hypot,
+    "Xlogy": lambda x, p: torch.xlogy(x, p.exp()),
+}
+SHAPES = {"features": (4,), "tokens": (3, 1), "all": (3, 4), "one": ()}
+WITHOUT_RULE = {
+    f"{name.lower()}, {of}": Case(name, shape, (3, 4), meet)
+    for name, meet in ELEMENTWISE.items()
+    for of, shape in SHAPES.items()
+}
+
+
 class Meeting(nn.Module):
     """The parameter and the input meet; a nonlinear end makes every gradient a different one."""
 
@@ -206,9 +250,9 @@ class Meeting(nn.Module):
 
 
 @pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | WITHOUT_RULE)
 def test_closed_form_is_exact_and_used(name: str, power: int) -> None:
-    case = CASES[name]
+    case = (CASES | WITHOUT_RULE)[name]
     model = Meeting(case).double()
     size = (N, *case.inputs)
     x = torch.randint(case.tokens, size) if case.tokens else torch.randn(size).double()

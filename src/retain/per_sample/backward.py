@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd.graph import Node
 
 from retain.per_sample import devices
 from retain.per_sample.carried import carry_back
-from retain.per_sample.contributions import Contribution, Factors, OneByOne
+from retain.per_sample.contributions import Contribution, Factors, OneByOne, Rows
 from retain.per_sample.frontier import HIDDEN_INPUTS, Use
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.groups import Group, edge_of
@@ -27,10 +28,24 @@ from retain.per_sample.pull_back import (
     pull_back_several,
 )
 from retain.per_sample.rules import RULES
+from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.rules.linear import shared_bmm
 from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum
+from retain.per_sample.wandering import ELEMENTWISE
 from retain.pieces import BLOCK, together
+
+
+@dataclass(eq=False)
+class Masked(OneByOne):
+    """gₖ from a backward that is masked to sample k; asked when the pass is over.
+
+    Where an operation goes element by element, its backward says of every element of its result
+    what it contributes, before that is summed over what was broadcast: `whole` gives all samples'.
+    """
+
+    whole: Callable[[], Rows | None]
+
 
 Found = tuple[Output, Contribution]  # a contribution, and the result whose gradient it is part of
 
@@ -87,7 +102,8 @@ class PerSampleBackward:
         with torch.no_grad():
             # While autograd runs, a node's own backward leaves out what the pass does not need:
             # what has to be pulled back waits until the pass is over.
-            for group, found in contributions.items():
+            for group, postponed in contributions.items():
+                found = [(edge, _whole(contribution)) for edge, contribution in postponed]
                 if found and not self._summed_as_it_is(group, found):
                     try:
                         self._pull_back(group, found)
@@ -136,7 +152,7 @@ class PerSampleBackward:
             return None
         return (below, output) if shape_of(below, output).numel() == matrix else None
 
-    def _masked(self, node: Node, use: Use, grads: Grads) -> OneByOne:
+    def _masked(self, node: Node, use: Use, grads: Grads) -> Masked:
         """Backward is linear: a sample's gradient is the backward of the gradient masked to it."""
         layouts = self.plan.frontier.layouts
 
@@ -155,7 +171,18 @@ class PerSampleBackward:
                 return torch.zeros(shape_of(*edge_of(self.graph, use)), device=grads_device(grads))
             return total.to_dense() if total.is_sparse else total
 
-        return OneByOne(gradient, "masked")
+        def whole() -> Rows | None:
+            grad, layout, edge = grads[0], layouts.get((use.node, 0)), edge_of(self.graph, use)
+            twice = node.next_functions.count(node.next_functions[use.index]) > 1
+            if grad is None or layout is None or twice or operation(node) not in ELEMENTWISE:
+                return None
+            found = node(grad)  # type: ignore[operator]
+            found = found[use.index] if isinstance(found, (tuple, list)) else found
+            if found is None or found.shape != grad.shape or found.is_complex():
+                return None
+            return rows(found, layout, shape_of(*edge))
+
+        return Masked(gradient, "masked", whole)
 
     def _summed_as_it_is(self, group: Group, found: list[Found]) -> bool:
         """Sum, if it is one parameter that is used as it is or transposed: no pulling back."""
@@ -261,6 +288,11 @@ class PerSampleBackward:
     def _dtype(self, edge: Output) -> torch.dtype:
         dtype: torch.dtype = edge[0]._input_metadata[edge[1]].dtype
         return dtype
+
+
+def _whole(contribution: Contribution) -> Contribution:
+    whole = contribution.whole() if isinstance(contribution, Masked) else None
+    return contribution if whole is None else whole
 
 
 def _behind_transposes(edge: Output, contribution: Contribution) -> Found:

@@ -26,6 +26,8 @@ RULES: dict[str, Rule] = {
     "Addmm": linear.addmm,
     "Mm": linear.mm,
     "Bmm": linear.bmm,
+    "Baddbmm": linear.baddbmm,
+    "Mv": linear.mv,
     "Convolution": convolution.convolution,
     "Embedding": embedding.embedding,
     "Add": elementwise.add,

@@ -49,10 +49,33 @@ def bmm(
     node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Contribution | None:
     """Y_b = A_b B_b, a weight for every b (experts, or a single b); samples inside each."""
-    if index == 1 and layout.dim == 1:
-        left, right = node._saved_self, grad
-    elif index == 0 and layout.dim == 2:
-        left, right = grad.mT, node._saved_mat2.mT
+    return _batched(node._saved_self, node._saved_mat2, index, grad, layout)
+
+
+def baddbmm(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> Contribution | None:
+    """Y_b = β C_b + α A_b B_b."""
+    if index == 0:
+        return rows(grad * node._saved_beta, layout, shape)
+    scaled = grad * node._saved_alpha
+    return _batched(node._saved_batch1, node._saved_batch2, index - 1, scaled, layout)
+
+
+def mv(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Factors | None:
+    """Y = A x, one number for each row of A: gₖ = Σ_rows d a for x."""
+    if index != 1 or layout.dim != 0:
+        return None
+    return Factors(grad[:, None], node._saved_self, layout)
+
+
+def _batched(
+    a: Tensor | None, b: Tensor | None, index: int, grad: Tensor, layout: Layout
+) -> Contribution | None:
+    if index == 1 and layout.dim == 1 and a is not None:
+        left, right = a, grad
+    elif index == 0 and layout.dim == 2 and b is not None:
+        left, right = grad.mT, b.mT
     else:
         return None
     if len(left) == 1:
