@@ -399,3 +399,24 @@ def test_omega_is_counted_in_its_unit(unit):
     proximal_(ends[0], counted, 0.3)
     proximal_(ends[1], plain, 0.3)
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.25])
+def test_differentiated_twice(unit):
+    """Loops that look at the gradient's own gradient (AdaHessian, gradient penalties) get it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some():
+        return torch.randn(5, 3, generator=generator, dtype=torch.float64)
+
+    theta, vector = some().requires_grad_(), some()
+    holds = [Hold(some().abs(), some(), unit), Hold(some().abs(), some(), unit)]
+    weights = []
+    plain = torch.autograd.grad(Penalty.apply([holds], 3.0, weights.append, theta), theta)[0]
+    twofold = 2 * Penalty.apply([holds], 3.0, weights.append, theta)
+    once = torch.autograd.grad(twofold, theta, create_graph=True)[0]
+    torch.testing.assert_close(once.detach(), 2 * plain)
+    assert [float(weight) for weight in weights] == [1, 2]
+    # ∇²(λ Σ Ω (θ − θ*)²) v = 2λΩ v
+    expected = 2 * 2 * 3.0 * unit * sum(hold.importance for hold in holds) * vector
+    torch.testing.assert_close(torch.autograd.grad(once, theta, vector)[0], expected)

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from retain.closest import did_you_mean
 from retain.errors import InputError, ModelError
@@ -68,7 +68,7 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
 
 def shape_of(p: Tensor) -> torch.Size | None:
     """The shape of a tensor; None in a lazy layer that no batch has gone through."""
-    return None if isinstance(p, (UninitializedParameter, UninitializedBuffer)) else p.shape
+    return None if is_lazy(p) else p.shape
 
 
 def unusable(weights: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:

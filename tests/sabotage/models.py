@@ -370,3 +370,37 @@ def compiled_in_place(scene):
     scene.model.compile(backend="eager")
     scene.train(optimizer)
     return ended(scene, memory, start=start)
+
+
+@case("penalty() is part of forward(), which is called on other weights in between (MAML)")
+def meta(scene):
+    class WithPenalty(nn.Module):
+        def __init__(self, model, memory):
+            super().__init__()
+            self.model, self.penalty = model, memory.penalty
+
+        def forward(self, x, y):
+            return cross_entropy(self.model(x), y) + self.penalty()
+
+    memory, start = scene.memory(), copy.deepcopy(scene.model)
+    network = WithPenalty(scene.model, memory)
+    optimizer = scene.sgd(network)
+    for x, y in scene.data:
+        fast = {name: p.detach() * 1.01 for name, p in network.named_parameters()}
+        torch.func.functional_call(network, fast, (x, y))
+        optimizer.zero_grad()
+        network(x, y).backward()
+        with scene.step():
+            optimizer.step()
+    return ended(scene, memory, start=start)
+
+
+@case("model and memory are copied together, and both go on")
+def both_go_on(scene):
+    memory, start, optimizer = begun(scene)
+    model, again = copy.deepcopy((scene.model, memory))
+    other = scene.sgd(model)
+    again.attach(other)
+    scene.train(optimizer)
+    scene.train(other, model=model)
+    return ended(scene, memory, model=model, start=start)

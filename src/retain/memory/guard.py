@@ -163,10 +163,11 @@ class Guard:
         if closely:
             hold_grown(memory)
         parameters = {name: place.parameter for name, place in self._placed().items()}
-        here = not any(is_accelerated(p) for p in parameters.values())
+        idle = self._entered == self._settled  # else a loop takes its steps by hand
+        here = idle and not any(is_accelerated(p) for p in parameters.values())
         moved = self._movement.moved(parameters, closely=closely or here)
         if moved:
-            if self._entered == self._settled:  # else a loop takes its steps by hand
+            if idle:
                 self._say_moved(memory, moved)
             self._movement.record(parameters.values())
         self._settled = self._entered
@@ -282,7 +283,10 @@ class Guard:
         signature = tuple((id(p), p.requires_grad) for p in parameters)
         known = self._known.get(optimizer)
         # What it costs follows what this optimizer steps: there may be one for each parameter.
-        at = self._placed(None if known is None or known.signature != signature else known.ours)
+        ours = None
+        if known is not None and known.signature == signature and known.places is self._places:
+            ours = known.ours
+        at = self._placed(ours)
         if known is None or known.signature != signature or known.places is not at:
             held = {id(place.parameter): place for place in at.values()}
             ours = tuple(held[id(p)] for p in parameters if id(p) in held)
@@ -434,7 +438,7 @@ class Guard:
                 self._say("elsewhere", alarms.elsewhere(memory, optimizer))
             return
         seen.copies = seen.copies or self._is_a_copy(optimizer)
-        if seen.copies:
+        if seen.copies and not ledger_of(optimizer).in_use:  # else a copy of the memory holds it
             seen.steps += 1
             if seen.steps >= PATIENCE:
                 self._say("copy", alarms.copied(memory, optimizer))

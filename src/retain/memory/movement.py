@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from retain.parameters import shape_of, summed_in
-from retain.penalty.quadratic import is_accelerated
+from retain.parameters import summed_in
 from retain.sharding import is_sharded, local, sharded_like
 
 PROBED = 4  # parameters of which some elements are remembered
 ELEMENTS = 16  # of each of these
 PAST = 1 << 16  # states of each that are known again, by 8 bytes
-WAITING = 256  # states that stay on an accelerator until it is waited for
+WAITING = 256  # states that are hashed together, so that an accelerator is seldom waited for
 
 
 class Movement:
@@ -86,7 +86,7 @@ class _Past:
     def add(self, state: Tensor) -> None:
         """Remember `state`, which is never written to."""
         self._waiting.append(state)
-        if not is_accelerated(state) or len(self._waiting) == WAITING:
+        if len(self._waiting) >= WAITING and not torch.cuda.is_current_stream_capturing():
             self._settle()
 
     def knows(self, state: Tensor) -> bool:
@@ -168,7 +168,7 @@ def alike(p: Tensor, q: Tensor) -> bool:
 
 def can_be_read(p: Tensor) -> bool:
     """Whether there are any values to be looked at."""
-    return shape_of(p) is not None and p.numel() > 0 and p.device.type != "meta"
+    return not is_lazy(p) and p.numel() > 0 and p.device.type != "meta"
 
 
 def spread(p: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def spread(p: Tensor) -> Tensor:
 
 def version(p: Tensor) -> int:
     """How often `p` was written to, other than through `.data`."""
-    return 0 if shape_of(p) is None or p.is_inference() else int(local(p)._version)
+    return 0 if is_lazy(p) or p.is_inference() else int(local(p)._version)
 
 
 def elements(p: Tensor, indices: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from retain.errors import StateError
+from retain.parameters import summed_in
 from retain.penalty.many import add_gradients, values
 from retain.penalty.quadratic import Hold, Number, on_host
 
 
 class Penalty(torch.autograd.Function):
-    """scale · Σ Ω (θ − θ*)² over many parameters, differentiable once in θ."""
+    """scale · Σ Ω (θ − θ*)² over many parameters, differentiable in θ, also twice."""
 
     @staticmethod
     def forward(
@@ -34,13 +34,14 @@ class Penalty(torch.autograd.Function):
         return total * scale
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
         """Weight · scale · 2Ω (θ − θ*) for every parameter that wants a gradient."""
         weight = on_host(incoming)
         saved = _saved(ctx)
         ctx.used(weight)
         wanted = [i for i, want in enumerate(ctx.needs_input_grad[3:]) if want]
+        if torch.is_grad_enabled():  # create_graph=True: in operations that autograd sees
+            return None, None, None, *_differentiable(ctx, incoming, wanted)
         thetas = [saved[i] for i in wanted]
         found = add_gradients(
             [None] * len(wanted), thetas, [ctx.holds[i] for i in wanted], weight * ctx.scale
@@ -49,6 +50,20 @@ class Penalty(torch.autograd.Function):
         for i, gradient in zip(wanted, found, strict=True):
             gradients[i] = gradient
         return None, None, None, *gradients
+
+
+def _differentiable(ctx: Any, incoming: Tensor, wanted: Sequence[int]) -> list[Tensor | None]:
+    """The gradients, once more differentiable in θ and in what comes in."""
+    thetas = _saved(ctx)
+    gradients: list[Tensor | None] = [None] * len(thetas)
+    for i in wanted:
+        theta = thetas[i]
+        pull = torch.zeros_like(theta, dtype=summed_in(theta.dtype))
+        for hold in ctx.holds[i]:
+            # 2 Ω (θ − θ*)
+            pull = pull + 2 * hold.whole.to(pull) * (theta.to(pull) - hold.anchor.to(pull))
+        gradients[i] = (incoming.to(pull) * ctx.scale * pull).to(theta.dtype)
+    return gradients
 
 
 def _saved(ctx: Any) -> tuple[Tensor, ...]:
