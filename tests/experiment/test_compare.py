@@ -190,3 +190,12 @@ def test_methods_that_change_the_loss_take_no_recipe(tmp_path):
         asked(tmp_path, methods=("finetune", "lwf", "replay"))
     with pytest.raises(ConfigError, match="drop_transfer changes the forward"):
         asked(tmp_path, methods=("imm-mean",), options={"imm-mean": {"drop_transfer": 0.2}})
+
+
+def test_a_knob_that_is_swept_is_not_set_as_well():
+    with pytest.raises(ConfigError, match=r"replay\.share is swept, and set to one value as well"):
+        tiny(
+            methods=("replay",),
+            sweeps={"replay": (0.1, 0.5)},
+            options={"replay": {"share": 0.2}},
+        )

@@ -268,6 +268,8 @@ def _sweep_problems(config: Config) -> Iterator[str]:
             yield f"{method} has no knob to sweep. Methods that have one beside λ: {able}."
         elif knob == "strength":
             yield f"The knob of {method} is its strength; give several with --strength."
+        elif knob in config.options.get(method, {}):
+            yield f"{method}.{knob} is swept, and set to one value as well; leave one of them out."
         elif len(set(values)) < max(2, len(values)):
             said = shown(list(values))
             yield f"The sweep of {method}.{knob} is {said}; expected two different values or more."
