@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retain.borrowed import borrowed
+from retain.per_sample import PerSample, sums_by_loop
+from retain.per_sample.scores import SquaredNorm
 from retain.per_sample.trust import Trust
 from retain.samples.batches import Batch
+from retain.samples.outputs import first_tensor
 
 from .zoo import REGISTRY, Specimen, Watched, batch_of, one_off
 from .zoo.blocks import Net, weight
@@ -251,3 +255,44 @@ def test_places_in_the_batch_that_the_data_choose() -> None:
 
     layers = {"first": nn.Linear(6, 5), "middle": nn.Linear(5, 5), "last": nn.Linear(5, 3)}
     assert _trust_after_batches(Net(forward, **layers)) == {Trust.GROWN}
+
+
+INPUTS = {
+    "a leaf with gradients": lambda x, before, net: x.requires_grad_(),
+    "made by another network": lambda x, before, net: before(x).tanh(),
+    "made from a leaf": lambda x, before, net: x.requires_grad_() * 2,
+    "made by a layer of the same model": lambda x, before, net: net.first(x),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs_with_a_past_in_autograd(kind: str) -> None:
+    """A plan is kept, whatever came before the model, unless it is the model itself."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.last(torch.tanh(net.middle(x)))
+
+    torch.manual_seed(0)
+    net = Net(forward, first=nn.Linear(6, 6), middle=nn.Linear(6, 5), last=nn.Linear(5, 3)).double()
+    before, parameters = nn.Linear(6, 6).double(), dict(net.named_parameters())
+    engine = PerSample(net, parameters, SquaredNorm())
+    for _ in range(2):
+        x = torch.randn(5, 6).double()
+        with borrowed(net):
+            sums = engine(Batch.of(INPUTS[kind](x.clone(), before, net)))
+            truth = [
+                sums_by_loop(
+                    net,
+                    Batch.of(INPUTS[kind](row.clone(), before, net)),
+                    parameters,
+                    SquaredNorm(),
+                    output=first_tensor,
+                )
+                for row in x.split(1)
+            ]
+        assert bool(sums["first.weight"].any()) == ("same model" in kind)
+        for name, found in sums.items():
+            expected = torch.stack([one[name] for one in truth]).sum(0)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    if "same model" not in kind:
+        assert {known.trust for known in engine._known._known.values()} == {Trust.KEPT}

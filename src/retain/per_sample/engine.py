@@ -42,7 +42,7 @@ from retain.per_sample.fallback import (
     slow_routes,
     some,
 )
-from retain.per_sample.graph import Graph
+from retain.per_sample.graph import Graph, leaves_below
 from retain.per_sample.halving import Halving, shortage
 from retain.per_sample.hooks import Multipliers, hooked
 from retain.per_sample.interaction import Company
@@ -129,7 +129,14 @@ class PerSample:
         """
         self.squared_norms = torch.zeros(())
         with leniently():
-            return self._halving(self._finite, batch)
+            return self._halving(self._finite, batch.cut_off(self._leads_here))
+
+    def _leads_here(self, given: Tensor) -> bool:
+        """Whether an input was made by some of the parameters."""
+        own = {id(p) for p in self.parameters.values()}
+        return given.grad_fn is not None and any(
+            id(leaf) in own for leaf in leaves_below(given.grad_fn)
+        )
 
     def _finite(self, batch: Batch) -> dict[str, Tensor]:
         """The sums, if they are finite."""

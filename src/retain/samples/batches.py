@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -223,7 +223,7 @@ class Batch:
             if path in self.shared:
                 return part
             if isinstance(part, Tensor):
-                return self._cut(path, part, start, stop)
+                return _as_leaf(part, self._cut(path, part, start, stop))
             if path in self.lists and len(part) == self.samples:
                 return part[start:stop]
             return DESCEND
@@ -280,6 +280,23 @@ class Batch:
             rows=None if self.rows is None else self.rows.to(device),
             padding=None if self.padding is None else self.padding.to(device),
         )
+
+    def cut_off(self, leads_here: Callable[[Tensor], bool]) -> Batch:
+        """The same batch, where no input has a past in autograd that does not lead here.
+
+        A network before the model may have made it; what is differentiated ends at the input.
+        """
+
+        def leaf(_path: Path, part: Any) -> Any:
+            if not isinstance(part, Tensor):
+                return DESCEND
+            if part.grad_fn is None or leads_here(part):
+                return part
+            return part.detach().requires_grad_()
+
+        if all(part.grad_fn is None for part in self.inputs().values()):
+            return self
+        return self._changed(rebuilt(self._parts(), leaf))
 
     # ---- its positions ----
 
@@ -356,3 +373,10 @@ def _is_list(part: Any) -> bool:
 def _size(item: Any, dim: int) -> int | None:
     """The size of a tensor along `dim`; nested containers have none."""
     return item.shape[dim] if isinstance(item, Tensor) and item.ndim > dim else None
+
+
+def _as_leaf(whole: Tensor, cut: Tensor) -> Tensor:
+    """What was cut out of an input: a leaf like it, so that it makes the same graph."""
+    if cut is whole or not (whole.requires_grad and whole.is_leaf):
+        return cut
+    return cut if isinstance(whole, nn.Parameter) else cut.detach().requires_grad_()
