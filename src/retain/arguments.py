@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +72,51 @@ def function(name: str, value: T) -> T:
     """`value`, if it can be called or is None."""
     if value is not None and not callable(value):
         raise InputError(f"{name}={shown(value)}; expected a function, or None.")
+    return value
+
+
+def text(name: str, value: T) -> T:
+    """`value`, if it is a text."""
+    if not isinstance(value, str):
+        raise InputError(f"{name}={shown(value)}; expected a text.")
+    return value
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """The texts in `value`, if it is several of them, and no single one."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, torch.Tensor)):
+        found = tuple(value)
+        if all(isinstance(one, str) for one in found):
+            return found
+    raise InputError(f"{name}={shown(value)}; expected several texts.")
+
+
+def named_texts(name: str, value: object) -> dict[str, str]:
+    """The texts in `value`, if it is a mapping from names to texts."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(one, str) for pair in value.items() for one in pair
+    ):
+        raise InputError(f"{name}={shown(value)}; expected a mapping from names to texts.")
+    return dict(value)
+
+
+def path(name: str, value: object, *, of: str = "a file") -> Path:
+    """`value` as a path, if it can be one: an empty text is not the current folder."""
+    said = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(said, str) or not said.strip() or "\0" in said:
+        raise InputError(f"{name}={shown(value)}; expected the name of {of}.")
+    found = Path(said)
+    try:
+        found.exists()
+    except OSError as error:  # longer than any may be
+        raise InputError(f"{name}={shown(value)}; no such path is possible: {error}.") from None
+    return found
+
+
+def instance(name: str, value: T, kind: type | tuple[type, ...], expected: str) -> T:
+    """`value`, if it is of a kind; `expected` says how to get one."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name}={shown(value)}; expected {expected}.")
     return value
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from retain import arguments
 from retain.errors import FileError, InputError
 from retain.saying import warn
 from retain.sharding import any_sharded, whole
@@ -128,10 +129,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: it is empty, or no path at all.
     """
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"path={path!r}; expected the name of a file.")
-    return Path(text)
+    return arguments.path("path", path)
 
 
 def _write(

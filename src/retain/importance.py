@@ -49,9 +49,11 @@ class Importance(Mapping[str, Tensor]):
     ) -> None:
         self._means = means if isinstance(means, MadeWhenAsked) else _checked(means)
         self.samples = int(arguments.whole("samples", samples, least=0))
-        self.routes = dict(routes or {})
-        self.squared_norm = squared_norm
-        self.precisions = tuple(dict.fromkeys(precisions))
+        self.routes = arguments.named_texts("routes", {} if routes is None else routes)
+        self.squared_norm: float | None = arguments.optional(
+            arguments.number, "squared_norm", squared_norm, least=0
+        )
+        self.precisions = tuple(dict.fromkeys(arguments.texts("precisions", precisions)))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._means[name]
@@ -98,7 +100,9 @@ class Importance(Mapping[str, Tensor]):
             >>> retain.Importance.pool([first, second]).samples
             64
         """
-        given = list(parts) if isinstance(parts, Iterable) else [parts]
+        if not isinstance(parts, Iterable) or isinstance(parts, Tensor):
+            raise InputError(f"parts={shown(parts)}; expected some Importance.")
+        given = list(parts)
         wrong = sorted({type(part).__name__ for part in given if not isinstance(part, Importance)})
         if not given or wrong:
             raise InputError(
@@ -179,7 +183,8 @@ class Importance(Mapping[str, Tensor]):
             >>> retain.Importance.of_file("omega.safetensors", *read).samples
             32
         """
-        fields = Fields(header)
+        fields = Fields(arguments.instance("header", header, Mapping, "a mapping"))
+        arguments.instance("tensors", tensors, Mapping, "a mapping from names to tensors")
         names, samples = fields.texts("names"), fields.count("samples")
         routes = fields.named_texts("routes")
         norm = fields.optional_number("squared_norm") if "squared_norm" in header else None
@@ -198,10 +203,14 @@ class Importance(Mapping[str, Tensor]):
     def to(self, device: torch.device | str) -> Importance:
         """The same on another device.
 
+        Raises:
+            InputError: one that is not here.
+
         Examples:
             >>> retain.MAS(model).observe(loader).observed.to("cpu").samples
             32
         """
+        arguments.place("device", device)
         means = {name: omega.to(device) for name, omega in self.items()}
         return Importance(means, self.samples, self.routes, self.squared_norm, self.precisions)
 

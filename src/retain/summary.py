@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from retain import arguments
 from retain.errors import InputError
 from retain.extras import needs
 
@@ -101,6 +102,7 @@ class Summary:
         """Draw Ω per weight and share of the total, layer by layer; returns the path."""
         if not self.rows:
             raise InputError("There is no importance to draw. Observe data first.")
+        arguments.path("path", path)
         layers = _layers(self)
         figure = needs("matplotlib.figure").Figure(
             figsize=(9, 1.4 + 0.27 * len(layers)), layout="constrained"
@@ -114,7 +116,7 @@ class Summary:
         try:
             figure.savefig(path, dpi=150)
         except (ValueError, OSError) as error:
-            raise InputError(f"Cannot draw to {path}: {error}") from error
+            raise InputError(f"Cannot draw to {path}: {error}.") from error
         return Path(path)
 
 
@@ -159,7 +161,7 @@ def _draw_means(axes: Any, layers: list[_Layer]) -> None:
         axes.plot([max(layer.low, floor), max(layer.high, floor)], [row, row], color=GREY, lw=1.5)
     axes.plot([max(layer.mean, floor) for layer in layers], rows, "o", color=BLUE, ms=5)
     _log_scale(axes)
-    axes.set_yticks(rows, [layer.name for layer in layers], fontsize=8)
+    axes.set_yticks(rows, [layer.name for layer in layers], fontsize=8, parse_math=False)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel("Ω per weight: mean and middle 80 % (zero at the left edge)", fontsize=9)
     _tidy(axes)

@@ -12,7 +12,6 @@ import random
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import nn
 
 import retain
 from retain.errors import RetainError
+from tests.hostile.targets import Target, targets
 from tests.hostile.values import VALUES, Tally
 
 ODD: tuple[Any, ...] = (
@@ -29,90 +29,49 @@ ODD: tuple[Any, ...] = (
     torch.device("meta"), "cuda:99", "cpu", b"x", Path("/nowhere/at/all"), 1j, range(3), lambda: 1,
     lambda *_: "x", iter([]), {"a": torch.ones(2)}, retain.Importance({}, 0), slice(None),
 )  # fmt: skip
-OWN = ("train", "loss", "output")
-Call = Callable[..., Any]
-
-
-def network() -> nn.Module:
-    """A small model."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-
-
-def data() -> list[Any]:
-    """Two batches with labels."""
-    return [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
-
-
-def consolidated(model: nn.Module | None = None) -> retain.MAS:
-    """A memory that protects."""
-    return retain.MAS(model or network()).observe(data(), progress=False).consolidate()
-
-
-def targets(folder: Path) -> list[tuple[str, Call, dict[str, Any]]]:
-    """What is called, and arguments with which it works: name, how it is made, arguments."""
-    model = network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    memory = consolidated(model)
-    memory.save(folder / "memory.safetensors")
-    memory.importance.save(folder / "omega.safetensors")
-    kinds = (retain.MAS, retain.LocalMAS, retain.EWC, retain.SI)
-    made: list[tuple[str, Call, dict[str, Any]]] = [
-        (kind.__name__, kind, {"model": network()}) for kind in kinds
-    ]
-    made += [
-        ("observe", retain.MAS(network()).observe, {"data": data()}),
-        ("consolidate", _ready().consolidate, {}),
-        ("attach", consolidated(model).attach, {"optimizer": optimizer}),
-        ("check", memory.check, {}),
-        ("forecast", memory.forecast, {"other": data()}),
-        ("save", memory.save, {"path": folder / "again.safetensors"}),
-        ("load_state_dict", consolidated().load_state_dict, {"state": memory.state_dict()}),
-        ("load", retain.load, {"path": folder / "memory.safetensors", "model": network()}),
-        ("Importance.load", retain.Importance.load, {"path": folder / "omega.safetensors"}),
-        ("Importance.pool", retain.Importance.pool, {"parts": [memory.importance]}),
-        ("repair", retain.repair, {"base": model, "tuned": network(), "memory": memory}),
-        ("passport", retain.passport, {"model": network(), "data": data()}),
-        ("frozen_statistics", retain.frozen_statistics, {"model": network()}),
-        ("choose_strength", retain.choose_strength, {"train": lambda _: 0.5, "start": 1.0}),
-    ]  # fmt: skip
-    return made
-
-
-def _ready() -> retain.MAS:
-    return retain.MAS(network()).observe(data(), progress=False)
+OWN = ("train", "loss", "output", "samples_of", "padding_mask", "progress")
 
 
 def try_calls(count: int, seed: int, folder: Path) -> Tally:
     """So many calls, each with one argument replaced."""
     dice, tally = random.Random(seed), Tally()
+    each = targets()
     places = [
-        (index, name)
-        for index, (_, call, _) in enumerate(targets(folder))
-        for name, parameter in inspect.signature(call).parameters.items()
+        (target, name)
+        for target in each
+        for name, parameter in inspect.signature(target.make(folder)[0]).parameters.items()
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
     ]
+    dice.shuffle(places)
     for number in range(count):
-        index, name = places[number % len(places)]
-        value = dice.choice(ODD)
-        what, call, given = targets(folder)[index]
-        if name in OWN and callable(value):
-            continue  # what a user's own function raises is the user's
-        said = f"{what}({name}={_shown(value)})"
-        try:
-            found = call(**{**given, name: value})
-            if hasattr(found, "__enter__") and what == "frozen_statistics":
-                with found:
-                    pass
-        except RetainError as error:
-            tally["refused"] += 1
-            if len(str(error)) < 12 or not str(error).rstrip().endswith((".", ")", "]")):
-                tally.surprise("refused without a sentence", f"{said}: {error}")
-        except Exception:
-            tally.surprise("foreign traceback", f"{said}\n{traceback.format_exc(limit=-3)}")
-        else:
-            tally["carried out"] += 1
+        target, name = places[number % len(places)]
+        values = [one for one in ODD if not (name in OWN and callable(one))]
+        _try(target, name, dice.choice(values), folder, tally)
     return tally
+
+
+def _try(target: Target, name: str, value: Any, folder: Path, tally: Tally) -> None:
+    """One call; what a user's own function raises is the user's, and is not tried."""
+    call, given = target.make(folder)
+    said = f"{target.name}({name}={_shown(value)})"
+    try:
+        found = call(**{**given, name: value})
+        if hasattr(found, "__enter__"):
+            with found:
+                pass
+    except RetainError as error:
+        tally["refused"] += 1
+        said_last = str(error).rstrip().splitlines()[-1:] or [""]
+        listed = said_last[0].startswith("  ")  # a line for each that is wrong
+        if len(str(error)) < 12 or not (listed or said_last[0].endswith((".", ")", "]"))):
+            tally.surprise("refused without a sentence", f"{said}: {error}")
+    except Exception:
+        tally.surprise("foreign traceback", f"{said}\n{traceback.format_exc(limit=-3)}")
+    else:
+        tally["carried out"] += 1
+    finally:
+        for left in folder.rglob("*.json"):
+            left.unlink()
 
 
 def _shown(value: Any) -> str:

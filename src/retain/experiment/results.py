@@ -229,7 +229,7 @@ def read_content(results: Mapping[str, Any] | Path | str) -> Content:
             not hold what its schema promises; every problem that was found is listed.
     """
     if isinstance(results, Mapping):
-        return _checked(results, "these results")
+        return _checked(results, "What was given")
     path = Path(results)
     return _at(path / FILE if path.is_dir() else path)
 

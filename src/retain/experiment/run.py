@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, StateError
 from retain.experiment.checkpoint import Checkpoint
@@ -101,7 +102,11 @@ def run_by(
     progress: bool | Watcher,
 ) -> Results:
     """As `run`, with the jobs carried out by workers that are at hand; None is this process."""
-    folder = None if out is None else Path(out)
+    arguments.instance("config", config, Config, 'retain.experiment.Config("digits", …)')
+    arguments.flag("resume", resume)
+    if not isinstance(progress, Watcher):
+        arguments.flag("progress", progress)
+    folder = None if out is None else arguments.path("out", out, of="a folder")
     if resume and folder is None:
         raise ConfigError("resume=True needs out=, the folder of the run to go on with.")
     device = chosen_device(config.device)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from retain import arguments
 from retain.memory import load
 from retain.memory.body import Memory
 
 
+@runtime_checkable
 class Holder(Protocol):
     """A memory, or a `LoraPenalty`."""
 
@@ -27,6 +29,17 @@ class Holder(Protocol):
 
     def save(self, path: Path) -> None:
         """Write it to a file."""
+
+
+def refuse_other(given: object, form: object) -> None:
+    """Nothing, if it is a memory or a `LoraPenalty`, and knows a form of that name.
+
+    Raises:
+        InputError: something else.
+    """
+    expected = "retain.MAS(model) or one of its like, or a LoraPenalty"
+    holder: Any = arguments.instance("memory", given, Holder, expected)
+    arguments.among("form", form, getattr(holder, "memory", holder).forms)
 
 
 def refuse_unready(holder: Holder) -> None:

@@ -10,7 +10,7 @@ import torch
 from retain import arguments
 from retain.errors import InputError, StateError
 from retain.extras import needs
-from retain.integrations.held import Holder, is_beyond, refuse_unready, relative_drift
+from retain.integrations.held import Holder, is_beyond, refuse_other, refuse_unready, relative_drift
 
 Callback: Any = needs("lightning.pytorch", "trainers").Callback
 
@@ -57,6 +57,8 @@ class RetainCallback(Callback):
         self.stop_when_drift_exceeds: float | None = arguments.optional(
             arguments.number, "stop_when_drift_exceeds", stop_when_drift_exceeds, least=0
         )
+        refuse_other(memory, form)
+        arguments.text("name", name)
         self.memory: Any = memory
         self.form = form
         self.name = name

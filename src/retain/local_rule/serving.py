@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import InputError, StateError
+from retain.header import shown
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.observation import Observation
 from retain.local_rule.served_call import listen, listen_no_more
@@ -175,7 +176,9 @@ class Listener:
     def enter(self, every: int) -> None:
         """Begin a block; see `listening`."""
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise InputError(f"every={every!r}: expected 1 for every batch, 2 for every other, …")
+            raise InputError(
+                f"every={shown(every)}; expected 1 for every call, 2 for every other, and so on."
+            )
         with self._lock:
             if self._blocks and every != self.turns.every:
                 raise StateError(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from retain import files
+from retain import arguments
 from retain.errors import FileError, NonFiniteError
 from retain.importance import Importance
 from retain.memory.consolidated import Consolidated
@@ -160,7 +160,7 @@ def folder_of(given: str | os.PathLike[str] | None) -> Path | None:
     """
     if given is None:
         return None
-    path = files.as_path(given)
+    path = arguments.path("offload", given, of="a folder")
     if not path.is_dir() or not os.access(path, os.W_OK):
         what = "cannot be written to" if path.is_dir() else "is no folder"
         raise FileError(

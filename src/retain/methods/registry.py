@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
+from retain.header import shown
 from retain.methods.ebll import EBLL
 from retain.methods.ewc import EWC, OnlineEWC
 from retain.methods.finetune import FineTune
@@ -40,6 +42,7 @@ def method_named(name: str) -> type[Method[Any]]:
     Raises:
         ConfigError: none is.
     """
+    arguments.text("method", name)
     if name not in METHODS:
         raise ConfigError(
             f"Unknown method {name!r}.{did_you_mean(name, METHODS)} Known: {', '.join(METHODS)}."
@@ -54,6 +57,7 @@ def options_of(name: str, given: Mapping[str, Any]) -> Any:
         ConfigError: an unknown method or option, or a value of another type or out of its range.
     """
     kind = method_named(name).Options
+    arguments.instance(f"the options of {name}", given, Mapping, "a mapping by name")
     types = get_type_hints(kind, include_extras=True)
     values, problems = {}, []
     for option, value in given.items():
@@ -63,7 +67,7 @@ def options_of(name: str, given: Mapping[str, Any]) -> Any:
             problems.append(f"{name} has no option {option!r}.{near} {known}")
         elif not _fits(value, types[option]):
             expected = _described(types[option])
-            problems.append(f"{name}.{option} is {value!r}; expected {expected}.")
+            problems.append(f"{name}.{option} is {shown(value)}; expected {expected}.")
         else:
             values[option] = value
     if problems:

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from retain.errors import ConfigError, ModelError
+from retain import arguments
+from retain.errors import ConfigError, InputError, ModelError
 from retain.from_file import USAGE as CODE_USAGE
 from retain.from_file import is_code
+from retain.header import shown
 from retain.models.adapter import adapter_for, example
 from retain.models.from_file import model_from_file
 from retain.models.head import find_head, without_head
@@ -50,6 +52,15 @@ def build_model(
         ModelError: no head can be found, or the inputs cannot be made to suit it.
         FileError: weights that are missing, or do not fit (everything that does not is listed).
     """
+    arguments.text("spec", spec)
+    arguments.whole("seed", seed)
+    arguments.flag("shared_head", shared_head)
+    if not isinstance(input_shape, (tuple, list)) or not input_shape:
+        raise InputError(f"input_shape={shown(input_shape)}; expected whole numbers of at least 1.")
+    for size in input_shape:
+        arguments.whole("input_shape", size, least=1)
+    if weights is not None:
+        arguments.path("weights", weights, of='a file, or "default"')
     with seeded(seed):
         if spec in SMALL:
             if not input_dtype.is_floating_point:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from retain import arguments, files
 from retain.errors import FileError, InputError
-from retain.header import Fields, shown
+from retain.header import Fields
 from retain.importance import Importance
 from retain.memory.compact import KIND, compacted, expanded, fingerprints
 from retain.memory.given_data import batches_in
@@ -86,8 +86,9 @@ class Passport:
 
         Raises:
             FileError: it cannot be written.
+            InputError: a path that is none.
         """
-        target = Path(path)
+        target = arguments.path("path", path)
         try:
             target.write_text(_page(self.card), encoding="utf-8")
         except OSError as error:
@@ -160,9 +161,8 @@ def passport(
         >>> memory = retain.load("small.safetensors", model)  # by others, who have no data
     """
     arguments.optional(arguments.whole, "max_samples", max_samples, least=1)
-    for what, text in (("name", name), ("described", described)):
-        if not isinstance(text, str):
-            raise InputError(f"{what}={shown(text)}; expected a text.")
+    arguments.text("name", name)
+    arguments.text("described", described)
     started = time.perf_counter()
     halves = [MAS(model, output=output), MAS(model, output=output)]
     batches = iter(batches_in(data, batch_dim=0))

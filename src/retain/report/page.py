@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retain import arguments
 from retain.errors import FileError, InputError
 from retain.extras import needs
 from retain.report import text
@@ -48,7 +49,7 @@ def written(results: Source, out: Path | str | None) -> list[Path]:
 
 def _folder(results: Source, out: Path | str | None) -> Path:
     if out is not None:
-        return Path(out)
+        return arguments.path("out", out, of="a folder")
     if not isinstance(results, Path | str):
         raise InputError("Results given as values lie in no folder; say where to write with out=.")
     return Path(results) if Path(results).is_dir() else Path(results).parent

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retain import experiment
+from retain import arguments, experiment
 from retain.experiment.checks import visible
 from retain.experiment.results import FILE, Content, Record, read_content
 from retain.report.format import METHODS, class_names, knob_name, method_name, number
@@ -165,10 +165,10 @@ def read(results: Source) -> ShownResults:
         return _shown(results.content(), FILE)
     if isinstance(results, Content):
         return _shown(results, FILE)
-    content = read_content(results)
     if isinstance(results, Mapping):
-        return _shown(content, "these results")
-    path = Path(results)
+        return _shown(read_content(results), "these results")
+    path = arguments.path("results", results, of="a folder that holds results.json, or of the file")
+    content = read_content(path)
     return _shown(content, str(path / FILE if path.is_dir() else path))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from retain import arguments
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results
 from retain.experiment.checks import loaded, shown
@@ -97,12 +98,13 @@ def results_of_all(folder: Path, study: Study) -> dict[str, Results]:
     return {name: Results.read(at) for name, at in places.items() if (at / FILE).exists()}
 
 
-def gather(folder: Path) -> Content:
+def gather(folder: Path | str) -> Content:
     """Write the results of all parts, as far as they go, into one file; what it says.
 
     Raises:
         FileError: the results of a part cannot be read, or the file cannot be written.
     """
+    folder = arguments.path("folder", folder, of="a folder")
     study = recorded(folder)
     return write_gathered(folder, study, results_of_all(folder, study))
 

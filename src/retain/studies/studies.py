@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment import Config
@@ -224,6 +225,8 @@ def study_named(name: str, asked: Asked) -> Study:
         ConfigError: there is none, or it cannot be carried out.
         FileError: data that cannot be read.
     """
+    arguments.text("name", name)
+    arguments.instance("asked", asked, Asked, "retain.studies.Asked(data=…)")
     if name not in STUDIES:
         raise ConfigError(
             f"Unknown study {name!r}.{did_you_mean(name, STUDIES)} Known: {', '.join(STUDIES)}."

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
 from retain.from_file import USAGE as CODE_USAGE
@@ -49,6 +50,10 @@ def load_tasks(
         ConfigError: an unknown name or option, or one that does not go with these tasks.
         FileError: files that are missing, truncated or not what they should be.
     """
+    arguments.text("spec", spec)
+    if options is not None:
+        arguments.instance("options", options, TaskOptions, "TaskOptions(…)")
+    arguments.function("progress", progress)
     options = _chosen(options or TaskOptions(), given)
     if is_code_of_tasks(spec):
         return _in_scenario(replace(code_tasks(spec, options), name=spec), options.scenario)

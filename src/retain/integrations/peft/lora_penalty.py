@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from retain import files
+from retain import arguments, files
 from retain.drift import Drift
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
 from retain.integrations.peft.adapted import Adapted, Found, base_name, find, is_adapters
@@ -89,7 +89,11 @@ class LoraPenalty:
                 f"LoraPenalty got a {type(memory).__name__} as memory; expected retain.MAS(model) "
                 "or one of its like."
             )
-        if dtype is not None and (not dtype.is_floating_point or dtype.itemsize == 1):
+        arguments.instance(
+            "peft_model", peft_model, nn.Module, "what peft.get_peft_model(model, …) returns"
+        )
+        arguments.floating("dtype", dtype)
+        if dtype is not None and dtype.itemsize == 1:
             raise InputError(
                 f"dtype={dtype} cannot hold Ω here; expected a floating type of 16 bits or more. "
                 "In 8 bits it is kept by the memory itself: retain.MAS(…, "

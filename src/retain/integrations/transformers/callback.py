@@ -11,9 +11,17 @@ from weakref import WeakSet
 import torch
 
 from retain import arguments
-from retain.errors import StateError
+from retain.errors import InputError, StateError
 from retain.extras import needs
-from retain.integrations.held import Holder, is_beyond, refuse_unready, relative_drift, take_up
+from retain.header import shown
+from retain.integrations.held import (
+    Holder,
+    is_beyond,
+    refuse_other,
+    refuse_unready,
+    relative_drift,
+    take_up,
+)
 
 _trainer_callback = needs("transformers.trainer_callback", "trainers")
 TrainerCallback: Any = _trainer_callback.TrainerCallback
@@ -66,6 +74,10 @@ class RetainCallback(TrainerCallback, ExportableState):
         self.stop_when_drift_exceeds: float | None = arguments.optional(
             arguments.number, "stop_when_drift_exceeds", stop_when_drift_exceeds, least=0
         )
+        if memory is not None:
+            refuse_other(memory, form)
+        if arguments.path("file", file).name != file:
+            raise InputError(f"file={shown(file)}; expected a name without folders.")
         self.memory: Any = memory
         self.form = form
         self.file = file

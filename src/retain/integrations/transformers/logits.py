@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from typing_extensions import Self
 
+from retain import arguments
 from retain.errors import ModelError, StateError
 from retain.parameters import summed_in
 from retain.samples.outputs import first_tensor
@@ -43,6 +44,7 @@ def logits_norm(model: nn.Module, head: nn.Module | None = None) -> LogitsNorm:
         >>> memory.observe([{"input_ids": torch.randint(31, (4, 9))}]).observed.samples
         4
     """
+    arguments.instance("model", model, nn.Module, "a torch.nn.Module")
     find = getattr(model, "get_output_embeddings", None)
     if head is None and find is not None:
         head = find()
