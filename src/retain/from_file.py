@@ -31,7 +31,9 @@ def result_from_file(spec: str, what: str) -> Any:
     path, _, name = spec.rpartition(":")
     try:
         return function()
-    except (Exception, SystemExit) as error:  # also where it would end the process
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also where it would end the process
         raise ConfigError(
             f"{name}() in {path}, which is called without arguments, failed: "
             f"{type(error).__name__}: {error}"
@@ -71,7 +73,9 @@ def _module(path: Path, what: str) -> ModuleType:
     sys.modules[name] = module
     try:
         found.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise ConfigError(
             f"The {what} file {path} could not be run: {type(error).__name__}: {error}"
         ) from error

@@ -12,6 +12,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+ENDED = 2  # by somebody's code, which said 0
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 COMMANDS = ("retain", "retain.exe", "retain-script.py")
 
@@ -40,6 +41,22 @@ def loud_interrupt() -> None:
     """From here on Ctrl-C is a KeyboardInterrupt again."""
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def tell_of_endings() -> None:
+    """From here on `os._exit`, with which somebody's code may end the command, is no silent 0.
+
+    Children that are forked end as ever.
+    """
+    end, command = os._exit, os.getpid()
+
+    def told(status: int) -> NoReturn:
+        if os.getpid() == command:
+            os.write(2, f"Error: Something ended the command from within ({status}).\n".encode())
+            end(status or ENDED)
+        end(status)
+
+    os._exit = told
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:

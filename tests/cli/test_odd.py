@@ -136,6 +136,33 @@ def test_a_model_file_that_ends_the_process_is_an_error(tmp_path, where):
         build_model(f"{tmp_path / 'ends.py'}:made", input_shape=(1, 8, 8), seed=0)
 
 
+@pytest.mark.parametrize("how", ["raise Own('x')", "raise GeneratorExit", "os._exit(0)"])
+@pytest.mark.parametrize("where", ["made", "forward"])
+def test_whatever_ends_a_command_is_no_silent_success(tmp_path, how, where):
+    (tmp_path / "ends.py").write_text(
+        "import os, torch\n"
+        "class Own(BaseException): pass\n"
+        "class Ends(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        f"        {how if where == 'made' else 'pass'}\n"
+        "        self.body = torch.nn.Linear(64, 8)\n"
+        "        self.head = torch.nn.Linear(8, 2)\n"
+        "    def forward(self, x):\n"
+        "        if self.training and torch.is_grad_enabled():\n"
+        f"            {how}\n"
+        "        return self.head(self.body(x.flatten(1)))\n"
+    )
+    line = [*TINY, "--model", f"{tmp_path / 'ends.py'}:Ends", "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "retain", *map(str, line)], capture_output=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert b"Error: " in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_model_that_ends_the_process_in_training_is_a_failed_run(tmp_path):
     (tmp_path / "ends.py").write_text(
         "import sys, torch\n"

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from retain.errors import ConfigError, FileError
-from retain.experiment import Results, run
+from retain.experiment import Results, disk, run
 from retain.experiment.checks import visible
 from retain.experiment.disk import LOCK, OccupiedError, owned
 from retain.experiment.folder import how_to_go_on
@@ -96,8 +96,34 @@ def test_a_run_that_begins_while_another_is_at_work_is_refused(tmp_path):
 @pytest.mark.parametrize("left", ["", "nonsense", "[1]", json.dumps([2**70, "x", 1e300])])
 def test_a_lock_file_without_a_lock_is_taken_over(tmp_path, left):
     (tmp_path / LOCK).write_text(left)
+    os.utime(tmp_path / LOCK, (0, 0))
     with owned(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())[0] == os.getpid()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_an_owner_on_another_host_counts_while_it_gives_signs_of_life(tmp_path, monkeypatch, locks):
+    fcntl = pytest.importorskip("fcntl")
+
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", unsupported)
+    (tmp_path / LOCK).write_text(json.dumps([1, "elsewhere", time.time()]))
+    said = r"process 1 on elsewhere.*or wait a minute"
+    with pytest.raises(OccupiedError, match=said), owned(tmp_path):
+        pass
+    long_ago = time.time() - 2 * disk.SILENT
+    os.utime(tmp_path / LOCK, (long_ago, long_ago))
+    monkeypatch.setattr(disk, "BEAT", 0.01)
+    with owned(tmp_path):
+        os.utime(tmp_path / LOCK, (0, 0))
+        for _ in range(500):
+            time.sleep(0.01)
+            if (tmp_path / LOCK).stat().st_mtime:
+                break
+        assert (tmp_path / LOCK).stat().st_mtime > long_ago
 
 
 def test_where_the_file_system_has_no_locks_the_process_counts(tmp_path, monkeypatch):

@@ -346,8 +346,7 @@ def everything_public() -> Iterator[str]:
         prefix = "" if prefix in ("", "passports") else f"{prefix}."
         for name in own:
             found = getattr(module, name)
-            takes = callable(found) and bool(inspect.signature(found).parameters)
-            if name in NOT_CALLED or not takes:
+            if name in NOT_CALLED or not callable(found) or not inspect.signature(found).parameters:
                 continue
             yield f"{prefix}{name}"
             if inspect.isclass(found):

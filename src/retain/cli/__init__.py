@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from retain.starting import INTERRUPTED, loud_interrupt, quiet_interrupt
+from retain.starting import INTERRUPTED, loud_interrupt, quiet_interrupt, tell_of_endings
 
 NOT_INSTALLED = 2
 
@@ -21,6 +21,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     loud_interrupt()
+    tell_of_endings()
     try:
         app(prog_name="retain")
     except KeyboardInterrupt:

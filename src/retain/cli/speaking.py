@@ -61,6 +61,11 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt as stop:
             err.print(str(stop) or "Interrupted.", soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
+        except Exception:
+            raise
+        except BaseException as end:  # of a kind of somebody's own
+            _say_error(f"Something ended the command from within ({type(end).__name__}: {end}).")
+            raise typer.Exit(BAD_INPUT) from None
 
     return told
 

@@ -98,6 +98,8 @@ def uninterrupted() -> Iterator[None]:
 # ---- one writer at a time ----
 
 LOCK = ".lock"
+BEAT = 10.0  # seconds between signs of life: the lock file's time of change
+SILENT = 60.0  # seconds without one, after which an owner on another host is gone
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -127,9 +129,14 @@ class Owner(NamedTuple):
             return None
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is on another host, of which only the lock file says whether it is alive."""
+        return self.host != socket.gethostname()
+
+    @property
     def is_gone(self) -> bool:
         """Whether it is known that the process has ended; of another host that is not known."""
-        if self.host != socket.gethostname():
+        if self.is_elsewhere:
             return False
         try:
             os.kill(self.process, 0)
@@ -150,7 +157,9 @@ def owned(folder: Path) -> Iterator[None]:
     """Within it no other process, and no other thread, may own the folder.
 
     The lock is the operating system's, on a file that names the owner, so one that was killed
-    leaves nothing behind; where the file system has no locks, the process named there counts.
+    leaves nothing behind; where the file system has no locks, the process named there counts. Of
+    an owner on another host, to which a lock may not reach, the file's time counts: it is set anew
+    every few seconds, and after a minute without that the folder is taken over.
 
     Raises:
         OccupiedError: another run owns it; the message says which, and for how long.
@@ -162,11 +171,37 @@ def owned(folder: Path) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(Owner.of_this_process()).encode(), 0)
         os.fsync(descriptor)  # workers on other machines know the folder by it
-        yield
+        with _signs_of_life(path):
+            yield
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _signs_of_life(path: Path) -> Iterator[None]:
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _is_alive_elsewhere(descriptor: int, owner: Owner | None) -> bool:
+    """Whether an owner on another host gave a sign of life a short time ago."""
+    if owner is None or not owner.is_elsewhere:
+        return False
+    return time.time() - os.fstat(descriptor).st_mtime < SILENT
 
 
 def _locked(path: Path) -> int:
@@ -174,12 +209,13 @@ def _locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             owner = Owner.read(os.pread(descriptor, 1000, 0).decode("utf-8", "replace"))
+            alive = _is_alive_elsewhere(descriptor, owner)
             # A child of a killed run may hold its lock for a while; the run itself is gone.
-            if not _taken(descriptor, owner) and (owner is None or not owner.is_gone):
+            if alive or (not _taken(descriptor, owner) and (owner is None or not owner.is_gone)):
                 raise OccupiedError(
                     f"Another run is writing to {path.parent} ({owner or 'of unknown age'}). "
                     "Wait until it is done, or choose another folder with --out. If it is "
-                    f"gone for good, remove {path}."
+                    f"gone for good, remove {path}{', or wait a minute' * alive}."
                 )
             if _is_there(path, descriptor):
                 return descriptor
@@ -200,6 +236,8 @@ def _taken(descriptor: int, owner: Owner | None) -> bool:
     except (ImportError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in UNSUPPORTED:
             raise
+        if owner is not None and owner.is_elsewhere:
+            return not _is_alive_elsewhere(descriptor, owner)
         return owner is None or owner.is_gone
     return True
 

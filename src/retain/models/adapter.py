@@ -98,7 +98,9 @@ def _refusal(model: nn.Module, inputs: Tensor) -> str:
         with borrowed(model), torch.no_grad():
             model(inputs.to(like.device))
     # A network may refuse a size in any way it likes: RuntimeError, ValueError, AssertionError …
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also one that would end the process
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     return ""
 
