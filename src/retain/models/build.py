@@ -53,6 +53,7 @@ def build_model(
         FileError: weights that are missing, or do not fit (everything that does not is listed).
     """
     arguments.text("spec", spec)
+    arguments.instance("input_dtype", input_dtype, torch.dtype, "a type such as torch.float32")
     arguments.whole("seed", seed)
     arguments.flag("shared_head", shared_head)
     if not isinstance(input_shape, (tuple, list)) or not input_shape:
