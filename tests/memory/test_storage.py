@@ -222,3 +222,9 @@ def test_bad_folders_and_types(tmp_path, monkeypatch):
     assert memory.observed.samples == 8, "what was observed is still there"
     monkeypatch.undo()
     assert memory.consolidate().tasks == 1
+
+
+def test_bytes_in_words():
+    sizes = (0, 999, 1000, 1.5e9, 12.345e12, 999e12, 2e15)
+    told = ["0 bytes", "999 bytes", "1 KB", "1.5 GB", "12.3 TB", "999 TB", "2,000 TB"]
+    assert [footprint.said(size) for size in sizes] == told
