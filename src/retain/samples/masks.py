@@ -126,10 +126,10 @@ def looks_padded(tokens: Tensor) -> int | None:
 
 def looks_like_mask(values: Tensor, name: str) -> bool:
     """Whether [n, T] may be a mask of padding: two values, each on one side of every row."""
-    if values.ndim != 2 or values.shape[1] < 2 or bool((values == values[:1, :1]).all()):
-        return False
     named = values.dtype == torch.bool or any(part in name for part in LIKE_MASKS)
-    if not named or bool(((values != 0) & (values != 1)).any()):
+    if not named or values.ndim != 2 or values.shape[1] < 2:
+        return False
+    if bool((values == values[:1, :1]).all()) or bool(((values != 0) & (values != 1)).any()):
         return False
     steps = (values[:, 1:] != values[:, :-1]).sum(1)
     return bool((steps <= 1).all())
