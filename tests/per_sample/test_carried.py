@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -109,3 +110,16 @@ def test_weights_and_factors_must_have_the_same_dimensions() -> None:
     factors = Factors(torch.randn(N, 2, 6), torch.randn(N, 2, 4), None)
     assert Weighed.of(factors, torch.randn(3, 2, 4), torch.Size([4])) is not None
     assert Weighed.of(factors, torch.randn(4, 6), torch.Size([6])) is None
+
+
+def test_what_takes_as_much_as_every_gradient_is_called_pulled_back() -> None:
+    """A large weight divided by its norm: its price is looked at, and said."""
+    routes = {}
+    for size in (8, 300):
+        model = nn.utils.parametrizations.spectral_norm(nn.Linear(size, size)).eval()
+        engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
+        with borrowed(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            engine(Batch.of(torch.randn(20, size)))
+        routes[size] = engine.routes["parametrizations.weight.original"]
+    assert routes == {8: "linear", 300: "linear, pulled back"}

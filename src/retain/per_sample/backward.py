@@ -206,25 +206,29 @@ class PerSampleBackward:
         return True
 
     def _pull_back(self, group: Group, found: list[Found]) -> None:
-        route = _route(found)
         if self._copying(group, found):
             self._pull_back_sums(found)
-        elif not self._carry_back(group, found):
-            self._pull_back_each(group, found)
-            route += ", pulled back"
+            pulled = False
+        else:
+            carried = self._carry_back(group, found)
+            pulled = carried is None or carried > BLOCK  # numbers of all samples have their price
+            if carried is None:
+                self._pull_back_each(group, found)
+        route = _route(found) + (", pulled back" if pulled else "")
         self.routes.update(dict.fromkeys(group.names, route))
 
-    def _carry_back(self, group: Group, found: list[Found]) -> bool:
-        """Whether contributions came back as they are held; remembered if they do not."""
+    def _carry_back(self, group: Group, found: list[Found]) -> int | None:
+        """How many numbers were held for it, at most; None, and remembered, if it cannot be done."""
         if group in self.habits.asked:
-            return False
+            return None
         carried = carry_back(self.graph, self.plan.frontier, found, self.samples)
         if carried is None:
             self.habits.asked.add(group)
-            return False
+            return None
         for leaf, contributions in carried.items():
             sum_contributions(contributions, self.samples, self.sums[self._names[leaf]])
-        return True
+        every = [one for contributions in carried.values() for one in contributions]
+        return max((one.values.numel() for one in every if isinstance(one, Rows)), default=0)
 
     def _copying(self, group: Group, found: list[Found]) -> bool:
         """Whether sums can be pulled back; remembered unless the data decide what is copied."""
