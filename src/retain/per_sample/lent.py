@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -79,16 +80,26 @@ def _may_change(value: Any) -> bool:
     """Whether the same object may hold something else later."""
     if type(value) is tuple:
         return any(map(_may_change, value))
-    return type(value) in CHANGING or isinstance(value, (Tensor, *DRAWING)) or _is_object(value)
+    return _holds(_kind(value))
 
 
-def _is_object(value: Any) -> bool:
-    """Whether it is an ordinary object with attributes: no module, function, class or tensor."""
-    return (
-        isinstance(getattr(value, "__dict__", None), dict)
-        and not callable(value)
-        and not isinstance(value, (Tensor, nn.Module, ModuleType))
-    )
+def _kind(value: Any) -> Any:
+    """Its type, which may be hashed although type checkers doubt it."""
+    return type(value)
+
+
+@lru_cache(maxsize=512)
+def _holds(kind: Any) -> bool:
+    """Whether what is of this kind holds something that may be another later."""
+    return kind in CHANGING or issubclass(kind, (Tensor, *DRAWING)) or _is_of_objects(kind)
+
+
+@lru_cache(maxsize=512)
+def _is_of_objects(kind: Any) -> bool:
+    """Whether these are ordinary objects with attributes: no modules, functions or mappings."""
+    others = (Tensor, nn.Module, ModuleType, type, Mapping)
+    called = any("__call__" in vars(base) for base in kind.__mro__)
+    return bool(kind.__dictoffset__) and not issubclass(kind, others) and not called
 
 
 @dataclass
@@ -113,7 +124,7 @@ class _Attribute:
             return cls(value, set(value))
         if isinstance(value, DRAWING):
             return cls(value, _state_of(value))
-        if _is_object(value) and id(value) not in seen:
+        if _is_of_objects(_kind(value)) and id(value) not in seen:
             seen.add(id(value))
             return cls(value, {k: cls.of(v, seen, depth + 1) for k, v in vars(value).items()})
         return cls(value)
@@ -138,7 +149,7 @@ class _Attribute:
             value.update(held)
         elif isinstance(value, DRAWING):
             _put_state(value, held)
-        elif held is not None and _is_object(value):
+        elif held is not None and _is_of_objects(_kind(value)):
             vars(value).clear()
             vars(value).update({k: one.back() for k, one in held.items()})
         return value
