@@ -218,7 +218,7 @@ class PerSampleBackward:
         self.routes.update(dict.fromkeys(group.names, route))
 
     def _carry_back(self, group: Group, found: list[Found]) -> int | None:
-        """How many numbers were held for it, at most; None, and remembered, if it cannot be done."""
+        """How many numbers were held for it, at most; None, and remembered, if it cannot."""
         if group in self.habits.asked:
             return None
         carried = carry_back(self.graph, self.plan.frontier, found, self.samples)
