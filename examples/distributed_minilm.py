@@ -28,33 +28,38 @@ def loader(data: list[dict[str, torch.Tensor]]) -> DataLoader:
 
 
 def main() -> None:
-    """One run, held, on all ranks."""
+    """Train twice on all ranks: as ever, and held."""
     dist.init_process_group("gloo")
+    fsdp, rank = "--fsdp" in sys.argv, dist.get_rank()
     texts, labels = map(list, zip(*NEW))
-    network = Classifier()
-    before = embeddings(network)
-    memory = retain.MAS(network, include="encoder", strength=10.0, output=lambda r: r["embedding"])
-    memory.observe(loader(rows(OLD)), progress=False).consolidate()  # on every rank
+    for what in ("plain", "held"):
+        network = Classifier()
+        before = embeddings(network)
+        memory = retain.MAS(
+            network, include="encoder", strength=10.0, output=lambda r: r["embedding"]
+        )
+        memory.observe(loader(rows(OLD)), progress=False).consolidate()  # on every rank
 
-    model: nn.Module = network
-    if "--fsdp" in sys.argv:  # after observing
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-        for layer in (*network.encoder.encoder.layer, network):
-            fully_shard(layer, mesh=mesh)
-    else:
-        model = DistributedDataParallel(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    memory.attach(optimizer, form="adaptive")
-    model.train()
-    for _epoch in range(4):
-        for batch in loader(rows(texts, labels)):
-            optimizer.zero_grad()
-            model(**batch)["loss"].backward()
-            optimizer.step()
-    if dist.get_rank() == 0:
+        model: nn.Module = network
+        if fsdp:  # after observing
+            mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+            for layer in (*network.encoder.encoder.layer, network):
+                fully_shard(layer, mesh=mesh)
+        else:
+            model = DistributedDataParallel(network)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+        if what == "held":
+            memory.attach(optimizer, form="adaptive")
+        model.train()
+        for _epoch in range(4):
+            for batch in loader(rows(texts, labels)):
+                optimizer.zero_grad()
+                model(**batch)["loss"].backward()
+                optimizer.step()
+        if fsdp or rank == 0:  # sharded, all ranks take part
+            report(f"rank {rank}, {what}", network, before)
+    if rank == 0:
         print(f"Ω is of {memory.importance.samples} questions, on {dist.get_world_size()} ranks")
-    if "--fsdp" in sys.argv or dist.get_rank() == 0:  # sharded, all ranks take part
-        report(f"rank {dist.get_rank()}, held", network, before)
     dist.destroy_process_group()
 
 

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers.utils import logging
+
+logging.set_verbosity_error()  # MiniLM comes with a pooler, which nothing here uses
+logging.disable_progress_bar()
 
 OLD = [f"{what} {when}?" for what in ("Where is the library", "Who repairs bicycles",
        "Is there a train to the coast", "How warm is the lake") for when in ("today", "in winter",
@@ -37,6 +41,9 @@ class Classifier(nn.Module):
             small = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64}
             config = BertConfig(**small, num_hidden_layers=2, num_attention_heads=2)
             self.encoder: nn.Module = BertModel(config, add_pooling_layer=False)
+            with torch.no_grad():  # as if it had been trained
+                for p in self.encoder.parameters():
+                    p.add_(0.1 * torch.randn_like(p))
         else:
             folder = importlib.import_module(PACKAGE).get_model_path()
             self.encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
@@ -90,5 +97,5 @@ def report(what: str, model: nn.Module, before: Tensor) -> None:
     )
     print(
         f"{what}: {int(right.sum())} of {len(NEW)} new questions right, old embeddings at cosine "
-        f"{near:.3f} to what they were"
+        f"{near:.4f} to what they were"
     )

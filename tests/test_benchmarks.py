@@ -272,3 +272,35 @@ def test_a_table_is_printed_and_written(script, tmp_path):
     assert rows
     assert all(r.measured is not None or r.reason for r in rows)
     assert all(r.work[:12] in done.stdout for r in rows)  # the table may fold the rest
+
+
+def test_the_guide_has_the_tables_of_scale():
+    pytest.importorskip("transformers")
+    scale = module("scale")
+    page = (FOLDER.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    for table in scale.tables().split("\n\n"):
+        assert table in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scale", "agreement"])
+def test_what_two_processes_print_stands_in_the_guide(name):
+    pytest.importorskip("peft")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    more = ["--measure"] if name == "scale" else []
+    done = subprocess.run(
+        [sys.executable, *command, "--rdzv-endpoint", "127.0.0.1:0", FOLDER / f"{name}.py", *more],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = FOLDER.parent / "docs" / ("scale.md" if name == "scale" else "trainers.md")
+    text, rows = page.read_text(encoding="utf-8"), 0
+    for line in done.stdout.splitlines():
+        if not line.startswith("| ") or "measured" in line or "relative" in line:
+            continue
+        (what, *found), rows = [cell.strip() for cell in line.strip("| ").split(" | ")], rows + 1
+        shown = next(one for one in text.splitlines() if one.startswith(f"| {what} |"))
+        for ours, theirs in zip(map(float, found), shown.strip("| ").split(" | ")[1:]):
+            slack = 0.1 if name == "scale" else 9 * float(theirs) + 1e-7
+            assert abs(ours - float(theirs)) <= slack, line
+    assert rows >= 5

@@ -81,14 +81,18 @@ def _refuse_names(tensors: Mapping[str, Tensor]) -> None:
 def _by_one(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor] | None]:
     """The tensors, ready to be written; of sharded ones all ranks give theirs, and one gets them.
 
-    The others get None, and wait until it is done.
+    The others get None, and wait until it is done. They hold one whole tensor at a time.
     """
     if not any_sharded(tensors.values()):
         yield _separate(tensors)
         return
-    gathered = {name: whole(tensor) for name, tensor in tensors.items()}
+    writes, gathered = torch.distributed.get_rank() == 0, {}
+    for name, tensor in tensors.items():
+        everything = whole(tensor)
+        if writes:
+            gathered[name] = everything.cpu()
     try:
-        yield _separate(gathered) if torch.distributed.get_rank() == 0 else None
+        yield _separate(gathered) if writes else None
     finally:
         torch.distributed.barrier()
 

@@ -215,10 +215,31 @@ def test_training_ends_when_the_drift_is_beyond_a_limit(tmp_path):
         RetainCallback(memory, stop_when_drift_exceeds=-1)
 
 
-def test_the_logs_that_are_printed_have_it_too(tmp_path, capsys):
+class Reports(transformers.TrainerCallback):
+    """Keeps what it is told, as those that write to TensorBoard and its like do."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_log(self, args, state, control, logs=None, **more):
+        self.told.append(dict(logs))
+
+
+@pytest.mark.parametrize("added", [False, True], ids=["given", "added later"])
+def test_the_logs_that_are_printed_and_reported_have_it_too(added, tmp_path, capsys):
     model, items, memory = remembered()
-    tiny.trainer(model, items, tmp_path, callbacks=[RetainCallback(memory)], max_steps=1).train()
-    assert "penalty" in capsys.readouterr().out
+    reports = Reports()
+    ours = [RetainCallback(memory), RetainCallback(memory, file="again.safetensors")]
+    trainer = tiny.trainer(
+        model, items, tmp_path, callbacks=[reports] if added else [reports, *ours], max_steps=1
+    )
+    for one in ours if added else []:
+        trainer.add_callback(one)
+    known = [one for one in trainer.callback_handler.callbacks if one not in ours]
+    trainer.train()
+    assert {"penalty", "penalty_again", "drift"} <= reports.told[0].keys()
+    assert "'penalty'" in capsys.readouterr().out
+    assert trainer.callback_handler.callbacks == [*ours, *known]
 
 
 @pytest.mark.parametrize("restored", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from retain.integrations.held import (
     relative_drift,
     take_up,
 )
+from retain.sharding import any_sharded
 
 _trainer_callback = needs("transformers.trainer_callback", "trainers")
 TrainerCallback: Any = _trainer_callback.TrainerCallback
@@ -102,6 +104,7 @@ class RetainCallback(TrainerCallback, ExportableState):
     ) -> None:
         """See that the memory fits, and take up the one of the checkpoint."""
         self._let_go()
+        _go_first(self)
         if self.memory is None:
             self.memory = self._memory_of(model)
         # Trainer looks for it there when it saves, and may have read a state without it.
@@ -153,7 +156,8 @@ class RetainCallback(TrainerCallback, ExportableState):
 
     def on_save(self, args: Any, state: Any, control: Any, **_more: Any) -> None:
         """Write the memory into the folder of the checkpoint."""
-        if state.is_world_process_zero:
+        # Of a memory that is sharded, every rank gives its part, and one writes.
+        if state.is_world_process_zero or any_sharded(self.memory.model.parameters()):
             newest = max(_folders(args, state), key=lambda folder: folder.stat().st_mtime)
             self.memory.save(newest / self.file)
 
@@ -186,6 +190,25 @@ class RetainCallback(TrainerCallback, ExportableState):
             "read it with retain.load(path, model) and give that.",
             stacklevel=2,
         )
+
+
+def _go_first(callback: RetainCallback) -> None:
+    """Let what `callback` adds to the logs be there when others print and report them.
+
+    Trainer calls its callbacks one after another, those that report before those that it was given,
+    and those of `add_callback` last.
+    """
+    frame = sys._getframe(2)  # of Trainer's handler, which is calling us
+    callbacks = getattr(frame.f_locals.get("self"), "callbacks", None)
+    if not isinstance(callbacks, list) or not any(one is callback for one in callbacks):
+        return
+    here = next(at for at, one in enumerate(callbacks) if one is callback)
+    first = next(at for at, one in enumerate(callbacks) if not _is_ours(one) or one is callback)
+    callbacks.insert(first, callbacks.pop(here))
+
+
+def _is_ours(callback: object) -> bool:
+    return isinstance(callback, RetainCallback)
 
 
 def _folders(args: Any, state: Any) -> list[Path]:
