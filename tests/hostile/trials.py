@@ -73,7 +73,7 @@ TRIALS = (
     Trial("results", "`results.json`", "results:try_results", 60, 2000, 500),
     Trial("checkpoints", "checkpoints", "results:try_checkpoints", 60, 2000, 500),
     Trial("commands", "command lines", "commands:try_commands", 40, 1000, 100),
-    Trial("api", "arguments of the API", "api:try_calls", 100, 5000, 500),
+    Trial("api", "arguments of the API", "api:try_calls", 100, 2500, 500),
     Trial("run", "SIGKILL of `retain run`", "killed:try_run", 3, 100, 20),
     Trial("study", "SIGKILL of `retain study`", "killed:try_study", 3, 100, 20),
     Trial("save", "SIGKILL of `memory.save`", "killed:try_save", 5, 100, 50),
