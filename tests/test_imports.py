@@ -20,7 +20,7 @@ SOURCE = Path(retain.__file__).parent
 LEVELS = [
     {"errors", "starting"},
     {"closest", "extras", "header", "lazily", "pieces", "saying", "sharding"},
-    {"arguments", "from_file"},
+    {"arguments"},
     {"parameters", "files", "borrowed"},
     {"samples"},
     {"statistics"},

@@ -15,11 +15,11 @@ from retain.cli.options import out_option, path
 from retain.cli.speaking import out, plainly
 from retain.errors import ConfigError, FileError
 from retain.experiment.machine import chosen_device, refuse_too_large
-from retain.from_file import is_code
 from retain.models.from_file import model_from_file
 from retain.models.named import named_model
 from retain.models.weights import load_weights
 from retain.tasks import ImageExamples
+from retain.tasks.code_files import is_code
 from retain.tasks.crops import PAPER_SIZE, Crops
 from retain.tasks.images import ImageFile, PixelsOfFiles
 from retain.tasks.options import LARGEST

@@ -23,7 +23,7 @@ from retain.experiment.folder import previous
 from retain.experiment.learner import described
 from retain.experiment.results import FILE, Content
 from retain.experiment.workers.crew import Workforce
-from retain.from_file import is_code
+from retain.tasks.code_files import is_code
 from retain.tasks.load import is_code_of_tasks
 
 EXAMPLES = """

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from retain.errors import ConfigError, NonFiniteError
-from retain.from_file import function_from_file
 from retain.methods import Method
 from retain.tasks import TaskSequence
+from retain.tasks.code_files import function_from_file
 
 Recipe = Callable[[Any, Optimizer, "Loader"], Any]
 

@@ -10,8 +10,6 @@ from torch import nn
 
 from retain import arguments
 from retain.errors import ConfigError, InputError, ModelError
-from retain.from_file import USAGE as CODE_USAGE
-from retain.from_file import is_code
 from retain.header import shown
 from retain.models.adapter import adapter_for, example
 from retain.models.from_file import model_from_file
@@ -21,6 +19,8 @@ from retain.models.network import TaskNetwork
 from retain.models.seeded import seeded
 from retain.models.small import MLP, SmallConv
 from retain.models.weights import load_weights
+from retain.tasks.code_files import USAGE as CODE_USAGE
+from retain.tasks.code_files import is_code
 
 SMALL: dict[str, type[MLP] | type[SmallConv]] = {"mlp": MLP, "cnn": SmallConv}
 DEFAULT_WEIGHTS = "default"

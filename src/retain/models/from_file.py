@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from retain.errors import ModelError
-from retain.from_file import result_from_file
+from retain.tasks.code_files import result_from_file
 
 
 def model_from_file(spec: str) -> nn.Module:

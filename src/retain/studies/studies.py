@@ -9,12 +9,12 @@ from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment import Config
-from retain.from_file import is_code
 from retain.models.build import DEFAULT_WEIGHTS, SMALL
 from retain.models.named import named_model
 from retain.studies.data import Digits, Folders, Material, Order, Orders, PaperData
 from retain.studies.paper import departures
 from retain.studies.study import UNTRAINED, Asked, Part, Study
+from retain.tasks.code_files import is_code
 
 # What the paper compares; it has one IMM and does not say which of the two.
 COMPARED = ("finetune", "lwf", "ebll", "imm-mean", "imm-mode", "ewc", "si", "mas")

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from retain.errors import ConfigError
-from retain.from_file import result_from_file
 from retain.header import shown
+from retain.tasks.code_files import result_from_file
 from retain.tasks.options import TaskOptions
 from retain.tasks.splits import few_per_class
 from retain.tasks.task import Task, TaskSequence

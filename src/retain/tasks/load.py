@@ -11,8 +11,8 @@ from typing import Any, get_args
 from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
-from retain.from_file import USAGE as CODE_USAGE
-from retain.from_file import is_code
+from retain.tasks.code_files import USAGE as CODE_USAGE
+from retain.tasks.code_files import is_code
 from retain.tasks.digits import PERMUTATIONS, SIDE, TEST_FRACTION, digits, permuted_digits
 from retain.tasks.folders import USAGE as FOLDERS_USAGE
 from retain.tasks.folders import folder_tasks
