@@ -88,4 +88,6 @@ def test_what_is_not_run_says_why():
 def test_what_has_a_language_is_python_and_so_is_run():
     for page in pages():
         fences = re.findall(r"^ *```(\S+)", page.read_text(encoding="utf-8"), re.M)
-        assert set(fences) == {"python"}, page
+        assert set(fences) <= {"python", "text"}, page
+        printed = re.findall(r"^ *```text\n(.*)", page.read_text(encoding="utf-8"), re.M)
+        assert all(line.startswith("$ ") for line in printed), page  # a command and what it says

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from retain.memory.movement import Distance, Movement, alike
+from retain.memory import movement as movement_module
+from retain.memory.movement import TOGETHER, Distance, Movement, alike
+
+from .test_no_waiting import Waits
 
 
 @pytest.mark.parametrize(
@@ -59,3 +62,39 @@ def test_tensors_are_alike_by_their_elements_where_these_can_be_read():
     assert not alike(torch.ones(3), torch.zeros(3))
     assert alike(torch.ones(3), torch.zeros(3, device="meta"))
     assert alike(torch.ones(0), torch.zeros(0))
+
+
+def test_states_of_many_steps_are_known_again_and_nothing_waits_for_them():
+    net = nn.Linear(5, 4)
+    movement = Movement()
+    movement.start(list(net.parameters()))
+    states = []
+    with Waits() as waits:
+        for _ in range(2 * TOGETHER + 3):
+            with torch.no_grad():
+                net.weight.add_(torch.randn(4, 5))
+            states.append(net.weight.detach().clone())
+            movement.record(net.parameters())
+    assert not waits.counts
+    named = dict(net.named_parameters())
+    for number in (0, TOGETHER - 1, TOGETHER, 2 * TOGETHER + 1):
+        net.weight.data = states[number]
+        assert movement.moved(named, closely=True) == []
+    net.weight.data = states[0] + 1
+    assert movement.moved(named, closely=True) == ["weight"]
+    net.weight.data = states[0].flip(0)
+    assert movement.moved(named, closely=True) == ["weight"]
+
+
+def test_as_many_states_as_are_kept(monkeypatch):
+    monkeypatch.setattr(movement_module, "PAST", 2 * TOGETHER)
+    net = nn.Linear(5, 4)
+    movement = Movement()
+    movement.start(list(net.parameters()))
+    first = net.weight.detach().clone()
+    for _ in range(4 * TOGETHER):
+        with torch.no_grad():
+            net.weight.add_(torch.randn(4, 5))
+        movement.record(net.parameters())
+    net.weight.data = first
+    assert movement.moved(dict(net.named_parameters()), closely=True) == ["weight"]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import retain
-from retain.memory import attachment, guard, movement, step_size
+from retain.memory import attachment, guard, step_size
 from retain.penalty import many, parts, quadratic
 
 # What the host waits for: a number, a comparison's answer, how many there are, a copy to itself.
@@ -47,7 +47,7 @@ class Waits(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def _accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
     """All tensors count as if they were on an accelerator."""
-    for module in (quadratic, parts, many, attachment, guard, movement, step_size):
+    for module in (quadratic, parts, many, attachment, guard, step_size):
         monkeypatch.setattr(module, "is_accelerated", lambda tensor: True)
 
 

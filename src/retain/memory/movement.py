@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Collection, Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,8 @@ from retain.sharding import is_sharded, local, sharded_like
 PROBED = 4  # parameters of which some elements are remembered
 ELEMENTS = 16  # of each of these
 PAST = 1 << 16  # states of each that are known again, by 8 bytes
-WAITING = 256  # states that are hashed together, so that an accelerator is seldom waited for
+TOGETHER = 256  # states that are hashed together
+FACTOR = 0x5851F42D4C957F2D  # odd, and far from small
 
 
 class Movement:
@@ -77,34 +78,34 @@ class Movement:
 
 
 class _Past:
-    """Which states of a few elements there were, by their hashes; the oldest are forgotten."""
+    """Which states of a few elements there were, by their hashes; the oldest are forgotten.
+
+    Nothing waits for an accelerator until it is asked whether a state was there.
+    """
 
     def __init__(self) -> None:
-        self._hashes = array("q")
+        self._hashes: deque[Tensor] = deque(maxlen=PAST // TOGETHER)
         self._waiting: list[Tensor] = []
 
     def add(self, state: Tensor) -> None:
         """Remember `state`, which is never written to."""
         self._waiting.append(state)
-        if len(self._waiting) >= WAITING and not torch.cuda.is_current_stream_capturing():
-            self._settle()
+        if len(self._waiting) >= TOGETHER:
+            self._hashes.append(_hashed(self._waiting))
+            self._waiting.clear()
 
     def knows(self, state: Tensor) -> bool:
         """Whether `state` was there."""
-        self._settle()
-        return _hashed([state])[0] in self._hashes
-
-    def _settle(self) -> None:
-        self._hashes.extend(_hashed(self._waiting))
-        self._waiting.clear()
-        if len(self._hashes) > 2 * PAST:
-            del self._hashes[:-PAST]
+        waiting = [_hashed(self._waiting)] if self._waiting else []
+        asked = _hashed([state])
+        return any(bool((one == asked.to(one.device)).any()) for one in (*self._hashes, *waiting))
 
 
-def _hashed(states: Collection[Tensor]) -> list[int]:
-    if not states:
-        return []
-    return [hash(row.tobytes()) for row in torch.stack([s.float() for s in states]).cpu().numpy()]
+def _hashed(states: Sequence[Tensor]) -> Tensor:
+    """A number of 64 bits for each state: its bits times powers of an odd number, mod 2⁶⁴."""
+    bits = torch.stack([state.float().to(states[-1].device) for state in states]).view(torch.int32)
+    powers = bits.new_full(bits.shape[1:], FACTOR, dtype=torch.int64).cumprod(0)
+    return (bits.long() * powers).sum(1)
 
 
 class Distance(NamedTuple):
