@@ -163,3 +163,42 @@ def test_importance_that_a_type_cannot_hold():
     model = made.adapt(net, target_modules=["0"])
     with pytest.raises(NonFiniteError, match=r"0\.weight does not fit into torch\.float16"):
         LoraPenalty(memory, model, dtype=torch.float16)
+
+
+def test_adapters_that_come_later():
+    net, memory = made.remembered(made.dense)
+    model = made.adapt(net, target_modules=["0"])
+    penalty = LoraPenalty(memory, model)
+    before = penalty.penalty()
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["2"]))
+    torch.testing.assert_close(penalty.penalty(), before)  # it is not active, and moves nothing
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(StateError, match=r"'2' was put there, or made active.*new LoraPenalty"):
+        penalty.penalty()
+    with pytest.raises(StateError, match="made active"):
+        penalty.drift()
+    torch.testing.assert_close(LoraPenalty(memory, model).penalty(), before)  # its B is still 0
+
+
+def test_adapters_that_come_later_than_the_optimizer_was_attached():
+    net, memory = made.remembered(made.dense)
+    model = made.adapt(net, target_modules=["0"])
+    penalty = LoraPenalty(memory, model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    penalty.attach(optimizer)
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["2"]))
+    model.base_model.set_adapter(["default", "other"])
+    model(torch.randn(3, 6, dtype=torch.float64)).sum().backward()
+    with pytest.raises(StateError, match="made active"):
+        optimizer.step()
+
+
+def test_copies_that_come_later():
+    net, memory = made.remembered(made.dense)
+    model = made.adapt(net, target_modules=["0"])
+    penalty = LoraPenalty(memory, model)
+    penalty.penalty()
+    model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["2"]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(StateError):
+        penalty.penalty()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,34 @@ class Found:
     adapted: Mapping[str, Adapted]
     plain: Mapping[str, nn.Parameter]
     layers: tuple[Layer, ...]
+    standing_in: Mapping[int, str | None]  # id of a `modules_to_save` → the copy that is active
+
+    def refuse_changed(self) -> None:
+        """Nothing, if what moves the weights is what was found.
+
+        Raises:
+            StateError: an adapter or a copy was put in, taken out, merged or switched.
+        """
+        for layer in self.layers:
+            layer.refuse_changed(self.root)
+        known = {id(layer.module) for layer in self.layers}
+        tuner = needs("peft.tuners.tuners_utils", "trainers").BaseTunerLayer
+        new = [
+            name
+            for name, module in self.root.named_modules()
+            if isinstance(module, tuner) and id(module) not in known and _moves(module)
+        ]
+        new += [
+            name
+            for name, module, copy in _copies(self.root.named_modules())
+            if self.standing_in.get(id(module)) != copy
+        ]
+        if new:
+            raise StateError(
+                f"What is trained in {', '.join(map(repr, new))} was put there, or made active, "
+                "after this was made, and nothing would hold it. Make a new LoraPenalty after "
+                "add_adapter(…) and set_adapter(…), and remove() the handle of this one."
+            )
 
 
 def active_in(module: Any) -> tuple[str, ...]:
@@ -148,7 +176,14 @@ def find(model: nn.Module) -> Found:
         names[id(p)]: p for p in root.parameters() if id(p) in names and names[id(p)] not in adapted
     }
     found = tuple(Layer(name, module, active_in(module)) for name, module in layers.items())
-    return Found(root, adapted, plain, found)
+    copies = {id(module): copy for _name, module, copy in _copies(modules.items())}
+    return Found(root, adapted, plain, found, copies)
+
+
+def _moves(module: Any) -> bool:
+    """Whether one of a layer's adapters, of whatever kind, is active in it."""
+    have = {name for kind in module.adapter_layer_names for name in getattr(module, kind, ())}
+    return bool(have & set(module.active_adapters))
 
 
 def _names(root: nn.Module, modules: Mapping[str, nn.Module]) -> dict[int, str]:
@@ -163,14 +198,21 @@ def _names(root: nn.Module, modules: Mapping[str, nn.Module]) -> dict[int, str]:
 
 def _idle(modules: Mapping[str, nn.Module]) -> Iterator[str]:
     """Names of modules that another copy stands in for (PEFT's `modules_to_save`)."""
-    for name, module in modules.items():
-        copies = getattr(module, "modules_to_save", None)
-        if not isinstance(copies, nn.ModuleDict) or not hasattr(module, "original_module"):
-            continue
-        active = next((a for a in module.active_adapters if a in copies), None)  # type: ignore[union-attr]
+    for name, module, active in _copies(modules.items()):
         if active is not None:
             yield f"{name}.original_module"
-        yield from (f"{name}.modules_to_save.{other}" for other in copies if other != active)
+        yield from (
+            f"{name}.modules_to_save.{other}" for other in module.modules_to_save if other != active
+        )
+
+
+def _copies(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Any, str | None]]:
+    """Modules of which adapters have copies: name, module, and which copy is active."""
+    for name, module in modules:
+        copies = getattr(module, "modules_to_save", None)
+        if isinstance(copies, nn.ModuleDict) and hasattr(module, "original_module"):
+            active: Any = module.active_adapters
+            yield name, module, next((one for one in active if one in copies), None)
 
 
 def _refuse_other_kinds(

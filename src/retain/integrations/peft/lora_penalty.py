@@ -118,7 +118,7 @@ class LoraPenalty:
                 something was observed but never consolidated.
         """
         held, weight = self.held(), self.memory._weight()
-        self._refuse_changed(held)
+        held.found.refuse_changed()
         parts = []
         if held.blocks:
             parts.append(ProductPenalty.of(held.every_block(), weight, self._entered_a_loss))
@@ -186,7 +186,7 @@ class LoraPenalty:
             StateError: nothing was consolidated, or an adapter was merged, unloaded or switched.
         """
         held = self.held()
-        self._refuse_changed(held)
+        held.found.refuse_changed()
         if not self.memory.tasks:
             raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
         holds = self._by_base_name(held.found)[0]
@@ -304,14 +304,10 @@ class LoraPenalty:
                     wrong.append(f"{own} was {tuple(omega.shape)} and {now}")
         return holds, wrong
 
-    def _refuse_changed(self, held: Held) -> None:
-        for layer in held.found.layers:
-            layer.refuse_changed(held.found.root)
-
     def _version(self) -> tuple[object, ...]:
         """What holds by now, asked before every step."""
         held = self.held()
-        self._refuse_changed(held)
+        held.found.refuse_changed()
         return (held,)
 
     def _entered_a_loss(self, weight: Number) -> None:
