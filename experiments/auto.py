@@ -5,7 +5,7 @@
 Three sequences of tasks, a small network with few images, three seeds. For every method that has
 a strength: final accuracy with each of seven strengths around its default, with `auto`, and of
 FineTune. The best of seven is picked with the old test data; auto sees no old data at all. Runs
-that are there are not run again. Prints the table of experiments/methods.md.
+that are there are not run again. Prints the table of docs/strength.md.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from retain.errors import InputError
 from retain.header import is_count, is_number, shown
 
 # The share of the old tasks that goes with a relative drift of 1, as a rule of thumb: permuted
-# digits lose from 1.2 to 3 times the drift, split digits 0.3 times (docs/methods.md).
+# digits lose from 1.2 to 3 times the drift, split digits 0.3 times.
 LOST_PER_DRIFT = 1.5
 START = 10.0  # nats that the weights of free training shall cost at first: more than any loss saves
 
