@@ -60,7 +60,7 @@ def whole(tensor: Any) -> Tensor:
     if not is_sharded(tensor):
         here: Tensor = tensor
         return here
-    if tensor.dtype.itemsize == 1:  # 8 bits, which no backend sends as numbers
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():  # which no backend sends
         return whole(like(local(tensor).view(torch.uint8), tensor)).view(tensor.dtype)
     full: Tensor = tensor.full_tensor()
     return full

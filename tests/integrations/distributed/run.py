@@ -241,6 +241,50 @@ def fsdp(rank, folder):
     )
 
 
+def fsdp_kept_small(rank, folder):
+    """fully_shard with Ω and θ* in short types or on disk: as one process that keeps them so."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    x, y = samples(16)
+    mesh = init_device_mesh("cpu", (2,))
+    disks = folder / f"disk-{rank}", folder / f"alone-{rank}"
+    for disk in disks:
+        disk.mkdir()
+    kept = {
+        "bfloat16": {"dtype": torch.bfloat16},
+        "8 bits": {"dtype": torch.float8_e5m2},
+        "disk": {"offload": disks[0]},
+    }
+    for what, how in kept.items():
+        alone, net = network(7), network(7)
+        one = how if what != "disk" else {"offload": disks[1]}
+        expected = retain.MAS(alone, strength=3.0, **one)
+        expected.shared = False
+        expected.observe(x, progress=False).consolidate()
+        memory = retain.MAS(net, strength=3.0, **how)
+        memory.observe(x[rank::2], progress=False).consolidate()
+        for layer in (net[0], net[2], net):
+            fully_shard(layer, mesh=mesh)
+        ours = torch.optim.Adam(net.parameters(), lr=0.05)
+        theirs = torch.optim.Adam(alone.parameters(), lr=0.05)
+        memory.attach(ours, form="adaptive")
+        expected.attach(theirs, form="adaptive")
+        for _ in range(3):
+            for model, optimizer, part in (
+                (net, ours, slice(rank, None, 2)),
+                (alone, theirs, slice(None)),
+            ):
+                optimizer.zero_grad()
+                cross_entropy(model(x[part]), y[part]).backward()
+                optimizer.step()
+        for p, q in zip(net.parameters(), alone.parameters()):
+            torch.testing.assert_close(p.full_tensor(), q.detach(), rtol=1e-6, atol=1e-8, msg=what)
+        path = folder / f"{what}.safetensors"
+        memory.save(path)
+        same(retain.load(path, network(7)).importance, expected.importance, tolerance=1e-6)
+
+
 def died(rank, folder):
     """One rank is gone: the other hears of it within the time of the process group."""
     x, _ = samples()
@@ -251,7 +295,7 @@ def died(rank, folder):
         assert memory.observed.samples == len(x)
 
 
-SCENARIOS = (shards, every_kind, disagreeing, ddp, fsdp)
+SCENARIOS = (shards, every_kind, disagreeing, ddp, fsdp, fsdp_kept_small)
 
 
 def main():
