@@ -226,6 +226,7 @@ def main() -> None:
         for what, (_, expected) in every[0].items():
             most = max(one[what][0] for one in every)
             print(f"| {what} | {round(most, 2) + 0:.2f} | {expected:.2f} |")
+    dist.barrier()
     dist.destroy_process_group()
 
 

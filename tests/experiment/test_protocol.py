@@ -9,7 +9,7 @@ from torch import nn
 from retain.errors import ConfigError
 from retain.experiment import run
 from retain.experiment import train as training_module
-from retain.experiment.machine import Precision
+from retain.experiment.machine import Autocast
 from retain.methods.mas import MAS
 from retain.methods.method import Setting
 from retain.models import TaskNetwork
@@ -106,7 +106,7 @@ def test_scaled_gradients_reach_what_is_attached_as_they_are(monkeypatch):
     plain = run(asked, progress=False)
     made_scaler = torch.amp.GradScaler
     monkeypatch.setattr(
-        Precision, "scaler", lambda _: made_scaler("cpu", enabled=True, init_scale=2.0**10)
+        Autocast, "scaler", lambda _: made_scaler("cpu", enabled=True, init_scale=2.0**10)
     )
     scaled = run(asked, progress=False)
     assert [r.error for r in scaled.runs] == [None, None]
@@ -118,9 +118,9 @@ def test_scaled_gradients_reach_what_is_attached_as_they_are(monkeypatch):
 
 def test_what_scales_gradients_skips_steps_in_the_open():
     config = tiny(amp=True)
-    assert Precision(True, torch.device("cuda")).scales
-    assert not Precision(False, torch.device("cuda")).scales
-    assert not Precision(True, CPU).scales
+    assert Autocast(True, torch.device("cuda")).scales
+    assert not Autocast(False, torch.device("cuda")).scales
+    assert not Autocast(True, CPU).scales
     parameter = [nn.Parameter(torch.ones(1))]
     assert training_module.optimizer_maker(config, CPU)(parameter).defaults["fused"]
     on_cuda = training_module.optimizer_maker(config, torch.device("cuda"))

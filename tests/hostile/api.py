@@ -26,7 +26,7 @@ from tests.hostile.values import VALUES, Tally
 ODD: tuple[Any, ...] = (
     *VALUES, object(), int, len, nn.Linear, nn.Linear(2, 2), nn.Linear(2, 2, device="meta"),
     torch.ones(3), torch.ones(0), torch.tensor(True), torch.float8_e5m2, torch.int32, torch.float16,
-    torch.device("meta"), "cuda:99", "cpu", b"x", Path("/nowhere/at/all"), 1j, range(3), lambda: 1,
+    torch.device("meta"), "cuda:99", "cpu", b"x", Path("/dev/null/at/all"), 1j, range(3), lambda: 1,
     lambda *_: "x", iter([]), {"a": torch.ones(2)}, retain.Importance({}, 0), slice(None),
 )  # fmt: skip
 OWN = ("train", "loss", "output", "samples_of", "padding_mask", "progress")

@@ -23,6 +23,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from retain.cli.app import app
+from retain.studies.folder import gather
+from retain.studies.run import Carried
 from tests.hostile.values import Tally
 
 ODD = (
@@ -69,7 +71,9 @@ def without_training(folder: Path) -> Iterator[None]:
     """Within it a run is looked at, and not carried out; files go into the folder."""
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr("retain.studies.run._carried_out", lambda study, *_: study)
+        patched.setattr(
+            "retain.studies.run._carried_out", lambda study, out, *_: Carried(study, gather(out))
+        )
         module = sys.modules["retain.experiment.run"]
         patched.setattr(module, "_carry_out_all", lambda *_: None)
         yield

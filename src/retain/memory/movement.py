@@ -98,7 +98,7 @@ class _Past:
         """Whether `state` was there."""
         waiting = [_hashed(self._waiting)] if self._waiting else []
         asked = _hashed([state])
-        return any(bool((one == asked.to(one.device)).any()) for one in (*self._hashes, *waiting))
+        return any(bool(torch.isin(asked.to(one.device), one)) for one in (*self._hashes, *waiting))
 
 
 def _hashed(states: Sequence[Tensor]) -> Tensor:

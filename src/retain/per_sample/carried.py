@@ -210,8 +210,8 @@ def _weighed(
         values = contribution.values * weight
         values = values.sum(over, keepdim=True) if over else values
         return Rows(values.reshape(-1, *below), contribution.route)
-    if not isinstance(weight, Tensor):
-        weight = _sides(contribution)[0].new_full((), weight)
+    if not isinstance(weight, Tensor) or weight.ndim == 0:  # one of autograd's own may be a number
+        weight = _sides(contribution)[0].new_ones(()) * weight
     if isinstance(contribution, Weighed):
         full = contribution.weights.reshape(shape) * weight
         return Weighed.of(contribution.factors, full, below)
