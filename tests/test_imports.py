@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import time
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,28 @@ def test_imports_run_one_way():
                 wrong.add(f"{path.relative_to(SOURCE)} imports retain.{parts[1]}")
     assert not wrong
     assert not unknown, "say in LEVELS where these rooms stand"
+
+
+def files_imported():
+    """Of each file of ours, those that it imports: at the top, in a function or for its types."""
+    file_of = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = ("retain", *path.relative_to(SOURCE).with_suffix("").parts)
+        file_of[".".join(parts).removesuffix(".__init__")] = path
+    return {
+        path: {file_of[module] for module in imported(path) if module in file_of} - {path}
+        for path in SOURCE.rglob("*.py")
+        if path.name != "__init__.py"  # a door may name what is in its room
+    }
+
+
+def test_no_file_imports_itself_through_others():
+    doors = set(SOURCE.rglob("__init__.py"))
+    order = TopologicalSorter({path: theirs - doors for path, theirs in files_imported().items()})
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(str(path.relative_to(SOURCE)) for path in error.args[1]))
 
 
 def test_a_user_of_mas_loads_nothing_optional():

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
 from retain.memory.coverage import NAMED, listed, patterns
+from retain.memory.holder import Holder
 from retain.memory.movement import Distance
 
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
 
-
-def moved(memory: Memory, away: Mapping[str, Distance], *, stepped: bool) -> str:
+def moved(memory: Holder, away: Mapping[str, Distance], *, stepped: bool) -> str:
     """Weights have moved by themselves, so far from θ*; `stepped` since a protected step."""
     farthest = sorted(away, key=lambda name: -away[name].moved)
     return (
@@ -28,7 +25,7 @@ def moved(memory: Memory, away: Mapping[str, Distance], *, stepped: bool) -> str
 
 
 def unprotected(
-    memory: Memory, optimizer: Optimizer, names: Collection[str], *, asked: bool
+    memory: Holder, optimizer: Optimizer, names: Collection[str], *, asked: bool
 ) -> str:
     """An optimizer steps held weights; `asked` if penalty() was called, and not used."""
     why = "it is not attached, as another one was or still is, and penalty() is in no gradient"
@@ -42,7 +39,7 @@ def unprotected(
     )
 
 
-def uncovered(memory: Memory, optimizer: Optimizer, share: float, unheld: Mapping[str, str]) -> str:
+def uncovered(memory: Holder, optimizer: Optimizer, share: float, unheld: Mapping[str, str]) -> str:
     """An optimizer trains weights that nothing holds, name -> why."""
     reasons = {why: [n for n, w in unheld.items() if w == why] for why in unheld.values()}
     said = "; ".join(f"{listed(names)} ({why})" for why, names in reasons.items())
@@ -88,7 +85,7 @@ def unscaled(scale: float) -> str:
     )
 
 
-def lost(memory: Memory, optimizer: Optimizer) -> str:
+def lost(memory: Holder, optimizer: Optimizer) -> str:
     """An attached optimizer has other parameters now."""
     return (
         f"The attached {_name(optimizer)} no longer holds any of the parameters that "
@@ -106,7 +103,7 @@ def stale(optimizer: Optimizer, names: Collection[str]) -> str:
     )
 
 
-def replaced(memory: Memory, far: Mapping[str, Distance]) -> str:
+def replaced(memory: Holder, far: Mapping[str, Distance]) -> str:
     """Modules were replaced by others, far away."""
     return (
         f"{', '.join(f'{module} ({away})' for module, away in far.items())} was replaced since "
@@ -116,7 +113,7 @@ def replaced(memory: Memory, far: Mapping[str, Distance]) -> str:
     )
 
 
-def loaded(memory: Memory, total: Distance) -> str:
+def loaded(memory: Holder, total: Distance) -> str:
     """A memory was loaded for a model with other weights."""
     return (
         f"The weights of the model are far from those that {_name(memory)} remembers: {total}. "
@@ -125,7 +122,7 @@ def loaded(memory: Memory, total: Distance) -> str:
     )
 
 
-def twice(memory: Memory, optimizer: Optimizer) -> str:
+def twice(memory: Holder, optimizer: Optimizer) -> str:
     """Two memories hold the same weights by the same importance."""
     return (
         f"Two memories with the same importance ({_name(memory)}) hold the weights of this "
@@ -135,7 +132,7 @@ def twice(memory: Memory, optimizer: Optimizer) -> str:
     )
 
 
-def unhooked(memory: Memory, optimizer: Optimizer) -> str:
+def unhooked(memory: Holder, optimizer: Optimizer) -> str:
     """The hooks of an attachment did not run."""
     return (
         f"The step of this {_name(optimizer)} was not protected, although {_name(memory)} is "
@@ -143,7 +140,7 @@ def unhooked(memory: Memory, optimizer: Optimizer) -> str:
     )
 
 
-def elsewhere(memory: Memory, optimizer: Optimizer) -> str:
+def elsewhere(memory: Holder, optimizer: Optimizer) -> str:
     """The penalty of one model is in the loss of another."""
     return (
         f"penalty() is in the gradient, but this {_name(optimizer)} steps none of the parameters "
@@ -152,7 +149,7 @@ def elsewhere(memory: Memory, optimizer: Optimizer) -> str:
     )
 
 
-def copied(memory: Memory, optimizer: Optimizer) -> str:
+def copied(memory: Holder, optimizer: Optimizer) -> str:
     """A copy is trained in place of the model."""
     return (
         f"This {_name(optimizer)} steps a copy of the weights that {_name(memory)} holds, and the "

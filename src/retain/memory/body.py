@@ -515,7 +515,8 @@ class Memory:
         found = [] if optimizer is None else optimizers_in(optimizer, asked="check")
         self._shard()
         hold_grown(self)
-        return checked(self, [one.optimizer for one in found])
+        stepped = [one.optimizer for one in found]
+        return checked(self, stepped, self._attachments, self._guard.moved)
 
     def footprint(self) -> Footprint:
         """How many bytes this memory takes, on this process, before they are taken: print it.

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from retain.memory.holder import Holder
 from retain.memory.movement import Distance
 from retain.memory.running_sums import Running
 from retain.memory.state import State
 from retain.parameters import shape_of
 from retain.saying import warn
 
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
-
 NEAR = 0.5  # of ‖θ*‖: where the beginning is farther from θ*, it is not the old part
 
 
-def hold_grown(memory: Memory) -> bool:
+def hold_grown(memory: Holder) -> bool:
     """Whether any parameter has grown; the memory holds the old part of it from here on."""
     picked, anchor = memory.selection.matching(memory.model), memory.anchor
     names = {n: p for n, p in picked.items() if n in anchor and has_grown(p, anchor[n])}

@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -20,6 +20,7 @@ from retain.memory.buffers import MovingBuffers
 from retain.memory.coverage import Coverage
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
+from retain.memory.holder import Holder
 from retain.memory.lent_gradients import ledger_of
 from retain.memory.movement import Distance, Movement, alike, can_be_read
 from retain.memory.places import Place, places_in
@@ -30,9 +31,6 @@ from retain.penalty import Number
 from retain.penalty.quadratic import is_accelerated
 from retain.saying import warn
 from retain.statistics import layers_with_statistics, moves_statistics
-
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
 
 PATIENCE = 2  # steps elsewhere before a word is said: the first may be another network's
 SCALED = 1024  # a GradScaler that multiplies by more, and a penalty that counts so much less
@@ -61,7 +59,7 @@ class Guard:
     optimizer while the memory is in use; otherwise when the memory is used next.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Holder) -> None:
         self._memory = weakref.ref(memory)
         self._said: set[str] = set()
         self._named: set[str] = set()  # parameters of which it was said that they are free
@@ -324,7 +322,7 @@ class Guard:
             warn(text)
 
     def _say_unprotected(
-        self, memory: Memory, optimizer: Optimizer, *, asked: bool = False
+        self, memory: Holder, optimizer: Optimizer, *, asked: bool = False
     ) -> None:
         ours = self._look_at(optimizer).ours
         names = [place.name for place in ours if place.parameter.requires_grad]
@@ -332,7 +330,7 @@ class Guard:
         if not idle and self._twin(memory, optimizer) is None:
             self._say("unprotected", alarms.unprotected(memory, optimizer, names, asked=asked))
 
-    def _see_twins(self, memory: Memory, optimizer: Optimizer) -> None:
+    def _see_twins(self, memory: Holder, optimizer: Optimizer) -> None:
         """Warn if the same weights are held twice by the same importance; looked at once."""
         if optimizer in self._counted:
             return
@@ -342,7 +340,7 @@ class Guard:
             twin._said.add("twice")
             self._say("twice", alarms.twice(memory, optimizer))
 
-    def _twin(self, memory: Memory, optimizer: Optimizer) -> Guard | None:
+    def _twin(self, memory: Holder, optimizer: Optimizer) -> Guard | None:
         """The guard of another memory that is the same and holds what the optimizer steps."""
         for other in listeners():
             if isinstance(other, Guard) and other is not self:
@@ -352,7 +350,7 @@ class Guard:
                     return other
         return None
 
-    def _cover(self, memory: Memory, optimizer: Optimizer) -> None:
+    def _cover(self, memory: Holder, optimizer: Optimizer) -> None:
         """Name what the optimizer trains and nothing holds, unless it is said to be free."""
         inside = set(map(id, _parameters(optimizer)))
         coverage = Coverage.of(memory.model, memory.selection, memory._state, inside)
@@ -361,7 +359,7 @@ class Guard:
             self._named.update(new)
             warn(alarms.uncovered(memory, optimizer, coverage.share, new))
 
-    def _see_statistics(self, memory: Memory) -> None:
+    def _see_statistics(self, memory: Holder) -> None:
         """Warn of running statistics that follow the new data, and name the way to keep them."""
         if "statistics" in self._said:
             return
@@ -391,14 +389,14 @@ class Guard:
         if scale > SCALED and float(self._entered_with) * SCALED < scale:
             self._say("unscaled", alarms.unscaled(scale))
 
-    def _say_moved(self, memory: Memory, moved: list[str]) -> None:
+    def _say_moved(self, memory: Holder, moved: list[str]) -> None:
         anchor = memory.anchor
         away = {name: Distance.of(self._places[name].parameter, anchor[name]) for name in moved}
         if any(distance.moved for distance in away.values()):  # not back at the anchor
             since = self._stepped or bool(self._settled)
             self._say("moved", alarms.moved(memory, away, stepped=since))
 
-    def _say_replaced(self, memory: Memory, names: list[str]) -> None:
+    def _say_replaced(self, memory: Holder, names: list[str]) -> None:
         places, anchor = self._places, memory.anchor
         same = [name for name in names if shape_of(places[name].parameter) == anchor[name].shape]
         modules: dict[str, list[str]] = {}
@@ -420,7 +418,7 @@ class Guard:
             if stale:
                 self._say("stale", alarms.stale(optimizer, stale))
 
-    def _see_adapters(self, memory: Memory, optimizer: Optimizer) -> None:
+    def _see_adapters(self, memory: Holder, optimizer: Optimizer) -> None:
         """An optimizer that steps nothing that is held may step what was put into the model."""
         inside = set(map(id, memory.model.parameters()))
         in_use = self._never_removed > 0 or self._in_use
@@ -428,7 +426,7 @@ class Guard:
         if in_use and not attached and any(id(p) in inside for p in _parameters(optimizer)):
             self._cover(memory, optimizer)
 
-    def _steps_elsewhere(self, memory: Memory, optimizer: Optimizer) -> None:
+    def _steps_elsewhere(self, memory: Holder, optimizer: Optimizer) -> None:
         """An optimizer steps other weights: those of another model, which may be meant instead."""
         seen = self._elsewhere.setdefault(optimizer, _Elsewhere())
         if self._entered > max(seen.entered, self._used, self._settled):

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from retain.memory.attachment import Attachment
 from retain.memory.consolidated import holds, now_shaped
 from retain.memory.coverage import Coverage, listed
+from retain.memory.holder import Holder
 from retain.memory.movement import Distance
 from retain.parameters import named_parameters, shape_of, summed_in
 from retain.penalty import values
 from retain.sharding import is_sharded, local, over_shards
-
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
 
 LONG = 60  # rows of a table that can still be looked through
 HEADINGS = ("parameter", "weights", "state", "mean Ω", "‖θ − θ*‖", "of ‖θ*‖", "optimizer")
@@ -160,15 +158,27 @@ class Check:
         return notes
 
 
-def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
-    """The check of `memory`, of what some optimizers step if there are any."""
+def checked(
+    memory: Holder,
+    optimizers: Sequence[Optimizer],
+    attachments: Iterable[Attachment],
+    moved: tuple[str, ...],
+) -> Check:
+    """The check of `memory`, of what some optimizers step if there are any.
+
+    Args:
+        memory: what is looked at.
+        optimizers: whose parameters are told from the others.
+        attachments: all that the memory has.
+        moved: the parameters that were moved without the memory.
+    """
     state, selection = memory._state, memory.selection
     inside = None
     if optimizers:
         inside = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     forms = [
         a.form
-        for a in memory._attachments
+        for a in attachments
         if a.attached and (not optimizers or any(a.optimizer is o for o in optimizers))
     ]
     coverage = Coverage.of(memory.model, selection, state, inside)
@@ -215,12 +225,12 @@ def checked(memory: Memory, optimizers: Sequence[Optimizer]) -> Check:
         share=coverage.share,
         penalty=_penalty(memory),
         distance=Distance.over(row.distance for row in rows if row.distance is not None),
-        moved=memory._guard.moved,
+        moved=moved,
         rows=tuple(rows),
     )
 
 
-def _penalty(memory: Memory) -> float:
+def _penalty(memory: Holder) -> float:
     """The penalty now, as a number, of what still fits the model."""
     shapes = {n: shape_of(p) for n, p in memory.selection.matching(memory.model).items()}
     terms = [

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
+from retain.memory.holder import Holder
 
 
 class Place(NamedTuple):
@@ -24,7 +23,7 @@ class Place(NamedTuple):
         return all(getattr(parent, name, None) is child for parent, name, child in self.way)
 
 
-def places_in(memory: Memory) -> dict[str, Place]:
+def places_in(memory: Holder) -> dict[str, Place]:
     """The place of every parameter with importance that the model has, by canonical name."""
     held = {name for term in memory._state.terms for name in term.importance}
     ways = dict(_ways(memory.model, (), set()))

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,16 @@ from retain.importance import is_positive
 from retain.memory.consolidated import Consolidated
 from retain.memory.file_header import checked
 from retain.memory.growth import has_grown
+from retain.memory.holder import Holder
 from retain.memory.state import State, Tensors
 from retain.parameters import Selection, fingerprint
 from retain.samples.outputs import OutputPicker
 
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
-
-MemoryT = TypeVar("MemoryT", bound="Memory")
+HolderT = TypeVar("HolderT", bound=Holder)
 Refusal = Callable[[str], RetainError]  # from what is wrong to the error that says so
 
 
-def described(memory: Memory) -> dict[str, Any]:
+def described(memory: Holder) -> dict[str, Any]:
     """What is to be known beside what it remembers, as JSON can hold it."""
     settings = {name: getattr(memory, at) for name, at in memory._arguments.items()}
     known = {n: o.shape for term in memory._state.terms for n, o in term.importance.items()}
@@ -48,7 +46,7 @@ def described(memory: Memory) -> dict[str, Any]:
     }
 
 
-def split(state: object, kind: type[Memory]) -> tuple[Tensors, dict[str, Any]]:
+def split(state: object, kind: type[Holder]) -> tuple[Tensors, dict[str, Any]]:
     """Tensors and header in what `state_dict()` of that kind of memory returned.
 
     Raises:
@@ -76,7 +74,7 @@ def split(state: object, kind: type[Memory]) -> tuple[Tensors, dict[str, Any]]:
 
 @contextmanager
 def remembering(
-    memory: Memory,
+    memory: Holder,
     tensors: Mapping[str, Mapping[str, Tensor]],
     header: dict[str, Any],
     devices: Mapping[str, torch.device],
@@ -103,7 +101,7 @@ def remembering(
 
 
 def restored(
-    kind: type[MemoryT],
+    kind: type[HolderT],
     model: nn.Module,
     tensors: Mapping[str, Mapping[str, Tensor]],
     header: dict[str, Any],
@@ -113,7 +111,7 @@ def restored(
     exclude: tuple[str, ...] = (),
     strict: bool = True,
     offload: str | os.PathLike[str] | None = None,
-) -> MemoryT:
+) -> HolderT:
     """A memory of `model` that remembers what `header` and `tensors` (kind -> name -> tensor) tell.
 
     Args:
@@ -163,12 +161,12 @@ def restored(
 
 
 def _from_header(
-    kind: type[MemoryT],
+    kind: type[HolderT],
     model: nn.Module,
     tensors: Mapping[str, Mapping[str, Tensor]],
     header: dict[str, Any],
     exclude: tuple[str, ...],
-) -> tuple[MemoryT, State]:
+) -> tuple[HolderT, State]:
     settings = dict(header["settings"])
     include = settings.pop("include")
     settings["exclude"] = [*settings["exclude"], *exclude]
@@ -200,7 +198,7 @@ def _available(device: str | None) -> str | None:
 
 def _misfits(
     shapes: Mapping[str, tuple[int, ...]],
-    memory: Memory,
+    memory: Holder,
     terms: Sequence[Consolidated],
     strict: bool,
 ) -> list[str]:
@@ -235,7 +233,7 @@ def _misfits(
 def _damaged(
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, Mapping[str, Tensor]],
-    memory: Memory,
+    memory: Holder,
 ) -> list[str]:
     """The tensors that are not those that the header tells of."""
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from retain.memory.holder import Holder
 from retain.memory.movement import alike
 from retain.memory.places import places_in
 
-if TYPE_CHECKING:
-    from retain.memory.body import Memory
 
-
-def holds_the_same(memory: Memory, other: Memory) -> bool:
+def holds_the_same(memory: Holder, other: Holder) -> bool:
     """Whether both hold the same parameters, near the same θ*, by the same Ω.
 
     A few elements of each tensor are compared. Memories of two tasks differ in them.
