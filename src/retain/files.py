@@ -108,7 +108,7 @@ def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], 
             newer version.
         InputError: a path that is none.
     """
-    source = as_path(path)
+    source = arguments.path("path", path)
     try:
         if not source.is_file():
             what = "is a folder, not a file" if source.is_dir() else "does not exist"
@@ -127,19 +127,10 @@ def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], 
     return tensors, header
 
 
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """`path`, if it can be one: an empty text is not the current folder.
-
-    Raises:
-        InputError: it is empty, or no path at all.
-    """
-    return arguments.path("path", path)
-
-
 def _write(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    target = as_path(path).resolve()
+    target = arguments.path("path", path).resolve()
     try:
         mode = _mode(target)
         with _beside(target) as folder:

@@ -66,6 +66,11 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
     return found
 
 
+def is_adapters(name: str) -> bool:
+    """Whether a parameter of this name is part of an adapter, as PEFT names them."""
+    return any(part.startswith("lora_") for part in name.split("."))
+
+
 def shape_of(p: Tensor) -> torch.Size | None:
     """The shape of a tensor; None in a lazy layer that no batch has gone through."""
     return None if is_lazy(p) else p.shape

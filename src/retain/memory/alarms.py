@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from retain.memory.coverage import NAMED, listed, patterns
 from retain.memory.holder import Holder
 from retain.memory.movement import Distance
+from retain.parameters import is_adapters
 
 
 def moved(memory: Holder, away: Mapping[str, Distance], *, stepped: bool) -> str:
@@ -43,7 +44,7 @@ def uncovered(memory: Holder, optimizer: Optimizer, share: float, unheld: Mappin
     """An optimizer trains weights that nothing holds, name -> why."""
     reasons = {why: [n for n, w in unheld.items() if w == why] for why in unheld.values()}
     said = "; ".join(f"{listed(names)} ({why})" for why, names in reasons.items())
-    adapters = any(part.startswith("lora_") for name in unheld for part in name.split("."))
+    adapters = any(map(is_adapters, unheld))
     remedy = "Observe data and consolidate() to hold them"
     if adapters:
         remedy = "retain.integrations.peft.LoraPenalty(memory, peft_model) holds what adapters do"

@@ -47,7 +47,8 @@ class MovingBuffers:
         found = []
         for layer_name, layer in self._layers:
             for name, buffer in _buffers(layer):
-                key, seen = f"{layer_name}.{name}", self._seen.get(f"{layer_name}.{name}")
+                key = f"{layer_name}.{name}"
+                seen = self._seen.get(key)
                 if seen is not None and (seen.buffer is buffer and seen.version == version(buffer)):
                     continue
                 now = elements(buffer, spread(buffer))

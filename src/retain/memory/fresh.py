@@ -71,9 +71,8 @@ def _is_fresh(weight: Tensor, bias: Tensor | None, many: int) -> bool:
     w = weight.detach().float()
     if bias is not None and bias.requires_grad and not bias.detach().any():
         return bool(w.any())
-    if w.numel() < (
-        ENOUGH if written == 1 else min(LOADED, many)
-    ):  # a copy, or loaded: too small to tell
+    enough = ENOUGH if written == 1 else min(LOADED, many)  # a copy, or loaded, tells less
+    if w.numel() < enough:
         return False
     inputs, outputs = w[0].numel(), w.shape[0] * max(1, w[0, 0].numel())
     bounds = (1 / math.sqrt(inputs), math.sqrt(6 / (inputs + outputs)), math.sqrt(6 / inputs))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retain.errors import ModelError, StateError
 from retain.extras import needs
 from retain.integrations.peft.products import Factor, Product, View
-from retain.parameters import canonical, unwrapped
+from retain.parameters import canonical, is_adapters, unwrapped
 
 ROOT = "base_model.model."  # what PeftModel puts in front of every name
 INSERTED = frozenset({"base_layer", "original_module"})  # what adapters put into the middle
@@ -96,14 +96,15 @@ class Found:
             layer.refuse_changed(self.root)
         known = {id(layer.module) for layer in self.layers}
         tuner = needs("peft.tuners.tuners_utils", "trainers").BaseTunerLayer
+        modules = list(self.root.named_modules())  # once: it is asked before every step
         new = [
             name
-            for name, module in self.root.named_modules()
+            for name, module in modules
             if isinstance(module, tuner) and id(module) not in known and _moves(module)
         ]
         new += [
             name
-            for name, module, copy in _copies(self.root.named_modules())
+            for name, module, copy in _copies(modules)
             if self.standing_in.get(id(module)) != copy
         ]
         if new:
@@ -144,11 +145,6 @@ def base_name(name: str) -> str:
         elif part not in INSERTED:
             kept.append(part)
     return ".".join(kept)
-
-
-def is_adapters(name: str) -> bool:
-    """Whether a parameter of this name is part of an adapter."""
-    return any(part.startswith("lora_") for part in name.split("."))
 
 
 def find(model: nn.Module) -> Found:

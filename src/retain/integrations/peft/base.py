@@ -10,7 +10,8 @@ from torch import nn
 
 from retain.errors import StateError
 from retain.extras import needs
-from retain.integrations.peft.adapted import is_adapters, root_of
+from retain.integrations.peft.adapted import root_of
+from retain.parameters import is_adapters
 
 
 @contextmanager

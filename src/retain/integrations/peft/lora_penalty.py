@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retain import arguments, files
 from retain.drift import Drift
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
-from retain.integrations.peft.adapted import Adapted, Found, base_name, find, is_adapters
+from retain.integrations.peft.adapted import Adapted, Found, base_name, find
 from retain.integrations.peft.lora_attachment import LoraAttachment
 from retain.integrations.peft.products import Block, ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
@@ -25,6 +25,7 @@ from retain.memory.optimizers import Found as FoundOptimizer
 from retain.memory.optimizers import optimizers_in, refuse_form, refuse_unheld
 from retain.memory.plain_data import remembering, split
 from retain.memory.state import flattened, grouped
+from retain.parameters import is_adapters
 from retain.penalty import Hold, Number, Penalty, value
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from retain.extras import needs
 from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import INK, POINTS_PER_PIXEL, SURFACE, Look, looks
+from retain.report.figures.style import INK, POINTS_PER_PIXEL, Look, looks
 from retain.report.format import class_names, percent
 from retain.report.spread import Spread
 from retain.report.tables.by_class import KeptByClass, kept
@@ -81,7 +81,7 @@ def _rows(axes: Any, finals: list[Spread | None], styles: list[Look]) -> None:
             color=own.colour,
             marker=own.marker,
             markersize=7,
-            markerfacecolor=own.colour if own.filled else SURFACE,
+            markerfacecolor=own.fill,
         )
         beside = axes.get_yaxis_transform()
         axes.text(1, row, f"   {percent(final, 1)}", transform=beside, va="center", size=9)

@@ -8,7 +8,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import GRID_LINE, MUTED, SURFACE, looks
+from retain.report.figures.style import GRID_LINE, MUTED, looks
 from retain.report.format import method_name
 from retain.report.tables.equal_accuracy import LESS, Point, points, sentences, target
 from retain.report.variants import Sequence
@@ -68,7 +68,7 @@ def _draw(width: int, found: list[Point]) -> Any:
             color=own.colour,
             linestyle=own.line,
             marker=own.marker,
-            markerfacecolor=own.colour if own.filled else SURFACE,
+            markerfacecolor=own.fill,
             elinewidth=0.6,
         )
         seen = [p for p in line if p.new.mean >= left] or line

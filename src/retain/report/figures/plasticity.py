@@ -9,7 +9,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import MUTED, SURFACE, looks
+from retain.report.figures.style import MUTED, looks
 from retain.report.spread import Spread
 from retain.report.variants import Sequence, Variant
 
@@ -74,7 +74,7 @@ def _draw(width: int, points: list[Point]) -> Any:
             marker=own.marker,
             markersize=7,
             color=own.colour,
-            markerfacecolor=own.colour if own.filled else SURFACE,
+            markerfacecolor=own.fill,
             elinewidth=1,
             linestyle="none",
             zorder=3,

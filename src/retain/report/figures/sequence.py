@@ -9,7 +9,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.labels import LINE, at_the_right, room
 from retain.report.figures.picture import Picture
-from retain.report.figures.style import SURFACE, looks
+from retain.report.figures.style import looks
 from retain.report.spread import Spread, mean_or_none, spread
 from retain.report.variants import Sequence, ShownRun, Variant
 
@@ -101,7 +101,7 @@ def _lines(axes: Any, shown: tuple[Variant, ...], labels: list[str], follow: Fol
             linestyle=own.line,
             marker=own.marker,
             markersize=5,
-            markerfacecolor=own.colour if own.filled else SURFACE,
+            markerfacecolor=own.fill,
             clip_on=False,
         )
         if _banded(shown):

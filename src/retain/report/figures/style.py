@@ -42,6 +42,11 @@ class Look:
     filled: bool = True
     line: Any = "-"
 
+    @property
+    def fill(self) -> str:
+        """The colour inside its markers."""
+        return self.colour if self.filled else SURFACE
+
 
 LOOKS = {
     "finetune": Look(COLOURS["grey"][0], "X"),

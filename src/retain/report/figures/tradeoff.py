@@ -9,7 +9,7 @@ from typing import Any
 from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
-from retain.report.figures.style import MUTED, SURFACE, looks
+from retain.report.figures.style import MUTED, looks
 from retain.report.format import BOUNDS, class_names, method_name, number
 from retain.report.spread import spread
 from retain.report.variants import Sequence, ShownRun, Variant
@@ -90,7 +90,7 @@ def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]
             color=own.colour,
             linestyle=own.line,
             marker=own.marker,
-            markerfacecolor=own.colour if own.filled else SURFACE,
+            markerfacecolor=own.fill,
         )
     for own, (_, x, y) in zip(styles[len(curves) :], bounds):
         axes.plot(100 * x, 100 * y, marker=own.marker, color=own.colour, markersize=8)
