@@ -149,14 +149,14 @@ class _Loan:
 
 
 @dataclass(eq=False)
-class _Lent:
+class _LentModel:
     """A model that is lent, to one thread or several; the hook is there if a mode was changed."""
 
     loans: list[_Loan]
     refusing: RemovableHandle | None = None
 
 
-_lent: dict[int, _Lent] = {}  # id of a model
+_lent: dict[int, _LentModel] = {}  # id of a model
 
 
 @contextmanager
@@ -185,7 +185,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _lend(model: nn.Module, loan: _Loan, *, refusing: bool) -> None:
-    lent = _lent.setdefault(id(model), _Lent([]))
+    lent = _lent.setdefault(id(model), _LentModel([]))
     lent.loans.append(loan)
     # what TorchScript compiled takes no hooks; nor does its mode reach what was compiled
     if refusing and lent.refusing is None and not isinstance(model, torch.jit.ScriptModule):

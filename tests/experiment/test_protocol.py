@@ -10,7 +10,7 @@ from retain.errors import ConfigError
 from retain.experiment import run
 from retain.experiment import train as training_module
 from retain.experiment.machine import Autocast
-from retain.methods.mas import MAS
+from retain.methods.mas import MASMethod
 from retain.methods.method import Setting
 from retain.models import TaskNetwork
 from retain.tasks import load_tasks
@@ -23,14 +23,14 @@ CPU = torch.device("cpu")
 def made(asked):
     """The MAS methods that a run ends with, beside its results."""
     methods = []
-    real = MAS.end
+    real = MASMethod.end
 
     def end(self, index, sequence):
         methods.append(self)
         real(self, index, sequence)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(MAS, "end", end)
+        patched.setattr(MASMethod, "end", end)
         results = run(asked, progress=False)
     assert [r.error for r in results.runs] == [None] * len(results.runs)
     return methods, results
@@ -151,7 +151,7 @@ def test_dropout_is_on_in_training_and_off_otherwise(tmp_path, monkeypatch):
         return output
 
     phases = {}
-    real_end = MAS.end
+    real_end = MASMethod.end
 
     def end(self, index, sequence):
         before = len(calls)
@@ -168,7 +168,7 @@ def test_dropout_is_on_in_training_and_off_otherwise(tmp_path, monkeypatch):
     from retain.experiment import learner as learner_module
 
     monkeypatch.setattr(nn.Dropout, "forward", forward)
-    monkeypatch.setattr(MAS, "end", end)
+    monkeypatch.setattr(MASMethod, "end", end)
     monkeypatch.setattr(learner_module, "learn", learn)
     asked = tiny(methods=("mas",), model=f"{tmp_path / 'model.py'}:made", samples_per_class=8)
     assert run(asked, progress=False).runs[0].error is None

@@ -11,7 +11,7 @@ from retain.experiment import learner as learner_module
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.progress import Watcher
 from retain.methods import METHODS
-from retain.methods.mas import MAS
+from retain.methods.mas import MASMethod
 
 from .tiny import accuracies, tiny
 
@@ -106,7 +106,7 @@ def test_a_method_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypa
     def broken(self, index, sequence):
         raise ZeroDivisionError("made to fail")
 
-    monkeypatch.setattr(MAS, "end", broken)
+    monkeypatch.setattr(MASMethod, "end", broken)
     results = run(tiny(methods=("finetune", "mas", "lwf")), out=tmp_path, progress=False)
     assert [r.status for r in results.runs] == ["done", "failed", "done"]
     assert "ZeroDivisionError: made to fail (test_running.py" in results.runs[1].error

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from retain.per_sample import devices
-from retain.per_sample.contributions import Rows
+from retain.per_sample.contributions import SampleGradients
 from retain.per_sample.layout import Blocks
 from retain.per_sample.rules import convolution
 from retain.per_sample.rules.convolution import Settings, weight_contribution, weight_gradient
@@ -38,7 +38,7 @@ def test_separate_channels_with_large_kernels(name, numbers, monkeypatch):
     with unrounded():  # for TF32 these sums are too close
         quick = convolution._as_kernels(inputs, grad, weight, settings)
         contribution = weight_contribution(inputs, grad, weight, settings, Blocks(0, 1, N, 1))
-    assert isinstance(contribution, Rows)
+    assert isinstance(contribution, SampleGradients)
     for k in range(N):
         one = slice(k, k + 1)
         double = (t.double() for t in (inputs[one], grad[one], weight))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retain.borrowed import borrowed
 from retain.per_sample import PerSample
 from retain.per_sample import engine as engine_module
-from retain.per_sample.frontier import Use
+from retain.per_sample.frontier import ParameterUse
 from retain.per_sample.plan import Plan
 from retain.per_sample.scores import SquaredNorm
 from retain.samples.batches import Batch
@@ -73,8 +73,8 @@ def test_a_weight_that_is_used_often_is_not_hashed_as_often(
 ) -> None:
     """A solver's steps: what the uses of one weight have in common is looked up, not worked out."""
     hashed = []
-    usual = Use.__hash__
-    monkeypatch.setattr(Use, "__hash__", lambda use: hashed.append(use) or usual(use))
+    usual = ParameterUse.__hash__
+    monkeypatch.setattr(ParameterUse, "__hash__", lambda use: hashed.append(use) or usual(use))
     layer = nn.Linear(4, 4)
 
     class Solver(nn.Module):

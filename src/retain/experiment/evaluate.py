@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from retain.experiment.machine import Autocast
-from retain.experiment.results import Layer
+from retain.experiment.results import LayerImportance
 from retain.models import TaskNetwork
 from retain.tasks import Examples
 
@@ -86,7 +86,7 @@ def score(
     return Tally(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
 
 
-def by_layer(importance: Mapping[str, Tensor] | None) -> dict[str, Layer] | None:
+def by_layer(importance: Mapping[str, Tensor] | None) -> dict[str, LayerImportance] | None:
     """For each parameter the mean of Ω, its share of the total, and `QUANTILES` of its elements."""
     if importance is None:
         return None

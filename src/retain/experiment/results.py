@@ -34,7 +34,7 @@ ByClass = dict[Word, dict[Word, Fraction | None]]
 Seconds = Annotated[float, Field(ge=0)]
 
 
-class Layer(TypedDict, total=False):
+class LayerImportance(TypedDict, total=False):
     """Ω of one parameter: its mean, its share of the total, quantiles of its elements."""
 
     mean: float | None
@@ -42,7 +42,7 @@ class Layer(TypedDict, total=False):
     quantiles: list[float]
 
 
-class Tried(TypedDict, total=False):
+class TriedStrength(TypedDict, total=False):
     """A strength that was tried on a new task, and what it came to on validation data.
 
     `forgotten` is the share of the old tasks that was expected to be lost with it.
@@ -92,8 +92,8 @@ class Run(BaseModel):
     importance_seconds: Seconds = 0.0
     evaluation_seconds: Seconds = 0.0
     memory_bytes_by_task: list[dict[str, Whole]] = Field(default_factory=list)
-    importance_by_layer: dict[str, Layer] | None = None
-    strength_search: list[Tried] | None = None
+    importance_by_layer: dict[str, LayerImportance] | None = None
+    strength_search: list[TriedStrength] | None = None
 
     @property
     def complete(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from retain.errors import NonFiniteError
 from retain.experiment.foresight import Foresight
 from retain.experiment.machine import start_drawing
-from retain.experiment.results import Tried
+from retain.experiment.results import TriedStrength
 from retain.experiment.stage import Stage
 from retain.experiment.train import learn
 from retain.methods import Method
@@ -37,7 +37,7 @@ def choose(
     seed: int,
     foresight: Foresight,
     earlier: Sequence[float],
-) -> tuple[float, list[Tried]]:
+) -> tuple[float, list[TriedStrength]]:
     """The strength that was chosen, and what was tried; leaves `method` trained on task `index`.
 
     Fine-tuning on the new task is the reference. The first strength is one with which the weights
@@ -110,7 +110,7 @@ def choose(
         strength = first_tried * math.exp(fmean(map(math.log, [*earlier, now / first_tried])))
     method.set_strength(strength)
     trained(method, whole)
-    found: list[Tried] = [
+    found: list[TriedStrength] = [
         {
             "task": task.name,
             "strength": one.strength,
@@ -122,12 +122,12 @@ def choose(
         for one in choice.tried
     ]
     if not now:
-        last: Tried = {"strength": 0.0, "accuracy": choice.reference, "accepted": True}
+        last: TriedStrength = {"strength": 0.0, "accuracy": choice.reference, "accepted": True}
         found.append({"task": task.name, "reference": choice.reference, **last})
     return strength, found
 
 
-def parts_chosen(searched: Sequence[Tried]) -> list[float]:
+def parts_chosen(searched: Sequence[TriedStrength]) -> list[float]:
     """Of every task with a choice, the λ that was chosen as a part of the first that was tried."""
     first: dict[str, float] = {}
     chosen = []

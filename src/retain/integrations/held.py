@@ -15,7 +15,7 @@ from retain.memory.body import Memory
 
 
 @runtime_checkable
-class Holder(Protocol):
+class MemoryLike(Protocol):
     """A memory, or a `LoraPenalty`."""
 
     model: nn.Module
@@ -38,11 +38,11 @@ def refuse_other(given: object, form: object) -> None:
         InputError: something else.
     """
     expected = "retain.MAS(model) or one of its like, or a LoraPenalty"
-    holder: Any = arguments.instance("memory", given, Holder, expected)
+    holder: Any = arguments.instance("memory", given, MemoryLike, expected)
     arguments.among("form", form, getattr(holder, "memory", holder).forms)
 
 
-def refuse_unready(holder: Holder) -> None:
+def refuse_unready(holder: MemoryLike) -> None:
     """Nothing, if steps can be protected; one warning if nothing is protected yet.
 
     Raises:

@@ -10,7 +10,13 @@ import torch
 from retain import arguments
 from retain.errors import InputError, StateError
 from retain.extras import needs
-from retain.integrations.held import Holder, is_beyond, refuse_other, refuse_unready, relative_drift
+from retain.integrations.held import (
+    MemoryLike,
+    is_beyond,
+    refuse_other,
+    refuse_unready,
+    relative_drift,
+)
 
 Callback: Any = needs("lightning.pytorch", "trainers").Callback
 
@@ -47,7 +53,7 @@ class RetainCallback(Callback):
 
     def __init__(
         self,
-        memory: Holder,
+        memory: MemoryLike,
         form: str = "adaptive",
         *,
         name: str = "memory",

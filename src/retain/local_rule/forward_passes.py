@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
 from retain.local_rule.padding import that_exclude, unpadded
 from retain.local_rule.sums import NOTHING_YET, LocalSums, Met
-from retain.local_rule.watch import Layer, LayerUse, Watch
+from retain.local_rule.watch import LayerUse, Watch, WatchedLayer
 from retain.samples.batches import Batch, tensors_in
 
 Say = Callable[[str], None]
@@ -94,10 +94,10 @@ class Passes:
         owners: dict[LayerUse, Ownership | None] = {}
         few = sorted({0, batch.samples // 2, batch.samples - 1})
 
-        def remember(layer: Layer) -> None:
+        def remember(layer: WatchedLayer) -> None:
             alone.setdefault(layer.layer_use, {})[sample] = layer.inputs.clone()
 
-        def compare(layer: Layer) -> None:
+        def compare(layer: WatchedLayer) -> None:
             rows = alone.get(layer.layer_use, {})
             convolution = layer.call.convolving is not None
             known = len(rows) == len(few)
@@ -114,11 +114,13 @@ class Passes:
         """Leave out these layers, from now on."""
         self._learn(dict.fromkeys(places), say)
 
-    def spared(self, layer: Layer) -> bool:
+    def spared(self, layer: WatchedLayer) -> bool:
         """Whether it is a head, and heads take no part."""
         return layer.head and not self.heads
 
-    def _only_watch(self, model: nn.Module, batch: Batch, done: Callable[[Layer], None]) -> None:
+    def _only_watch(
+        self, model: nn.Module, batch: Batch, done: Callable[[WatchedLayer], None]
+    ) -> None:
         watch = Watch(self.names, lambda layer: None if self.spared(layer) else done(layer))
         with watch:
             returned = batch.call(model)
@@ -175,7 +177,7 @@ class Pass:
         watch.finish(tensors_in(returned))
         return returned
 
-    def take(self, layer: Layer) -> None:
+    def take(self, layer: WatchedLayer) -> None:
         """Add a layer's gradients, or note what has to be known before that."""
         if self.passes.spared(layer):
             self._leave_out(layer.names, HEAD)
@@ -214,7 +216,7 @@ class Pass:
         self._left_out |= {name for names in self.unknown.values() for name in names}
         self.unknown = {}
 
-    def _owner(self, layer: Layer) -> Ownership | None:
+    def _owner(self, layer: WatchedLayer) -> Ownership | None:
         samples = self._sums.samples
         if samples == 1:
             return BATCH_FIRST

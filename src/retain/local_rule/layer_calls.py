@@ -22,7 +22,7 @@ LAYERS = frozenset({F.linear, torch.addmm, *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIO
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """z = W y + b, as a function of torch was asked for it.
 
     Attributes:
@@ -43,16 +43,16 @@ class Call:
 
 def layer_call(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Call | None:
+) -> LayerCall | None:
     """The layer that a torch function computes, or None where it computes something else."""
     if func not in LAYERS:
         return None
     if func is F.linear:
         given = dict(zip(LINEAR, args)) | kwargs
-        return Call(given["input"], given["weight"], given.get("bias"))
+        return LayerCall(given["input"], given["weight"], given.get("bias"))
     if func is torch.addmm and len(args) == 3 and not kwargs:
         given = dict(zip(ADDMM, args))
-        return Call(given["input"], given["weight"], given["bias"], inputs_first=True)
+        return LayerCall(given["input"], given["weight"], given["bias"], inputs_first=True)
     if func is torch.addmm:
         return None  # scaled or written elsewhere
     if func in CONVOLUTIONS:
@@ -61,7 +61,7 @@ def layer_call(
     return _convolution(TRANSPOSED_CONVOLUTIONS[func], given, True)
 
 
-def _convolution(dims: int, given: dict[str, Any], transposed: bool) -> Call | None:
+def _convolution(dims: int, given: dict[str, Any], transposed: bool) -> LayerCall | None:
     inputs, weight, padding = given["input"], given["weight"], given.get("padding", 0)
     if inputs.ndim != dims + 2:
         return None  # one sample without a batch dimension
@@ -78,7 +78,7 @@ def _convolution(dims: int, given: dict[str, Any], transposed: bool) -> Call | N
         output_padding=_each(given.get("output_padding", 0), dims),
         groups=given.get("groups", 1),
     )
-    return Call(inputs, weight, given.get("bias"), settings)
+    return LayerCall(inputs, weight, given.get("bias"), settings)
 
 
 def _padded_to_same(inputs: Tensor, weight: Tensor, dilation: tuple[int, ...]) -> Tensor:

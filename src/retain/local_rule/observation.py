@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retain.borrowed import same_random_state
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.torch_functions import Function
-from retain.local_rule.watch import Layer, Noted, Watch
+from retain.local_rule.watch import Noted, Watch, WatchedLayer
 from retain.samples.batches import Batch, tensors_in
 
 InEvalMode = Callable[[], AbstractContextManager[None]]
@@ -37,7 +37,7 @@ class Bystander(Watch):
         self.observed = observed
         self.failed: Exception | None = None
 
-    def _hand_out(self, layer: Layer) -> None:
+    def _hand_out(self, layer: WatchedLayer) -> None:
         for each in self.observed:
             each.take(layer)
 
@@ -110,7 +110,7 @@ class Observation:
         self._lent = ExitStack()
         self._one = self._lent.enter_context(passes.one(batch.samples, batch.masks()))
 
-    def take(self, layer: Layer) -> None:
+    def take(self, layer: WatchedLayer) -> None:
         """Add a layer that ran."""
         if self._failed is not None:
             return

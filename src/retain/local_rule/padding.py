@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retain.errors import InputError
 from retain.local_rule.ownership import Ownership, row_dims
-from retain.local_rule.watch import Layer
+from retain.local_rule.watch import WatchedLayer
 from retain.parameters import summed_in
 from retain.per_sample import devices
 
@@ -23,7 +23,9 @@ def that_exclude(masks: Sequence[Tensor]) -> list[Tensor]:
     return [m for m in masks if devices.room(m.device) is not None or not bool(m.all())]
 
 
-def unpadded(layer: Layer, owner: Ownership, samples: int, masks: Sequence[Tensor]) -> Layer:
+def unpadded(
+    layer: WatchedLayer, owner: Ownership, samples: int, masks: Sequence[Tensor]
+) -> WatchedLayer:
     """The layer with zeros in place of σ(z) σ′(z), and of its inputs, where there is padding.
 
     Args:
@@ -82,7 +84,7 @@ def _along_the_last(output: Tensor, mask: Tensor, samples: int) -> Tensor | None
     return mask[:, None] if fits and len(mask) == samples else None
 
 
-def _the_layers_own(layer: Layer, fitting: Sequence[Tensor]) -> Tensor:
+def _the_layers_own(layer: WatchedLayer, fitting: Sequence[Tensor]) -> Tensor:
     """The mask of the sequence that the layer works on; its name tells which, where two fit."""
     first, last = fitting[0], fitting[-1]
     name = layer.names[0].lower()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retain.errors import ModelError, NonFiniteError, RetainError
 from retain.local_rule.forward_passes import Pass, Passes
-from retain.local_rule.serving import Commit, Listener, Turns
+from retain.local_rule.serving import CallObserver, Commit, Turns
 from retain.local_rule.sums import LocalSums
 from retain.per_sample.halving import Halving, shortage
 from retain.samples.batches import Batch
@@ -156,12 +156,12 @@ class LocalRule:
 
     def listener(
         self, commit: Commit, turns: Turns | None = None, *, padding_mask: str | None = None
-    ) -> Listener:
-        """What observes the user's own calls of the model while it serves: see `Listener`.
+    ) -> CallObserver:
+        """What observes the user's own calls of the model while it serves: see `CallObserver`.
 
         For each sampled call `commit(sums, samples)` is called once and must copy or add the sums.
         """
-        return Listener(
+        return CallObserver(
             self.served, self.model, self._passes, commit,
             turns=turns, batch_dim=self.batch_dim, padding_mask=padding_mask,
         )  # fmt: skip

@@ -61,7 +61,7 @@ class Turns:
         return Turns, ()  # locks are of one process
 
 
-class Listener:
+class CallObserver:
     """Observes calls of a model, whatever threads they come from, while a block is open.
 
     The model runs once, in its own mode, and returns what it always does; nothing that goes wrong

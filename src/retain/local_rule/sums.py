@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, row_dims
-from retain.local_rule.watch import Layer, LayerUse
+from retain.local_rule.watch import LayerUse, WatchedLayer
 from retain.parameters import summed_in
 from retain.per_sample import devices
 from retain.per_sample.contributions import Contribution, Factors
@@ -71,7 +71,7 @@ class LocalSums:
         self._biases: dict[str, Tensor] = {}
         self._met: set[str] = set()
 
-    def add(self, layer: Layer, owner: Ownership) -> None:
+    def add(self, layer: WatchedLayer, owner: Ownership) -> None:
         """Add one use of a layer."""
         names = frozenset(layer.names)
         self._newly_repeated |= (self._met & names) - self._before.repeated
@@ -83,7 +83,7 @@ class LocalSums:
         for part, samples in _parts(layer, owner, self.samples) if alone else whole:
             self._add_part(part, owner, samples, alone)
 
-    def _add_part(self, layer: Layer, owner: Ownership, samples: int, alone: bool) -> None:
+    def _add_part(self, layer: WatchedLayer, owner: Ownership, samples: int, alone: bool) -> None:
         rows = _rows(layer, owner, samples, alone)
         positive = self._positive(layer, rows) if alone else None
         if positive is not None:
@@ -137,7 +137,7 @@ class LocalSums:
             self._sums[name] = self._kept[name]
         return self._sums[name]
 
-    def _positive(self, layer: Layer, rows: _Rows) -> _Rows | None:
+    def _positive(self, layer: WatchedLayer, rows: _Rows) -> _Rows | None:
         """Rows whose gradients need no |·| before they are summed over the samples, if any."""
         call, (inputs, deltas, _, blocks) = layer.call, rows
         waits = devices.room(inputs.device) is None  # whether a look at numbers costs no more
@@ -157,7 +157,7 @@ class LocalSums:
         self._lowest[layer.layer_use] = inputs.amin()
         return rows
 
-    def _add_whole(self, layer: Layer, rows: _Rows) -> None:
+    def _add_whole(self, layer: WatchedLayer, rows: _Rows) -> None:
         """Σₖ|gₖ| = Σₖ gₖ where nothing is negative: the batch's gradient."""
         call, (inputs, deltas, factor, _) = layer.call, rows
         total = None if layer.weight is None else self._sum(layer.weight, call.weight)
@@ -190,7 +190,7 @@ class _Rows(NamedTuple):
     blocks: Blocks  # where the samples are
 
 
-def _rows(layer: Layer, owner: Ownership, samples: int, alone: bool) -> _Rows:
+def _rows(layer: WatchedLayer, owner: Ownership, samples: int, alone: bool) -> _Rows:
     wide = summed_in(layer.call.weight.dtype)
     inputs, deltas = layer.inputs.to(wide), layer.half_slope(wide)
     if owner.order == "shared":
@@ -207,7 +207,7 @@ def _rows(layer: Layer, owner: Ownership, samples: int, alone: bool) -> _Rows:
     return _Rows(inputs, deltas, _factor(layer, deltas, alone), blocks)
 
 
-def _parts(layer: Layer, owner: Ownership, samples: int) -> list[tuple[Layer, int]]:
+def _parts(layer: WatchedLayer, owner: Ownership, samples: int) -> list[tuple[WatchedLayer, int]]:
     """The layer for as many samples at a time as stay in the cache, and how many these are."""
     kept, inputs = layer.kept, layer.inputs
     output = layer.output if kept is None else kept
@@ -230,7 +230,7 @@ def _bias_rows(rows: _Rows) -> Tensor:
     return blocks.split(pixels).sum((0, 2)) * factor.flatten()
 
 
-def _factor(layer: Layer, deltas: Tensor, alone: bool) -> Tensor:
+def _factor(layer: WatchedLayer, deltas: Tensor, alone: bool) -> Tensor:
     """2 s for each output channel: what σσ′ lacks of δ = ∂‖y_l‖²/∂z, y_l = σ(s z + …)."""
     if layer.scale is None:
         factor = deltas.new_full((1,), 2.0)  # made there: a copy would wait for the device
@@ -248,7 +248,7 @@ def _no_negative(tensor: Tensor) -> bool:
     return bool(few.amin() >= 0) and (few is tensor or bool(tensor.amin() >= 0))
 
 
-def _add_convolution(layer: Layer, rows: _Rows, total: Sum | None) -> Tensor | None:
+def _add_convolution(layer: WatchedLayer, rows: _Rows, total: Sum | None) -> Tensor | None:
     """Add the batch's gradient; returns that of the bias, if it is wanted, which comes with it."""
     inputs, deltas, factor, _ = rows
     weight, settings = layer.call.weight.detach().to(inputs.dtype), layer.call.convolving
@@ -267,7 +267,7 @@ def _add_convolution(layer: Layer, rows: _Rows, total: Sum | None) -> Tensor | N
     return bias * factor.flatten() if late and bias is not None else bias
 
 
-def _add_one_by_one(layer: Layer, rows: _Rows, total: Sum) -> None:
+def _add_one_by_one(layer: WatchedLayer, rows: _Rows, total: Sum) -> None:
     """Add Σₖ|gₖ| with the factor on what is smaller, pixels or weights."""
     deltas, factor, samples = rows.deltas, rows.factor, rows.blocks.samples
     fewer = total.empty and total.total.numel() < deltas.numel()
@@ -278,14 +278,14 @@ def _add_one_by_one(layer: Layer, rows: _Rows, total: Sum) -> None:
         sum_contributions([_contribution(layer, deltas * factor, rows)], samples, total)
 
 
-def _factor_is_of_rows(layer: Layer, factor: Tensor) -> bool:
+def _factor_is_of_rows(layer: WatchedLayer, factor: Tensor) -> bool:
     """Whether the weight's rows can take the factor, which come later than the pixels."""
     call = layer.call
     outputs_first = not (call.inputs_first or (call.convolving and call.convolving.transposed))
     return factor.numel() == 1 or outputs_first
 
 
-def _contribution(layer: Layer, deltas: Tensor, rows: _Rows) -> Contribution:
+def _contribution(layer: WatchedLayer, deltas: Tensor, rows: _Rows) -> Contribution:
     call, inputs, blocks = layer.call, rows.inputs, rows.blocks
     if call.convolving is not None:
         weight = call.weight.detach().to(inputs.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from retain.local_rule.activations import Activation, activation
-from retain.local_rule.layer_calls import Call, layer_call
+from retain.local_rule.layer_calls import LayerCall, layer_call
 from retain.local_rule.torch_functions import (
     FINISHING,
     Function,
@@ -46,7 +46,7 @@ READ = (After.ACTIVATION, After.OTHER)
 
 
 @dataclass(eq=False)
-class Layer:
+class WatchedLayer:
     """One use of a layer in a forward pass: y_l = σ(output).
 
     Attributes:
@@ -63,7 +63,7 @@ class Layer:
         head: whether the model returns the output.
     """
 
-    call: Call
+    call: LayerCall
     weight: str | None
     bias: str | None
     use: int
@@ -126,9 +126,9 @@ class Noted(NamedTuple):
     """
 
     step: Step
-    call: Call | None
-    readers: list[tuple[Tensor, Layer]]
-    overwritten: Layer | None
+    call: LayerCall | None
+    readers: list[tuple[Tensor, WatchedLayer]]
+    overwritten: WatchedLayer | None
 
 
 class Watch(TorchFunctionMode):
@@ -138,14 +138,16 @@ class Watch(TorchFunctionMode):
     overwritten, or at the end (`finish`). Until then its inputs and output are kept.
     """
 
-    def __init__(self, names: Mapping[int, str], done: Callable[[Layer], None]) -> None:
+    def __init__(self, names: Mapping[int, str], done: Callable[[WatchedLayer], None]) -> None:
         """`names`: of the wanted parameters, by `id`; `done`: takes each layer."""
         super().__init__()
         self.names = names
         self.done = done
         self.uses: Counter[int] = Counter()
-        self.open: list[Layer] = []
-        self.known_as: dict[int, tuple[Tensor, Layer]] = {}  # id of a tensor: its layer's output
+        self.open: list[WatchedLayer] = []
+        self.known_as: dict[
+            int, tuple[Tensor, WatchedLayer]
+        ] = {}  # id of a tensor: its layer's output
 
     def __torch_function__(
         self,
@@ -190,24 +192,24 @@ class Watch(TorchFunctionMode):
                 layer.head = layer.call.convolving is None
         self._settle(list(self.open))
 
-    def _begin(self, call: Call, output: Tensor) -> None:
+    def _begin(self, call: LayerCall, output: Tensor) -> None:
         weight = self.names.get(id(call.weight))
         bias = None if call.bias is None else self.names.get(id(call.bias))
         if weight is None and bias is None:
             return
         key = id(call.bias if weight is None else call.weight)
-        layer = Layer(call, weight, bias, self.uses[key], call.inputs, output)
+        layer = WatchedLayer(call, weight, bias, self.uses[key], call.inputs, output)
         self.uses[key] += 1
         self.open.append(layer)
         self.known_as[id(output)] = (output, layer)
 
-    def _outputs_among(self, step: Step) -> list[tuple[Tensor, Layer]]:
+    def _outputs_among(self, step: Step) -> list[tuple[Tensor, WatchedLayer]]:
         if not self.known_as:
             return []
         given = {id(tensor) for tensor in tensors_given(step)}
         return [self.known_as[key] for key in given & self.known_as.keys()]
 
-    def _read(self, layer: Layer, tensor: Tensor, step: Step, result: Any) -> None:
+    def _read(self, layer: WatchedLayer, tensor: Tensor, step: Step, result: Any) -> None:
         """Note that a function made `result` out of a layer's output, known as `tensor`."""
         first, unread = step.first is tensor, layer.after is After.NOTHING
         if first and rearranges(step):
@@ -224,17 +226,17 @@ class Watch(TorchFunctionMode):
             if first and layer.output is tensor:
                 self._keep(layer, result)
 
-    def _batch_norm(self, layer: Layer, step: Step) -> Tensor | None:
+    def _batch_norm(self, layer: WatchedLayer, step: Step) -> Tensor | None:
         if layer.scale is not None or not self._along_channels(layer, step):
             return None
         return eval_batch_norm(step)
 
-    def _along_channels(self, layer: Layer, step: Step) -> bool:
+    def _along_channels(self, layer: WatchedLayer, step: Step) -> bool:
         """Whether dimension 1 of what is read counts the layer's output channels."""
         output = layer.output
         return step.first is output and (layer.call.convolving is not None or output.ndim == 2)
 
-    def _follow(self, layer: Layer, step: Step) -> None:
+    def _follow(self, layer: WatchedLayer, step: Step) -> None:
         """Note σ, if this is the only function so far that reads the output and it is one."""
         known = self.known_as.get(id(step.first), (None, None))[1]
         sigma = activation(*step) if known is layer else None
@@ -244,12 +246,12 @@ class Watch(TorchFunctionMode):
         layer.after = After.OTHER if alone else After.ACTIVATION
         layer.activation, layer.written = None if alone else sigma, None
 
-    def _keep(self, layer: Layer, result: Tensor) -> None:
+    def _keep(self, layer: WatchedLayer, result: Tensor) -> None:
         """Keep σ(z) instead of making it once more, if σσ′ is the same and it stays so."""
         if layer.half_slope_is_written and not result.is_inference():  # which has no version
             layer.written, layer.version = result, result._version
 
-    def _before_writing(self, step: Step) -> Layer | None:
+    def _before_writing(self, step: Step) -> WatchedLayer | None:
         """What is about to be overwritten is used first, or copied.
 
         Returns: the layer whose output is overwritten with σσ′, which is used afterwards.
@@ -270,13 +272,13 @@ class Watch(TorchFunctionMode):
                     self._settle([layer])
         return found
 
-    def _settle(self, layers: list[Layer]) -> None:
+    def _settle(self, layers: list[WatchedLayer]) -> None:
         self._forget(layers)
         for layer in layers:
             self.open.remove(layer)
             self.done(layer)
 
-    def _forget(self, layers: list[Layer]) -> None:
+    def _forget(self, layers: list[WatchedLayer]) -> None:
         """Reading the tensors by which these layers' outputs are known means nothing any more."""
         kept = {k: (t, layer) for k, (t, layer) in self.known_as.items() if layer not in layers}
         self.known_as = kept

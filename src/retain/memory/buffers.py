@@ -16,7 +16,7 @@ COMPARED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OF_WEIGHTS = ("_u", "_v")  # what spectral norm keeps, which follows the weights
 
 
-class _Seen(NamedTuple):
+class _SeenBuffer(NamedTuple):
     """A buffer as it was."""
 
     buffer: Tensor
@@ -32,7 +32,7 @@ class MovingBuffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _SeenBuffer] = {}
         self._moves: dict[str, int] = {}
         known = {id(layer) for layer in layers_with_statistics(model).values()}
         self._layers = [
@@ -52,7 +52,7 @@ class MovingBuffers:
                 if seen is not None and (seen.buffer is buffer and seen.version == version(buffer)):
                     continue
                 now = elements(buffer, spread(buffer))
-                self._seen[key] = _Seen(buffer, version(buffer), now)
+                self._seen[key] = _SeenBuffer(buffer, version(buffer), now)
                 if seen is not None and not _same(seen.values, now):
                     self._moves[key] = self._moves.get(key, 0) + 1
                     if self._moves[key] >= OFTEN:

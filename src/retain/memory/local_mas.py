@@ -17,7 +17,7 @@ from typing_extensions import Self, override
 from retain.errors import InputError
 from retain.importance import Importance
 from retain.local_rule.rule import LocalRule
-from retain.local_rule.serving import Listener, Turns
+from retain.local_rule.serving import CallObserver, Turns
 from retain.memory.batch_settings import READING, ReadsBatches
 from retain.memory.body import Memory
 from retain.memory.consolidated import Merge
@@ -81,7 +81,7 @@ class LocalMAS(ReadsBatches, Memory):
         self._inbox = Inbox()
         self._turns = Turns()
         self._rule: LocalRule | None = None
-        self._listener: Listener | None = None
+        self._listener: CallObserver | None = None
         super().__init__(
             model,
             strength=strength,
@@ -128,7 +128,7 @@ class LocalMAS(ReadsBatches, Memory):
         finally:
             listener.leave()
 
-    def _listener_for_all(self) -> Listener:
+    def _listener_for_all(self) -> CallObserver:
         """The one listener of this memory: all blocks that are open at a time share it."""
         padding = self.padding_mask
         if self.samples_of is not None or not (padding is None or isinstance(padding, str)):

@@ -38,7 +38,7 @@ class OnlineEWCOptions(EWCOptions):
     decay: Share = 0.95
 
 
-class EWC(Quadratic[EWCOptions]):
+class EWCMethod(Quadratic[EWCOptions]):
     """λ/2 Σ_t Σ F_t (θ − θ*_t)², with F_t the diagonal Fisher of task t and θ*_t its weights."""
 
     name = "ewc"
@@ -57,7 +57,7 @@ class EWC(Quadratic[EWCOptions]):
         )
 
 
-class OnlineEWC(Quadratic[OnlineEWCOptions]):
+class OnlineEWCMethod(Quadratic[OnlineEWCOptions]):
     """λ/2 Σ F (θ − θ*)², with one Fisher that fades, F ← γF + F_new, and the latest weights θ*."""
 
     name = "online-ewc"

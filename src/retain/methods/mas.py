@@ -19,7 +19,7 @@ class LocalMASOptions(QuadraticOptions):
     """Defaults of l-MAS."""
 
 
-class MAS(Quadratic[MASOptions]):
+class MASMethod(Quadratic[MASOptions]):
     """Ω = 1/N Σₖ |∂‖F(xₖ)‖²/∂θ| without labels, summed over tasks; θ* the latest weights."""
 
     name = "mas"
@@ -34,7 +34,7 @@ class MAS(Quadratic[MASOptions]):
         return retain.MAS(self.network, include=self.setting.shared)
 
 
-class LocalMAS(Quadratic[LocalMASOptions]):
+class LocalMASMethod(Quadratic[LocalMASOptions]):
     """MAS with each layer's own output in place of the network's: a forward pass only."""
 
     name = "local-mas"

@@ -11,7 +11,7 @@ from retain.closest import did_you_mean
 from retain.errors import ConfigError
 from retain.header import shown
 from retain.methods.ebll import EBLL
-from retain.methods.ewc import EWC, OnlineEWC
+from retain.methods.ewc import EWCMethod, OnlineEWCMethod
 from retain.methods.finetune import FineTune
 from retain.methods.freeze import Freeze
 from retain.methods.imm import IMMMean, IMMMode
@@ -21,16 +21,28 @@ from retain.methods.l2_sp import L2SP
 from retain.methods.lora import LoRA
 from retain.methods.low_lr import LowLR
 from retain.methods.lwf import LwF
-from retain.methods.mas import MAS, LocalMAS
+from retain.methods.mas import LocalMASMethod, MASMethod
 from retain.methods.method import Method
 from retain.methods.model_soup import ModelSoup
 from retain.methods.ranges import Range
 from retain.methods.replay import Replay
-from retain.methods.si import SI
+from retain.methods.si import SIMethod
 from retain.methods.wise_ft import WiSEFT
 
 # What the MAS paper compares, and what people do instead.
-_PAPER = (FineTune, Joint, LwF, EBLL, IMMMean, IMMMode, EWC, OnlineEWC, SI, MAS, LocalMAS)
+_PAPER = (
+    FineTune,
+    Joint,
+    LwF,
+    EBLL,
+    IMMMean,
+    IMMMode,
+    EWCMethod,
+    OnlineEWCMethod,
+    SIMethod,
+    MASMethod,
+    LocalMASMethod,
+)
 _PRACTICE = (L2SP, LowLR, Freeze, Replay, KL, LoRA, WiSEFT, ModelSoup)
 METHODS: dict[str, type[Method[Any]]] = {kind.name: kind for kind in (*_PAPER, *_PRACTICE)}
 PAPER: tuple[str, ...] = tuple(kind.name for kind in _PAPER)

@@ -29,7 +29,7 @@ class SIOptions(QuadraticOptions):
     damping: Positive = 1e-3
 
 
-class SI(Quadratic[SIOptions]):
+class SIMethod(Quadratic[SIOptions]):
     """c Σ Ω (θ − θ*)², Ω = Σ_tasks max(ω, 0)/(Δ² + ξ), ω = −Σ_steps g·Δθ, g of the task alone."""
 
     name = "si"

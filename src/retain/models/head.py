@@ -15,7 +15,7 @@ from retain.samples.outputs import first_tensor
 
 
 @dataclass(frozen=True)
-class Use:
+class LinearUse:
     """One use of a Linear: its name, the shape of what it saw, and what it put out."""
 
     name: str
@@ -63,13 +63,13 @@ def without_head(model: nn.Module, head: str) -> tuple[nn.Module, int]:
     return model, linear.in_features
 
 
-def _watched(model: nn.Module, inputs: Tensor) -> tuple[list[Use], Tensor]:
+def _watched(model: nn.Module, inputs: Tensor) -> tuple[list[LinearUse], Tensor]:
     """Every use of a Linear in one pass, and the output."""
-    uses: list[Use] = []
+    uses: list[LinearUse] = []
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, seen: Any, output: Any) -> None:
-        uses.append(Use(names[module], tuple(seen[0].shape), output))
+        uses.append(LinearUse(names[module], tuple(seen[0].shape), output))
 
     with ExitStack() as stack:
         for module in model.modules():
@@ -85,7 +85,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
 
 
-def _why_none(model: nn.Module, name: str, uses: list[Use], output: Tensor) -> str:
+def _why_none(model: nn.Module, name: str, uses: list[LinearUse], output: Tensor) -> str:
     if not uses:
         last = [type(module).__name__ for module in model.modules() if not list(module.children())]
         return (

@@ -12,8 +12,8 @@ from torch.autograd.graph import Node
 
 from retain.per_sample import devices
 from retain.per_sample.carried import carry_back
-from retain.per_sample.contributions import Contribution, Factors, OneByOne, Rows
-from retain.per_sample.frontier import HIDDEN_INPUTS, Use
+from retain.per_sample.contributions import Contribution, Factors, OneByOne, SampleGradients
+from retain.per_sample.frontier import HIDDEN_INPUTS, ParameterUse
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.groups import Group, edge_of
 from retain.per_sample.nodes import UnaskableError, call, operation, shape_of
@@ -44,7 +44,7 @@ class Masked(OneByOne):
     what it contributes, before that is summed over what was broadcast: `whole` gives all samples'.
     """
 
-    whole: Callable[[], Rows | None]
+    whole: Callable[[], SampleGradients | None]
 
 
 Found = tuple[Output, Contribution]  # a contribution, and the result whose gradient it is part of
@@ -60,7 +60,7 @@ class PerSampleBackward:
         self.habits = habits
         self.routes: dict[str, str] = {}
         self.unaskable: set[str] = set()  # parameters that have to be looped over
-        self._by_node: dict[Node, list[tuple[Group, Use]]] = {}
+        self._by_node: dict[Node, list[tuple[Group, ParameterUse]]] = {}
         for group in plan.groups:
             for use in group.uses:
                 self._by_node.setdefault(graph.order[use.node], []).append((group, use))
@@ -122,7 +122,9 @@ class PerSampleBackward:
         with torch.no_grad():
             backward_pass(self.graph, weights, stops, watch, keep=keep)
 
-    def _contribution(self, node: Node, use: Use, grads: Grads) -> tuple[Output, Contribution]:
+    def _contribution(
+        self, node: Node, use: ParameterUse, grads: Grads
+    ) -> tuple[Output, Contribution]:
         """What one use contributes, and to which result's gradient."""
         edge = edge_of(self.graph, use)
         layout = self.plan.frontier.layouts.get((use.node, 0))
@@ -152,7 +154,7 @@ class PerSampleBackward:
             return None
         return (below, output) if shape_of(below, output).numel() == matrix else None
 
-    def _masked(self, node: Node, use: Use, grads: Grads) -> Masked:
+    def _masked(self, node: Node, use: ParameterUse, grads: Grads) -> Masked:
         """Backward is linear: a sample's gradient is the backward of the gradient masked to it."""
         layouts = self.plan.frontier.layouts
 
@@ -171,7 +173,7 @@ class PerSampleBackward:
                 return torch.zeros(shape_of(*edge_of(self.graph, use)), device=grads_device(grads))
             return total.to_dense() if total.is_sparse else total
 
-        def whole() -> Rows | None:
+        def whole() -> SampleGradients | None:
             grad, layout, edge = grads[0], layouts.get((use.node, 0)), edge_of(self.graph, use)
             twice = node.next_functions.count(node.next_functions[use.index]) > 1
             if grad is None or layout is None or twice or operation(node) not in ELEMENTWISE:
@@ -228,7 +230,9 @@ class PerSampleBackward:
         for leaf, contributions in carried.items():
             sum_contributions(contributions, self.samples, self.sums[self._names[leaf]])
         every = [one for contributions in carried.values() for one in contributions]
-        return max((one.values.numel() for one in every if isinstance(one, Rows)), default=0)
+        return max(
+            (one.values.numel() for one in every if isinstance(one, SampleGradients)), default=0
+        )
 
     def _copying(self, group: Group, found: list[Found]) -> bool:
         """Whether sums can be pulled back; remembered unless the data decide what is copied."""

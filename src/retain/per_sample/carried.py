@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.parameters import summed_in
-from retain.per_sample.contributions import Contribution, Factors, Rows
+from retain.per_sample.contributions import Contribution, Factors, SampleGradients
 from retain.per_sample.frontier import Frontier
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Owners
@@ -46,7 +46,7 @@ def carry_back(
     at_leaves: dict[Node, list[Contribution]] = {}
 
     def arrive(node: Node, output: int, contribution: Contribution) -> bool:
-        if output or not isinstance(contribution, (Factors, Rows, Weighed)):
+        if output or not isinstance(contribution, (Factors, SampleGradients, Weighed)):
             return False
         if isinstance(contribution, Factors) and isinstance(contribution.layout, Owners):
             return False
@@ -74,21 +74,21 @@ def carry_back(
 
 def _met(contributions: list[Contribution]) -> list[Contribution]:
     """Those that are held for every sample, added up; and the others."""
-    rows = [one for one in contributions if isinstance(one, Rows)]
-    others = [one for one in contributions if not isinstance(one, Rows)]
+    rows = [one for one in contributions if isinstance(one, SampleGradients)]
+    others = [one for one in contributions if not isinstance(one, SampleGradients)]
     if len(rows) < 2:
         return contributions
     shape = rows[0].values.shape
     values = rows[0].values + rows[1].values.view(shape)
     for one in rows[2:]:
         values += one.values.view(shape)
-    return [Rows(values, rows[0].route), *others]
+    return [SampleGradients(values, rows[0].route), *others]
 
 
 def _shaped(contribution: Contribution, shape: torch.Size) -> Contribution:
-    if not isinstance(contribution, Rows):
+    if not isinstance(contribution, SampleGradients):
         return contribution
-    return Rows(contribution.values.reshape(-1, *shape), contribution.route)
+    return SampleGradients(contribution.values.reshape(-1, *shape), contribution.route)
 
 
 def _through(node: Node, contribution: Contribution, samples: int) -> Carried | None:
@@ -107,19 +107,21 @@ def _through(node: Node, contribution: Contribution, samples: int) -> Carried | 
     return carried
 
 
-def _held(contribution: Contribution, shape: torch.Size, samples: int, most: int) -> Rows | None:
+def _held(
+    contribution: Contribution, shape: torch.Size, samples: int, most: int
+) -> SampleGradients | None:
     """The gradients themselves, of every sample, if they are not more than so many numbers."""
-    if isinstance(contribution, Rows):
+    if isinstance(contribution, SampleGradients):
         return contribution
     if samples * shape.numel() > most:
         return None
     left, _ = _sides(contribution)
     values = left.new_zeros(samples, *shape)
     contribution.add_samples(0, samples, values)
-    return Rows(values, contribution.route)
+    return SampleGradients(values, contribution.route)
 
 
-def _asked(node: Node, rows: Rows) -> Carried | None:
+def _asked(node: Node, rows: SampleGradients) -> Carried | None:
     """The node's own backward, of every sample together."""
     below = [edge for edge in node.next_functions if edge[0] is not None]
     largest = max(shape_of(node, output).numel() for node, output in below)  # type: ignore[arg-type]
@@ -136,7 +138,7 @@ def _asked(node: Node, rows: Rows) -> Carried | None:
             of_samples = iter(torch.func.vmap(backward)(rows.values))
     except (RuntimeError, ValueError, NotImplementedError):
         return None  # an operation that does not know batches of gradients
-    return [Rows(next(of_samples), rows.route) if there else None for there in present]
+    return [SampleGradients(next(of_samples), rows.route) if there else None for there in present]
 
 
 # ---- what is known of single operations ----
@@ -144,7 +146,7 @@ def _asked(node: Node, rows: Rows) -> Carried | None:
 
 def _moved(node: Any, contribution: Contribution) -> Carried | None:
     """The same elements in the same order."""
-    if isinstance(contribution, Rows) and operation(node) not in RESHAPING:
+    if isinstance(contribution, SampleGradients) and operation(node) not in RESHAPING:
         return None
     return [contribution, *[None] * (len(node.next_functions) - 1)]
 
@@ -178,7 +180,7 @@ def _spread(node: Any, contribution: Contribution) -> Carried | None:
 
 def _bent(node: Any, contribution: Contribution) -> Carried | None:
     """Y = f(a), element by element."""
-    if isinstance(contribution, Rows):
+    if isinstance(contribution, SampleGradients):
         return None
     like = _sides(contribution)[0]
     (slope,) = call(node, (like.new_ones(shape_of(node)),))
@@ -204,12 +206,12 @@ def _weigh(
 def _weighed(
     contribution: Contribution, weight: Tensor | float, shape: torch.Size, below: torch.Size
 ) -> Contribution | None:
-    if isinstance(contribution, Rows):
+    if isinstance(contribution, SampleGradients):
         lead = len(shape) - len(below)
         over = [1 + d for d, size in enumerate(shape) if d < lead or below[d - lead] == 1 != size]
         values = contribution.values * weight
         values = values.sum(over, keepdim=True) if over else values
-        return Rows(values.reshape(-1, *below), contribution.route)
+        return SampleGradients(values.reshape(-1, *below), contribution.route)
     if not isinstance(weight, Tensor) or weight.ndim == 0:  # one of autograd's own may be a number
         weight = _sides(contribution)[0].new_ones(()) * weight
     if isinstance(contribution, Weighed):
@@ -240,13 +242,13 @@ def _matrices(node: Any, contribution: Contribution) -> Carried | None:
             of_a = Factors(left, alpha * right @ b.mT.to(right.dtype), None, route)
         if a is not None:
             of_b = Factors(alpha * left @ a.to(left.dtype), right, None, route)
-    elif isinstance(contribution, Rows):
+    elif isinstance(contribution, SampleGradients):
         values = alpha * contribution.values
         n, p, _ = values.shape
         if b is not None:
             product = n * p * len(b)
             if product <= max(HELD, values.numel()):
-                of_a = Rows(values @ b.mT.to(values.dtype), contribution.route)
+                of_a = SampleGradients(values @ b.mT.to(values.dtype), contribution.route)
             else:
                 rows_qk = b.mT.to(values.dtype).expand(n, -1, -1)
                 of_a = Factors(values.mT, rows_qk, None, "linear")

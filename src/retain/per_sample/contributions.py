@@ -82,7 +82,7 @@ class Factors:
 
 
 @dataclass(eq=False)
-class Rows:
+class SampleGradients:
     """gₖ itself, [n, *shape]: small, since it is a sum over part of an activation's gradient."""
 
     values: Tensor

@@ -32,7 +32,7 @@ Fits = dict[int, list[Layout]]  # of a node's results: the layouts that explain 
 
 
 @dataclass(frozen=True)
-class Use:
+class ParameterUse:
     """One input of a frontier operation that leads to parameters; nodes by their position."""
 
     node: int
@@ -43,7 +43,7 @@ class Use:
 class Frontier:
     """What a graph's probing found."""
 
-    uses: tuple[Use, ...]
+    uses: tuple[ParameterUse, ...]
     # (node, output) → which sample owns which element of the gradient that arrives there
     layouts: Mapping[Key, Layout]
     between: frozenset[int]
@@ -83,7 +83,7 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
     }
     layouts, likely, doubtful = _choose(fits)
     return Frontier(
-        uses=tuple(Use(at[node], index) for node, index in uses),
+        uses=tuple(ParameterUse(at[node], index) for node, index in uses),
         layouts=layouts,
         between=frozenset(at[node] for node in between),
         doubtful=doubtful,

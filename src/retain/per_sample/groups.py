@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retain.per_sample.frontier import Frontier, Use
+from retain.per_sample.frontier import Frontier, ParameterUse
 from retain.per_sample.graph import Graph, Output
 
 
@@ -16,7 +16,7 @@ class Group:
     """
 
     names: tuple[str, ...]
-    uses: tuple[Use, ...]
+    uses: tuple[ParameterUse, ...]
 
 
 def make_groups(graph: Graph, frontier: Frontier) -> tuple[list[Group], set[str]]:
@@ -45,12 +45,12 @@ def make_groups(graph: Graph, frontier: Frontier) -> tuple[list[Group], set[str]
     return groups, set(graph.leaves) - placed
 
 
-def below_of(graph: Graph, use: Use) -> int:
+def below_of(graph: Graph, use: ParameterUse) -> int:
     """The position of the node that a use leads to."""
     return graph.position[graph.order[use.node].next_functions[use.index][0]]  # type: ignore[index]
 
 
-def edge_of(graph: Graph, use: Use) -> Output:
+def edge_of(graph: Graph, use: ParameterUse) -> Output:
     """The result, (node, output), whose gradient the use contributes to."""
     node, output = graph.order[use.node].next_functions[use.index]
     assert node is not None

@@ -14,7 +14,7 @@ from retain.per_sample.contributions import (
     Lookups,
     OneByOne,
     Patches,
-    Rows,
+    SampleGradients,
     Together,
 )
 from retain.per_sample.layout import NOBODY, Owners
@@ -36,8 +36,8 @@ def sum_contributions(contributions: Sequence[Contribution], samples: int, total
         sum_lookups(Lookups.together(lookups), total)
     elif factors and len(factors) + len(lookups) == len(contributions):
         sum_factors(factors, lookups, samples, total)
-    elif all(isinstance(contribution, Rows) for contribution in contributions):
-        sum_rows([t for t in contributions if isinstance(t, Rows)], total)
+    elif all(isinstance(contribution, SampleGradients) for contribution in contributions):
+        sum_rows([t for t in contributions if isinstance(t, SampleGradients)], total)
     elif not others and isinstance(first, Patches):
         add_patches(first, total)
     elif not others and isinstance(first, Weighed):
@@ -102,7 +102,7 @@ def _sum_ragged(
     sum_mixture([*factors, *lookups], samples, total)
 
 
-def sum_rows(contributions: Sequence[Rows], total: Sum) -> None:
+def sum_rows(contributions: Sequence[SampleGradients], total: Sum) -> None:
     """What is held for every sample already."""
     values = contributions[0].values
     for contribution in contributions[1:]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from retain.samples.batches import Batch
 from retain.samples.containers import DESCEND, Path, rebuilt
+from retain.samples.probe import ModelProbe, same
 from retain.samples.rows import NOBODY
-from retain.samples.trials import Trial, same
 
 # Parts of names of inputs that say where or of what kind a token is, and not which one.
 BESIDE = ("mask", "position", "type", "pos_id", "input_pos", "bbox", "length")
@@ -28,18 +28,18 @@ class Barrier:
     """A batch of packed rows, perhaps, and the model that is to be called with it.
 
     Attributes:
-        trial: calls the model.
+        probe: calls the model.
         batch: with a row for each sample, as yet.
         numbering: the inputs that may number texts; they are never changed.
     """
 
-    trial: Trial
+    probe: ModelProbe
     batch: Batch
     numbering: Collection[str]
 
     def is_between(self, ids: Tensor) -> bool:
         """Whether the texts `ids` [rows, positions] have no influence on each other."""
-        whole, rows = self.trial.tried(self.batch)
+        whole, rows = self.probe.tried(self.batch)
         texts = int(ids.max()) + 1
         if rows == texts != len(ids):
             return True  # it gives one output for each
@@ -85,7 +85,7 @@ class Barrier:
             return _other(part, at, positions)
 
         args, kwargs = rebuilt((self.batch.args, self.batch.kwargs), change)
-        output, _ = self.trial.tried(replace(self.batch, args=args, kwargs=kwargs))
+        output, _ = self.probe.tried(replace(self.batch, args=args, kwargs=kwargs))
         if output is None or output.shape != whole.shape:
             return None
         pairs = zip(output[at], whole[at], strict=True)

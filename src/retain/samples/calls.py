@@ -19,7 +19,7 @@ from retain.samples.rows import Rows
 
 
 @dataclass(frozen=True)
-class Call:
+class ModelCall:
     """One way to call a model with what a batch holds."""
 
     args: tuple[Any, ...]
@@ -48,7 +48,7 @@ def served_batch(
     Raises:
         InputError: there is nothing that counts samples, or rows are no samples.
     """
-    call = Call(args, kwargs, None)
+    call = ModelCall(args, kwargs, None)
     rows = rows_of(call.named(model)) if batch_dim == 0 else None
     if rows is not None and rows.samples > 1:
         raise InputError(
@@ -60,20 +60,20 @@ def served_batch(
 
 def calls(
     given: Any, labels: Tensor | None, model: nn.Module, extra: frozenset[str] = frozenset()
-) -> Iterator[Call]:
+) -> Iterator[ModelCall]:
     """The ways in which a model may be called with an input; the usual one first.
 
     Named parts are keyword arguments, unless the model takes them whole. Labels are left out, and
     so are inputs in `extra` that the model does not ask for.
     """
     if isinstance(given, Tensor):
-        yield Call((given,), {}, labels)
+        yield ModelCall((given,), {}, labels)
         return
     if isinstance(given, (tuple, list)):
         if any(isinstance(item, Tensor) for item in given):
             if _takes(model, tuple(given), {}):
-                yield Call(tuple(given), {}, labels)
-            yield Call((given,), {}, labels)
+                yield ModelCall(tuple(given), {}, labels)
+            yield ModelCall((given,), {}, labels)
         return
     parts = parts_of(given)
     if parts is None:
@@ -92,15 +92,15 @@ def calls(
         kwargs = plain if _takes(model, (), plain) else kwargs
     whole = kwargs if isinstance(given, dict) else given
     if _takes(model, (), kwargs) or not _takes(model, (whole,), {}):
-        yield Call((), kwargs, labels)
+        yield ModelCall((), kwargs, labels)
     else:
-        yield Call((whole,), {}, labels)
+        yield ModelCall((whole,), {}, labels)
         asked = {name: part for name, part in kwargs.items() if asks_for(model, name)}
         if asked and _takes(model, (), asked):  # beside what only a loss or a metric looks at
-            yield Call((), asked, labels)
+            yield ModelCall((), asked, labels)
 
 
-def by_fields(raw: Any, model: nn.Module) -> Iterator[Call]:
+def by_fields(raw: Any, model: nn.Module) -> Iterator[ModelCall]:
     """Ways to call a model with a named tuple: with the fields that it asks for, or with it whole.
 
     With the whole only where it cannot be called with the first field alone.
@@ -111,12 +111,12 @@ def by_fields(raw: Any, model: nn.Module) -> Iterator[Call]:
     beside = (part for name, part in fields.items() if name not in asked)
     labels = next((part for part in beside if isinstance(part, Tensor)), None)
     if asked and _takes(model, (), asked):
-        yield Call((), asked, labels)
+        yield ModelCall((), asked, labels)
     yield from calls(raw[0], next((p for p in raw[1:] if isinstance(p, Tensor)), None), model)
-    yield Call((raw,), {}, labels)
+    yield ModelCall((raw,), {}, labels)
 
 
-def side_by_side(raw: tuple[Any, ...] | list[Any], model: nn.Module) -> Iterator[Call]:
+def side_by_side(raw: tuple[Any, ...] | list[Any], model: nn.Module) -> Iterator[ModelCall]:
     """Ways to call a model with the first few items of a batch, as one argument each.
 
     First with as many as it cannot do without, if these are more than one; then with others that
@@ -130,7 +130,7 @@ def side_by_side(raw: tuple[Any, ...] | list[Any], model: nn.Module) -> Iterator
         items = tuple(raw[:count])
         if len(items) == count and _takes(model, items, {}):
             beside = (item for item in raw[count:] if isinstance(item, Tensor))
-            yield Call(items, {}, next(beside, None))
+            yield ModelCall(items, {}, next(beside, None))
 
 
 def needs_several(model: nn.Module) -> bool:

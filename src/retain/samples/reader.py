@@ -18,14 +18,14 @@ from retain import arguments
 from retain.errors import InputError, StateError
 from retain.samples.barriers import Barrier
 from retain.samples.batches import Batch, input_of
-from retain.samples.calls import Call, by_fields, calls, needs_several, side_by_side
+from retain.samples.calls import ModelCall, by_fields, calls, needs_several, side_by_side
 from retain.samples.containers import DESCEND, Path, rebuilt
 from retain.samples.outputs import OutputPicker
 from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
 from retain.samples.packing import possible, rows_of
+from retain.samples.probe import Kind, ModelProbe
 from retain.samples.rows import BAGS, TEXTS, Rows
 from retain.samples.suspicions import Suspicions
-from retain.samples.trials import Kind, Trial
 
 # Parts of the names of inputs that number texts in rows, if the model keeps these apart.
 OF_TEXTS = ("segment", "seq", "doc", "text", "pack", "pos")
@@ -96,12 +96,12 @@ class Reader:
                 "where there is text, a padding mask is True where there is none."
             )
         if not every:
-            self._suspicions.of_batch(batch, Trial(model, pick))
+            self._suspicions.of_batch(batch, ModelProbe(model, pick))
         return batch
 
     # ---- how the model is called ----
 
-    def _possible(self, raw: Any, model: nn.Module) -> list[Call]:
+    def _possible(self, raw: Any, model: nn.Module) -> list[ModelCall]:
         """The ways in which a model may take it; the first is the usual one."""
         if hasattr(raw, "_fields"):
             return list(by_fields(raw, model))
@@ -113,7 +113,7 @@ class Reader:
             alike = len({type(item) for item in raw}) == 1
             kinds = {(t.ndim, t.dtype) for t in raw if isinstance(t, Tensor)}
             if alike and len(kinds) < 2 and (not found or len(raw) > 1):
-                found.append(Call((list(raw),), {}, None))
+                found.append(ModelCall((list(raw),), {}, None))
         if not found:
             Batch.of(raw, batch_dim=self.batch_dim)  # which says what is expected
         return found
@@ -123,7 +123,9 @@ class Reader:
         keys = (self.samples_of, self.padding_mask)
         return frozenset(key for key in keys if isinstance(key, str))
 
-    def _first_that_runs(self, forms: list[Call], model: nn.Module, device: torch.device) -> int:
+    def _first_that_runs(
+        self, forms: list[ModelCall], model: nn.Module, device: torch.device
+    ) -> int:
         for at, form in enumerate(forms):
             try:
                 form.batch(self.batch_dim, model).to(device)
@@ -136,7 +138,7 @@ class Reader:
     # ---- what holds the samples ----
 
     def _resolved(
-        self, form: Call, raw: Any, model: nn.Module, pick: OutputPicker, device: torch.device
+        self, form: ModelCall, raw: Any, model: nn.Module, pick: OutputPicker, device: torch.device
     ) -> Batch:
         named = form.named(model)
         if self.samples_of is not None:
@@ -147,27 +149,29 @@ class Reader:
         if self.padding_mask is not None:
             padding = padding_said(self.padding_mask, raw, named)
             batch = replace(batch, padding=padding.to(device))
-        trial = Trial(model, pick)
+        probe = ModelProbe(model, pick)
         if rows is None:
-            batch = self._counted(batch, trial)
-            rows = self._packed_unsaid(batch, named, trial)
+            batch = self._counted(batch, probe)
+            rows = self._packed_unsaid(batch, named, probe)
         if rows is None:
             return batch
-        rows = self._ended(rows, batch, trial)
+        rows = self._ended(rows, batch, probe)
         lists = frozenset(batch.lists_of(rows.samples))
         batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
-        return self._arranged(batch, rows.to(device), trial)
+        return self._arranged(batch, rows.to(device), probe)
 
-    def _ended(self, rows: Rows, batch: Batch, trial: Trial) -> Rows:
+    def _ended(self, rows: Rows, batch: Batch, probe: ModelProbe) -> Rows:
         """Without the last offset of bags, if it is where the last one ends, and no bag."""
         if rows.what != BAGS or not rows.last_is_empty:
             return rows
         kind = frozenset(batch.inputs())
         if kind not in self._ending:
-            self._ending[kind] = len(trial.picked(batch)) == rows.samples - 1
+            self._ending[kind] = len(probe.picked(batch)) == rows.samples - 1
         return rows.without_the_last() if self._ending[kind] else rows
 
-    def _packed_unsaid(self, batch: Batch, named: dict[str, Tensor], trial: Trial) -> Rows | None:
+    def _packed_unsaid(
+        self, batch: Batch, named: dict[str, Tensor], probe: ModelProbe
+    ) -> Rows | None:
         """The texts in its rows, if the model keeps them apart by an input of some other name."""
         if self.samples_of is not None or self.batch_dim != 0:
             return None
@@ -176,14 +180,14 @@ class Reader:
             kind = (name, frozenset(named))
             if kind not in self._barriers:
                 ids = rows.owners[0]
-                self._barriers[kind] = Barrier(trial, batch, found).is_between(ids)
+                self._barriers[kind] = Barrier(probe, batch, found).is_between(ids)
                 if self._barriers[kind] and not any(part in name for part in OF_TEXTS):
                     self._suspicions.of_numbering(name, rows)
             if self._barriers[kind]:
                 return rows
         return None
 
-    def _counted(self, batch: Batch, trial: Trial) -> Batch:
+    def _counted(self, batch: Batch, probe: ModelProbe) -> Batch:
         """With the number of samples, and what all of them share, as its kind has it."""
         counts = batch.counts()
         kind = tuple((path, _rank(batch, path)) for path in counts)
@@ -192,7 +196,7 @@ class Reader:
             alone = set(counts.values()) == {1} and all(bool(m.all()) for m in batch.masks())
             if len(counts) < 2 or alone:
                 return batch
-            known = trial.kind(batch)
+            known = probe.kind(batch)
             if known is None:
                 return batch
             if known.sure:
@@ -204,7 +208,7 @@ class Reader:
             self._suspicions.of_output(batch, known.unmasked)
         return batch
 
-    def _arranged(self, batch: Batch, rows: Rows, trial: Trial) -> Batch:
+    def _arranged(self, batch: Batch, rows: Rows, probe: ModelProbe) -> Batch:
         """With what the rows of the output are; found out once for every kind.
 
         Raises:
@@ -212,13 +216,13 @@ class Reader:
         """
         kind = frozenset(batch.inputs())
         if kind not in self._outputs:
-            self._outputs[kind] = trial.readings(batch, rows)
+            self._outputs[kind] = probe.readings(batch, rows)
         batch = replace(batch, rows=replace(rows, output=self._outputs[kind]))
         if rows.what != TEXTS or rows.samples < 2:
             return batch
         self._suspicions.of_packed(batch, rows)
         if kind not in self._apart:
-            self._apart[kind] = trial.keeping_apart(batch)
+            self._apart[kind] = probe.keeping_apart(batch)
         return replace(batch, kwargs=batch.kwargs | self._apart[kind])
 
 

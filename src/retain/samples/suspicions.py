@@ -8,8 +8,8 @@ from retain.samples import masks
 from retain.samples.batches import Batch
 from retain.samples.containers import Path
 from retain.samples.packing import counts_up
+from retain.samples.probe import ModelProbe
 from retain.samples.rows import Rows
-from retain.samples.trials import Trial
 from retain.saying import warn
 
 SEQUENCE = 16  # numbers in a row of floats that may be a sequence, such as a sound
@@ -87,7 +87,7 @@ class Suspicions:
 
     # ---- no mask at all ----
 
-    def of_batch(self, batch: Batch, trial: Trial) -> None:
+    def of_batch(self, batch: Batch, probe: ModelProbe) -> None:
         """No mask is known, and rows look padded, or an input looks like a mask."""
         if "padded" in self._told or batch.rows is not None:
             return
@@ -100,7 +100,7 @@ class Suspicions:
             kind = (name, frozenset(rows))
             if kind in self._harmless:
                 return
-            output, _ = trial.tried(batch)
+            output, _ = probe.tried(batch)
             if output is None or output.ndim < 3:
                 self._harmless.add(kind)
                 return

@@ -38,7 +38,7 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class Layer:
+class AdapterLayer:
     """An adapter's layer, and in which state it was found."""
 
     name: str
@@ -77,13 +77,13 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Found:
+class AdaptedModel:
     """What is in a model with adapters: base name → the weight, moved by adapters or as it is."""
 
     root: nn.Module
     adapted: Mapping[str, Adapted]
     plain: Mapping[str, nn.Parameter]
-    layers: tuple[Layer, ...]
+    layers: tuple[AdapterLayer, ...]
     standing_in: Mapping[int, str | None]  # id of a `modules_to_save` → the copy that is active
 
     def refuse_changed(self) -> None:
@@ -147,7 +147,7 @@ def base_name(name: str) -> str:
     return ".".join(kept)
 
 
-def find(model: nn.Module) -> Found:
+def find(model: nn.Module) -> AdaptedModel:
     """Every weight of `model` by its base name, and which adapters move it.
 
     Raises:
@@ -171,9 +171,9 @@ def find(model: nn.Module) -> Found:
     plain = {
         names[id(p)]: p for p in root.parameters() if id(p) in names and names[id(p)] not in adapted
     }
-    found = tuple(Layer(name, module, active_in(module)) for name, module in layers.items())
+    found = tuple(AdapterLayer(name, module, active_in(module)) for name, module in layers.items())
     copies = {id(module): copy for _name, module, copy in _copies(modules.items())}
-    return Found(root, adapted, plain, found, copies)
+    return AdaptedModel(root, adapted, plain, found, copies)
 
 
 def _moves(module: Any) -> bool:

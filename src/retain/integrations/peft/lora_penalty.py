@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from retain import arguments, files
 from retain.drift import Drift
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
-from retain.integrations.peft.adapted import Adapted, Found, base_name, find
+from retain.integrations.peft.adapted import Adapted, AdaptedModel, base_name, find
 from retain.integrations.peft.lora_attachment import LoraAttachment
 from retain.integrations.peft.products import Block, ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
@@ -30,7 +30,7 @@ from retain.penalty import Hold, Number, Penalty, value
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldModel:
     """A model with adapters, and everything that holds it.
 
     Attributes:
@@ -40,7 +40,7 @@ class Held:
         still: base name → a frozen parameter away from θ*; part of the value, of no gradient.
     """
 
-    found: Found
+    found: AdaptedModel
     blocks: dict[str, tuple[Block, ...]]
     free: dict[str, tuple[nn.Parameter, tuple[Hold, ...]]]
     still: dict[str, tuple[nn.Parameter, tuple[Hold, ...]]]
@@ -79,7 +79,7 @@ class LoraPenalty:
         >>> penalty.save("memory.safetensors"); penalty.load("memory.safetensors")
         >>> penalty.load_state_dict(penalty.state_dict())
         >>> type(penalty.held()).__name__
-        'Held'
+        'HeldModel'
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LoraPenalty:
         self.memory = memory
         self.model = peft_model
         self.dtype = dtype
-        self._made: tuple[tuple[Consolidated, ...], object, Held] | None = None
+        self._made: tuple[tuple[Consolidated, ...], object, HeldModel] | None = None
         self._attachments: WeakSet[Attachment] = WeakSet()
         self._in_losses = 0  # how often the gradient of `penalty()` was asked for
         self._warned = self._warned_twice = False
@@ -246,7 +246,7 @@ class LoraPenalty:
         with remembering(self.memory, tensors, header, devices):
             self.held()
 
-    def held(self) -> Held:
+    def held(self) -> HeldModel:
         """What holds what, as the memory and the model are now."""
         self.memory._refuse_unconsolidated()
         terms, chosen = self.memory.terms, self.memory.selection
@@ -262,7 +262,7 @@ class LoraPenalty:
             )
         return self._made[2]
 
-    def _hold(self, found: Found) -> Held:
+    def _hold(self, found: AdaptedModel) -> HeldModel:
         holds, wrong = self._by_base_name(found)
         bare = [
             f"{name} (of {', '.join(one.layers)})"
@@ -282,9 +282,9 @@ class LoraPenalty:
         plain = {n: (p, holds[n]) for n, p in found.plain.items() if n in holds}
         free = {name: both for name, both in plain.items() if both[0].requires_grad}
         still = {n: (p, h) for n, (p, h) in plain.items() if n not in free and not _at(p, h)}
-        return Held(found, blocks, free, still)
+        return HeldModel(found, blocks, free, still)
 
-    def _by_base_name(self, found: Found) -> tuple[dict[str, tuple[Hold, ...]], list[str]]:
+    def _by_base_name(self, found: AdaptedModel) -> tuple[dict[str, tuple[Hold, ...]], list[str]]:
         """Base name → (Ω, θ*) of every term, and what does not fit the model."""
         holds: dict[str, tuple[Hold, ...]] = {}
         wrong = []
@@ -361,7 +361,7 @@ def _blocks(one: Adapted, holds: tuple[Hold, ...]) -> tuple[Block, ...]:
 class Merged(Mapping[str, Tensor]):
     """Base name → W + ΔW, made when it is asked for and not kept."""
 
-    def __init__(self, held: Held, anchors: Mapping[str, Tensor]) -> None:
+    def __init__(self, held: HeldModel, anchors: Mapping[str, Tensor]) -> None:
         self._held, self._anchors = held, anchors
 
     def __getitem__(self, name: str) -> Tensor:
@@ -405,7 +405,7 @@ def _cast(name: str, omega: Tensor, dtype: torch.dtype) -> Tensor:
     return kept
 
 
-def _shape(found: Found, name: str) -> torch.Size | None:
+def _shape(found: AdaptedModel, name: str) -> torch.Size | None:
     if name in found.adapted:
         return found.adapted[name].shape
     return found.plain[name].shape if name in found.plain else None

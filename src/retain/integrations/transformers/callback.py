@@ -16,7 +16,7 @@ from retain.errors import InputError, StateError
 from retain.extras import needs
 from retain.header import shown
 from retain.integrations.held import (
-    Holder,
+    MemoryLike,
     is_beyond,
     refuse_other,
     refuse_unready,
@@ -67,7 +67,7 @@ class RetainCallback(TrainerCallback, ExportableState):
 
     def __init__(
         self,
-        memory: Holder | None = None,
+        memory: MemoryLike | None = None,
         form: str = "adaptive",
         *,
         file: str = FILE,

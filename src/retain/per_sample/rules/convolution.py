@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.per_sample import devices
-from retain.per_sample.contributions import Contribution, Factors, OneByOne, Patches, Rows, Together
+from retain.per_sample.contributions import (
+    Contribution,
+    Factors,
+    OneByOne,
+    Patches,
+    SampleGradients,
+    Together,
+)
 from retain.per_sample.layout import Blocks, Layout
 from retain.per_sample.quickest import quickest
 from retain.per_sample.rules.elementwise import rows
@@ -159,7 +166,9 @@ def _separate(inputs: Tensor, weight: Tensor) -> bool:
     return own and suits and torch.backends.mkldnn.is_available()
 
 
-def _as_kernels(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
+def _as_kernels(
+    inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings
+) -> SampleGradients:
     """Separate channels: δ is itself a kernel with which each sample's input is convolved."""
     channels, _, high, wide = weight.shape
     each = max(1, REARRANGED // inputs[0].numel())
@@ -172,17 +181,17 @@ def _as_kernels(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings
         )[..., :high, :wide].reshape(len(x), *weight.shape)
         for x, d in zip(inputs.split(each), grad.split(each))
     ]  # fmt: skip
-    return Rows(torch.cat(parts), "convolution")
+    return SampleGradients(torch.cat(parts), "convolution")
 
 
-def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Rows:
+def _as_groups(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> SampleGradients:
     """The batch as one sample of n times the groups, whose weights are those of every sample."""
     n = len(grad)
     last = weight.shape[1] == 1 and _channels_last(inputs)
     d, x = (_side_by_side(t, last=last) for t in (grad, inputs))
     weights = weight.new_empty(n * weight.shape[0], *weight.shape[1:])
     found = weight_gradient(x, d, weights, settings._replace(groups=n * settings.groups))
-    return Rows(found.view(n, *weight.shape), "convolution")
+    return SampleGradients(found.view(n, *weight.shape), "convolution")
 
 
 def _side_by_side(images: Tensor, *, last: bool) -> Tensor:

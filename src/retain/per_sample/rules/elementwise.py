@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.per_sample.contributions import Rows
+from retain.per_sample.contributions import SampleGradients
 from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
 
 
-def rows(values: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def rows(values: Tensor, layout: Layout, shape: torch.Size) -> SampleGradients | None:
     """gₖ [n, *shape]: `values`, summed for each sample over what was broadcast from `shape`.
 
     None where the parameter itself has a size along the samples' dimension.
@@ -27,33 +27,41 @@ def rows(values: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
         kept = owner != NOBODY
         sums = per_row.new_zeros(layout.samples, *per_row.shape[1:])
         sums.index_add_(0, owner[kept], per_row[kept])
-        return Rows(sums.reshape(layout.samples, *shape))
+        return SampleGradients(sums.reshape(layout.samples, *shape))
     # dimensions: …, outer, n, inner, … ; those after `dim` have moved by two
     over = [d if d < dim else d + 2 for d in summed] + [dim, dim + 2]
     split = layout.split(values)
     over = [d for d in over if split.shape[d] != 1]
     sums = split.sum(over, keepdim=True) if over else split
-    return Rows(sums.movedim(dim + 1, 0).reshape(layout.samples, *shape))
+    return SampleGradients(sums.movedim(dim + 1, 0).reshape(layout.samples, *shape))
 
 
-def add(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def add(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a + α b."""
     alpha = node._saved_alpha if index == 1 else 1
     return rows(grad if alpha == 1 else grad * alpha, layout, shape)
 
 
-def sub(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def sub(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a − α b."""
     return rows(grad * -node._saved_alpha if index == 1 else grad, layout, shape)
 
 
-def mul(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def mul(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a b, so that ∂/∂a = D b."""
     other = node._saved_other if index == 0 else node._saved_self
     return rows(grad * other, layout, shape)
 
 
-def div(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def div(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a / b, so that ∂/∂a = D / b and ∂/∂b = −D a / b²."""
     other = node._saved_other
     if index == 0:
@@ -61,7 +69,9 @@ def div(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) 
     return rows(-grad * node._saved_self / other.square(), layout, shape)
 
 
-def addcmul(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def addcmul(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a + α b c, so that ∂/∂a = D, ∂/∂b = α D c and ∂/∂c = α D b."""
     if index == 0:
         return rows(grad, layout, shape)
@@ -69,12 +79,16 @@ def addcmul(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Si
     return rows(grad * other * node._saved_value, layout, shape)
 
 
-def expand(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def expand(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a, repeated: a class token, one for every sample."""
     return rows(grad, layout, shape)
 
 
-def repeat(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def repeat(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = a, tiled: a table of relative positions, for every sample and head."""
     if not isinstance(layout, Blocks):
         return None
@@ -95,10 +109,12 @@ def repeat(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Siz
             over.append(len(sizes))
             sizes += [size // of_a, of_a]
     summed = grad.reshape(sizes).sum(over, keepdim=True).movedim(at, 0)
-    return Rows(summed.reshape(layout.samples, *shape))
+    return SampleGradients(summed.reshape(layout.samples, *shape))
 
 
-def prelu(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Rows | None:
+def prelu(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> SampleGradients | None:
     """Y = x where x > 0, else w x; so that ∂/∂w = D x where x ≤ 0."""
     if index != 1:
         return None

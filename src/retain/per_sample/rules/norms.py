@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.per_sample.contributions import Rows
+from retain.per_sample.contributions import SampleGradients
 from retain.per_sample.layout import Layout
 from retain.per_sample.rules.elementwise import rows
 
@@ -20,7 +20,7 @@ _backward = torch.ops.aten.native_batch_norm_backward
 
 def layer_norm(
     node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
-) -> Rows | None:
+) -> SampleGradients | None:
     """Y = x̂ w + b over the last dimensions."""
     if index != WEIGHT:
         return rows(grad, layout, shape)
@@ -30,7 +30,7 @@ def layer_norm(
 
 def batch_norm(
     node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
-) -> Rows | None:
+) -> SampleGradients | None:
     """Y = x̂ w + b per channel, with running statistics (in train mode samples interact)."""
     if layout.dim != 0 or node._saved_training:
         return None
@@ -63,7 +63,7 @@ def _over_pixels(node: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def group_norm(
     node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
-) -> Rows | None:
+) -> SampleGradients | None:
     """Y = x̂ w + b per channel, normalised over groups of channels inside a sample."""
     if layout.dim != 0:
         return None

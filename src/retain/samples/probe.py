@@ -43,7 +43,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ModelProbe:
     """A model to be called, and what picks its output."""
 
     model: nn.Module
