@@ -1,4 +1,4 @@
-"""Names: a class is known by its name alone, wherever it is met."""
+"""Names: a class, or a type, is known by its name alone, wherever it is met."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ SOURCE = Path(retain.__file__).parent
 TWICE = {"RetainCallback": {"integrations/lightning.py", "integrations/transformers/callback.py"}}
 
 
-def test_no_two_classes_share_a_name():
+def types_in(path):
+    """The names of the classes in a file, and of the types that it defines by a line at its top."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield from (node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for node in tree.body:
+        for target in node.targets if isinstance(node, ast.Assign) else []:
+            if isinstance(target, ast.Name) and target.id != target.id.upper():
+                yield from [target.id] if target.id.lstrip("_")[0].isupper() else []
+
+
+def test_no_two_types_share_a_name():
     places = defaultdict(set)
     for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                places[node.name].add(path.relative_to(SOURCE).as_posix())
+        for name in types_in(path):
+            places[name].add(path.relative_to(SOURCE).as_posix())
     assert {name: files for name, files in places.items() if len(files) > 1} == TWICE
+    assert {"Memory", "Weights", "_LentModel"} <= set(places)

@@ -21,6 +21,7 @@ from retain.sharding import is_sharded
 WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 
 Patterns = str | Iterable[str] | None
+Weights = Mapping[str, Tensor]  # by name
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:

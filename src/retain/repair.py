@@ -13,10 +13,9 @@ from retain import arguments
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
-from retain.parameters import canonical, summed_in, unusable, unwrapped
+from retain.parameters import Weights, canonical, summed_in, unusable, unwrapped
 from retain.saying import warn
 
-Weights = Mapping[str, Tensor]
 NAMED = 5  # parameters in a warning
 
 

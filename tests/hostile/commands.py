@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from retain.cli.app import app
 from retain.studies.folder import gather
-from retain.studies.run import Carried
+from retain.studies.run import StudyOutcome
 from tests.hostile.values import Tally
 
 ODD = (
@@ -72,7 +72,8 @@ def without_training(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(
-            "retain.studies.run._carried_out", lambda study, out, *_: Carried(study, gather(out))
+            "retain.studies.run._carried_out",
+            lambda study, out, *_: StudyOutcome(study, gather(out)),
         )
         module = sys.modules["retain.experiment.run"]
         patched.setattr(module, "_carry_out_all", lambda *_: None)

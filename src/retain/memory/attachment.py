@@ -20,7 +20,7 @@ from retain.penalty.many import is_small
 from retain.penalty.quadratic import is_accelerated
 from retain.sharding import is_sharded, like, local, over_shards
 
-Watcher = Callable[[Optimizer], None]  # is told of every protected step when it is done
+StepWatcher = Callable[[Optimizer], None]  # is told of every protected step when it is done
 Held = Mapping[str, tuple[nn.Parameter, Sequence[Hold]]]
 
 
@@ -100,7 +100,7 @@ class Attachment:
         self._ledger = ledger_of(optimizer)
         self._ledger.enter(id(self), [one for one in found.around if hasattr(one, "step")])
         # by the token of each handle that holds it: what is told of every step, if anything
-        self._handles: dict[object, Watcher | None] = {}
+        self._handles: dict[object, StepWatcher | None] = {}
         self._entries: list[_Entry] = []
         self._seen: tuple[tuple[object, ...], list[Any], list[int]] | None = None
         self._now: list[_Entry] = []
@@ -127,7 +127,7 @@ class Attachment:
             self._hooks[0].remove()
             self._hooks[0] = self.optimizer.register_step_pre_hook(self._before)
 
-    def held_by(self, handle: object, watcher: Watcher | None) -> None:
+    def held_by(self, handle: object, watcher: StepWatcher | None) -> None:
         """Stay attached for the sake of `handle`, too, and tell `watcher` of every step."""
         self._handles[handle] = watcher
 
@@ -334,7 +334,9 @@ class Handle:
     is removed.
     """
 
-    def __init__(self, attachments: Iterable[Attachment], watcher: Watcher | None = None) -> None:
+    def __init__(
+        self, attachments: Iterable[Attachment], watcher: StepWatcher | None = None
+    ) -> None:
         self._attachments = list(attachments)
         self._token = object()
         for attachment in self._attachments:
@@ -384,7 +386,7 @@ def attached(
     form: str,
     known: Iterable[Attachment],
     make: Callable[[Found], Attachment],
-    watcher: Watcher | None = None,
+    watcher: StepWatcher | None = None,
 ) -> Handle:
     """A handle for all optimizers `found`: those that are in `known` already, and new ones.
 

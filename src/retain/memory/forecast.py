@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from retain.borrowed import borrowed
 from retain.errors import InputError
 from retain.memory.given_data import batches_in, blaming
-from retain.parameters import canonical, named_parameters, unusable
+from retain.parameters import Weights, canonical, named_parameters, unusable
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
 
 Loss = Callable[[nn.Module, Any], Tensor]
-Weights = Mapping[str, Tensor]
 
 
 def weights_in(other: object, held: Weights) -> Weights | None:

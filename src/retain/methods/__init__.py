@@ -1,6 +1,6 @@
 """What the comparison compares: fine-tuning, joint training, and what stands between them."""
 
-from retain.methods.method import Form, ImportanceData, Method, Scenario, Setting
+from retain.methods.method import Form, ImportanceData, Method, Setting
 from retain.methods.registry import METHODS, PAPER, method_named, options_of
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "Form",
     "ImportanceData",
     "Method",
-    "Scenario",
     "Setting",
     "method_named",
     "options_of",

@@ -20,9 +20,9 @@ from retain.methods.method import Form, Method, Setting, numbered, under
 from retain.methods.ranges import NotNegative, Share
 from retain.methods.start import shared_weights
 from retain.models import TaskNetwork
+from retain.parameters import Weights
 from retain.tasks import Minibatch, TaskSequence
 
-Weights = Mapping[str, Tensor]
 EPSILON = 1e-8  # where no task's Fisher says anything, the mode is the mean
 DROPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # weights [outputs, …]
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from retain.models import TaskNetwork
-from retain.tasks import Minibatch, TaskSequence
+from retain.tasks import Minibatch, Scenario, TaskSequence
 
 ImportanceData = Literal["train", "test", "train+test"]
-Scenario = Literal["task-incremental", "domain-incremental"]
 CPU = torch.device("cpu")
 Form = Literal["gradient", "proximal", "adaptive"]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retain.methods.imm import Weights, merged_mean
+from retain.methods.imm import merged_mean
 from retain.methods.method import Method, Setting, numbered
 from retain.methods.start import shared_weights
 from retain.models import TaskNetwork
+from retain.parameters import Weights
 from retain.tasks import TaskSequence
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 from torch import Tensor
 
-from retain.methods.method import Method, Setting
+from retain.methods.method import Method, OptionsT, Setting
 from retain.models import TaskNetwork
 from retain.parameters import Selection
 from retain.tasks import TaskSequence
-
-OptionsT = TypeVar("OptionsT")
 
 
 class FromStart(Method[OptionsT]):

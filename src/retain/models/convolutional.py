@@ -24,7 +24,7 @@ class ModuleUse:
 
 
 @dataclass(frozen=True)
-class Output:
+class ModuleOutput:
     """What came out at a place while a network ran."""
 
     place: ModuleUse
@@ -88,15 +88,17 @@ def _at(backbone: nn.Module, place: ModuleUse, do: Callable[[Tensor], Tensor]) -
         handle.remove()
 
 
-def _outputs(backbone: nn.Module, inputs: Tensor) -> list[Output]:
+def _outputs(backbone: nn.Module, inputs: Tensor) -> list[ModuleOutput]:
     """The tensors that come out of the modules in one pass, in order."""
-    outputs: list[Output] = []
+    outputs: list[ModuleOutput] = []
     names = {module: name for name, module in backbone.named_modules()}
 
     def note(module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             uses = sum(earlier.of is module for earlier in outputs)
-            outputs.append(Output(ModuleUse(names[module], uses), module, tuple(output.shape)))
+            outputs.append(
+                ModuleOutput(ModuleUse(names[module], uses), module, tuple(output.shape))
+            )
 
     with ExitStack() as stack:
         for module in backbone.modules():

@@ -47,7 +47,9 @@ class Masked(OneByOne):
     whole: Callable[[], SampleGradients | None]
 
 
-Found = tuple[Output, Contribution]  # a contribution, and the result whose gradient it is part of
+EdgeContribution = tuple[
+    Output, Contribution
+]  # a contribution, and the result whose gradient it is part of
 
 
 class PerSampleBackward:
@@ -82,7 +84,9 @@ class PerSampleBackward:
 
     def _run(self, weights: Tensor, also: Callable[[int, Grads], None] | None, keep: bool) -> None:
         waiting = {group: len(group.uses) for group in self.plan.groups}
-        contributions: dict[Group, list[Found]] = {group: [] for group in self.plan.groups}
+        contributions: dict[Group, list[EdgeContribution]] = {
+            group: [] for group in self.plan.groups
+        }
 
         def arrive(node: Node, grads: Grads) -> None:
             if also is not None:
@@ -186,7 +190,7 @@ class PerSampleBackward:
 
         return Masked(gradient, "masked", whole)
 
-    def _summed_as_it_is(self, group: Group, found: list[Found]) -> bool:
+    def _summed_as_it_is(self, group: Group, found: list[EdgeContribution]) -> bool:
         """Sum, if it is one parameter that is used as it is or transposed: no pulling back."""
         if len(group.names) > 1 or not found:
             return False
@@ -207,7 +211,7 @@ class PerSampleBackward:
         self.routes[group.names[0]] = _route(found)
         return True
 
-    def _pull_back(self, group: Group, found: list[Found]) -> None:
+    def _pull_back(self, group: Group, found: list[EdgeContribution]) -> None:
         if self._copying(group, found):
             self._pull_back_sums(found)
             pulled = False
@@ -219,7 +223,7 @@ class PerSampleBackward:
         route = _route(found) + (", pulled back" if pulled else "")
         self.routes.update(dict.fromkeys(group.names, route))
 
-    def _carry_back(self, group: Group, found: list[Found]) -> int | None:
+    def _carry_back(self, group: Group, found: list[EdgeContribution]) -> int | None:
         """How many numbers were held for it, at most; None, and remembered, if it cannot."""
         if group in self.habits.asked:
             return None
@@ -234,7 +238,7 @@ class PerSampleBackward:
             (one.values.numel() for one in every if isinstance(one, SampleGradients)), default=0
         )
 
-    def _copying(self, group: Group, found: list[Found]) -> bool:
+    def _copying(self, group: Group, found: list[EdgeContribution]) -> bool:
         """Whether sums can be pulled back; remembered unless the data decide what is copied."""
         edges = dict.fromkeys(edge for edge, _ in found)
         known = (group, frozenset((self.graph.position[node], output) for node, output in edges))
@@ -246,7 +250,7 @@ class PerSampleBackward:
             self.habits.copying[known] = answer
         return answer
 
-    def _pull_back_sums(self, found: list[Found]) -> None:
+    def _pull_back_sums(self, found: list[EdgeContribution]) -> None:
         """|Jᵀg|ᵖ = (|J|ᵖ)ᵀ|g|ᵖ where J moves and scales: the sums take the way of a gradient."""
         power, sums = self._power, {}
         for edge in dict.fromkeys(edge for edge, _ in found):
@@ -262,7 +266,7 @@ class PerSampleBackward:
             total = self.sums[self._names[leaf]]
             total.add_raised(size)
 
-    def _pull_back_each(self, group: Group, found: list[Found]) -> None:
+    def _pull_back_each(self, group: Group, found: list[EdgeContribution]) -> None:
         """Sample by sample, or several at a time where there is room."""
         edges = dict.fromkeys(edge for edge, _ in found)
         shapes = [shape_of(*edge) for edge in edges]
@@ -303,7 +307,7 @@ def _whole(contribution: Contribution) -> Contribution:
     return contribution if whole is None else whole
 
 
-def _behind_transposes(edge: Output, contribution: Contribution) -> Found:
+def _behind_transposes(edge: Output, contribution: Contribution) -> EdgeContribution:
     """Factors of a transposed matrix as those of the matrix itself, where all its uses meet."""
     while isinstance(contribution, Factors) and is_transpose(edge[0]):
         below, output = edge[0].next_functions[0]
@@ -313,7 +317,7 @@ def _behind_transposes(edge: Output, contribution: Contribution) -> Found:
     return edge, contribution
 
 
-def _route(found: list[Found]) -> str:
+def _route(found: list[EdgeContribution]) -> str:
     return "+".join(sorted({contribution.route for _, contribution in found}))
 
 

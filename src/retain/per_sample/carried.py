@@ -33,8 +33,8 @@ from retain.pieces import BLOCK
 
 HELD = 1 << 22  # numbers: gradients of all samples that may be held at once, whatever they are of
 
-Carried = list[Contribution | None]  # for each input of an operation
-Rule = Callable[[Any, Contribution], Carried | None]
+InputContributions = list[Contribution | None]  # for each input of an operation
+CarryRule = Callable[[Any, Contribution], InputContributions | None]
 
 
 def carry_back(
@@ -91,7 +91,7 @@ def _shaped(contribution: Contribution, shape: torch.Size) -> Contribution:
     return SampleGradients(contribution.values.reshape(-1, *shape), contribution.route)
 
 
-def _through(node: Node, contribution: Contribution, samples: int) -> Carried | None:
+def _through(node: Node, contribution: Contribution, samples: int) -> InputContributions | None:
     """What becomes of a contribution to an operation's result; None if that is not known."""
     rule = RULES.get(operation(node))
     if isinstance(contribution, Weighed) and contribution.summed and rule is not _moved:
@@ -121,7 +121,7 @@ def _held(
     return SampleGradients(values, contribution.route)
 
 
-def _asked(node: Node, rows: SampleGradients) -> Carried | None:
+def _asked(node: Node, rows: SampleGradients) -> InputContributions | None:
     """The node's own backward, of every sample together."""
     below = [edge for edge in node.next_functions if edge[0] is not None]
     largest = max(shape_of(node, output).numel() for node, output in below)  # type: ignore[arg-type]
@@ -144,41 +144,41 @@ def _asked(node: Node, rows: SampleGradients) -> Carried | None:
 # ---- what is known of single operations ----
 
 
-def _moved(node: Any, contribution: Contribution) -> Carried | None:
+def _moved(node: Any, contribution: Contribution) -> InputContributions | None:
     """The same elements in the same order."""
     if isinstance(contribution, SampleGradients) and operation(node) not in RESHAPING:
         return None
     return [contribution, *[None] * (len(node.next_functions) - 1)]
 
 
-def _transposed(node: Any, contribution: Contribution) -> Carried | None:
+def _transposed(node: Any, contribution: Contribution) -> InputContributions | None:
     factors = isinstance(contribution, Factors) and contribution.shape == shape_of(node)
     return [contribution.transposed] if factors and is_transpose(node) else None  # type: ignore[attr-defined]
 
 
-def _sum(node: Any, contribution: Contribution) -> Carried | None:
+def _sum(node: Any, contribution: Contribution) -> InputContributions | None:
     """Y = a ± α b."""
     alpha = node._saved_alpha if operation(node) == "Add" else -node._saved_alpha
     return _weigh(node, contribution, [1, alpha])
 
 
-def _product(node: Any, contribution: Contribution) -> Carried | None:
+def _product(node: Any, contribution: Contribution) -> InputContributions | None:
     """Y = a b."""
     return _weigh(node, contribution, [node._saved_other, node._saved_self])
 
 
-def _quotient(node: Any, contribution: Contribution) -> Carried | None:
+def _quotient(node: Any, contribution: Contribution) -> InputContributions | None:
     """Y = a / b."""
     a, b = node._saved_self, node._saved_other
     return _weigh(node, contribution, [1 / b, None if a is None else -a / b.square()])
 
 
-def _spread(node: Any, contribution: Contribution) -> Carried | None:
+def _spread(node: Any, contribution: Contribution) -> InputContributions | None:
     """Y = a, repeated by broadcasting."""
     return _weigh(node, contribution, [1])
 
 
-def _bent(node: Any, contribution: Contribution) -> Carried | None:
+def _bent(node: Any, contribution: Contribution) -> InputContributions | None:
     """Y = f(a), element by element."""
     if isinstance(contribution, SampleGradients):
         return None
@@ -189,9 +189,9 @@ def _bent(node: Any, contribution: Contribution) -> Carried | None:
 
 def _weigh(
     node: Node, contribution: Contribution, weights: list[Tensor | float | None]
-) -> Carried | None:
+) -> InputContributions | None:
     """For each input its weight times what is contributed, summed over what it was repeated for."""
-    carried: Carried = []
+    carried: InputContributions = []
     for (below, output), weight in zip(node.next_functions, weights):
         if below is None or weight is None:
             carried.append(None)
@@ -228,7 +228,7 @@ def _weighed(
     return Weighed.of(contribution, weight.expand(shape), below)
 
 
-def _matrices(node: Any, contribution: Contribution) -> Carried | None:
+def _matrices(node: Any, contribution: Contribution) -> InputContributions | None:
     """Y = A B, or β C + α A B:  ∂/∂A = G Bᵀ and ∂/∂B = Aᵀ G."""
     added = operation(node) == "Addmm"
     a, b = (node._saved_mat1 if added else node._saved_self), node._saved_mat2
@@ -270,7 +270,7 @@ def _sides(contribution: Contribution) -> tuple[Tensor, Tensor]:
     return left.to(wide), right.to(wide)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, CarryRule] = {
     **dict.fromkeys((*RESHAPING, "Alias", "Clone", "Contiguous", "ToCopy"), _moved),
     **dict.fromkeys(("T", "Transpose", "Permute"), _transposed),
     **dict.fromkeys(("Add", "Sub"), _sum),

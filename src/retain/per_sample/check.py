@@ -31,19 +31,25 @@ from retain.samples.batches import Batch
 
 ROWS = 2  # of several scores per sample, so many are looked at: not a thousand outputs
 
-Sums = Mapping[str, Tensor]
-Forward = Callable[..., tuple[Graph, Tensor | None]]
+GraphForward = Callable[..., tuple[Graph, Tensor | None]]
 
 
 class SelfCheck:
     """Compares the sums of a few samples with what each of them gives by itself."""
 
-    def __init__(self, parameters: Sums, power: int, forward: Forward, company: Company) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], power: int, forward: GraphForward, company: Company
+    ) -> None:
         self.parameters, self.power = parameters, power
         self.forward, self.company = forward, company
 
     def wrong(
-        self, graph: Graph, rows: Sequence[Tensor], few: Batch, target: Tensor | None, sums: Sums
+        self,
+        graph: Graph,
+        rows: Sequence[Tensor],
+        few: Batch,
+        target: Tensor | None,
+        sums: Mapping[str, Tensor],
     ) -> set[str]:
         """The parameters whose `sums` are wrong.
 
@@ -100,7 +106,7 @@ class SelfCheck:
         add_powers(truth, {name: g for name, g in found.items() if name in names}, self.power)
 
 
-def _of(found: Sums, wanted: Sums) -> dict[str, Tensor]:
+def _of(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Zeros where a parameter had no gradient at all."""
     return {
         name: found[name] if name in found else torch.zeros_like(value)

@@ -27,7 +27,7 @@ HIDDEN_INPUTS = {"Embedding", "EmbeddingBag", "Index", "IndexSelect", "Gather", 
 SPREADING = {"Expand", "Repeat"}
 
 
-Key = tuple[int, int]  # a node's position in the graph, and which of its results
+ResultKey = tuple[int, int]  # a node's position in the graph, and which of its results
 Fits = dict[int, list[Layout]]  # of a node's results: the layouts that explain their gradients
 
 
@@ -45,12 +45,12 @@ class Frontier:
 
     uses: tuple[ParameterUse, ...]
     # (node, output) → which sample owns which element of the gradient that arrives there
-    layouts: Mapping[Key, Layout]
+    layouts: Mapping[ResultKey, Layout]
     between: frozenset[int]
     # Where most gradients are zero, several layouts fit. Any is right for the gradients at hand;
     # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
-    doubtful: frozenset[Key] = frozenset()
-    likely: frozenset[Key] = frozenset()
+    doubtful: frozenset[ResultKey] = frozenset()
+    likely: frozenset[ResultKey] = frozenset()
     # operations that may lay out another batch in another way
     wandering: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
             break
         known.update(_probe(graph, _unknown(graph, known, unknown), weights))
     at = graph.position
-    fits: dict[Key, tuple[torch.Size, list[Layout]]] = {
+    fits: dict[ResultKey, tuple[torch.Size, list[Layout]]] = {
         (at[node], output): (shape_of(node, output), layouts)
         for node, _ in uses
         for output, layouts in (known[node] or {}).items()
@@ -93,8 +93,8 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
 
 
 def _choose(
-    fits: Mapping[Key, tuple[torch.Size, list[Layout]]],
-) -> tuple[dict[Key, Layout], frozenset[Key], frozenset[Key]]:
+    fits: Mapping[ResultKey, tuple[torch.Size, list[Layout]]],
+) -> tuple[dict[ResultKey, Layout], frozenset[ResultKey], frozenset[ResultKey]]:
     """Of several layouts that fit, the one of other gradients whose dimension is as long.
 
     Also those for which neighbours had to decide, and those for which they could not.

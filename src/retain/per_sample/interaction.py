@@ -22,7 +22,7 @@ SHARE = 8
 DRAWN = 32  # further calls of a model that draws random numbers
 CLOSELY = 8  # kinds of batches that are looked at so; of later ones a single sample
 
-Kind = tuple[int, tuple[torch.Size, ...]]
+BatchShape = tuple[int, tuple[torch.Size, ...]]
 
 
 class Company:
@@ -38,7 +38,7 @@ class Company:
 
     def __init__(self, model: nn.Module, output: Callable[[], OutputPicker]) -> None:
         self.model, self.output = model, output
-        self._kinds: set[Kind] = set()
+        self._kinds: set[BatchShape] = set()
         self._largest = 0
         self._draws = False  # whether the model was seen to draw random numbers
         self._lucky = False  # whether it was called again and again, and nothing changed

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from retain.per_sample.frontier import Frontier, Key, find_frontier
+from retain.per_sample.frontier import Frontier, ResultKey, find_frontier
 from retain.per_sample.graph import Graph
 from retain.per_sample.groups import Group, make_groups
 from retain.per_sample.layout import Layout, Owners
@@ -21,7 +21,7 @@ class Habits:
     """What passes along a plan have shown, so that the next ones need not look again."""
 
     # a group, and the results whose gradients it has → whether its sums can be pulled back
-    copying: dict[tuple[Group, frozenset[Key]], bool] = field(default_factory=dict)
+    copying: dict[tuple[Group, frozenset[ResultKey]], bool] = field(default_factory=dict)
     # groups whose contributions cannot be carried back: operations are asked for every sample
     asked: set[Group] = field(default_factory=set)
     pulls_back: bool | None = None  # whether operations are asked again after a pass; None: not run
@@ -38,7 +38,7 @@ class Plan:
     groups: tuple[Group, ...]
     inseparable: frozenset[str]  # used, but by no way that separates samples
     stops: tuple[int, ...]
-    shapes: Mapping[Key, torch.Size]
+    shapes: Mapping[ResultKey, torch.Size]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shapes", MappingProxyType(dict(self.shapes)))
@@ -64,8 +64,8 @@ class Plan:
 
     def grown(self, graph: Graph, samples: int) -> Plan | None:
         """This plan for a graph of more samples; None where the shapes do not follow."""
-        layouts: dict[Key, Layout] = {}
-        shapes: dict[Key, torch.Size] = {}
+        layouts: dict[ResultKey, Layout] = {}
+        shapes: dict[ResultKey, torch.Size] = {}
         for key, layout in self.frontier.layouts.items():
             shape = shape_of(graph.order[key[0]], key[1])
             small = self.shapes[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retain.per_sample.frontier import Key
+from retain.per_sample.frontier import ResultKey
 from retain.per_sample.layout import Blocks, find_blocks
 from retain.per_sample.plan import Plan
 from retain.per_sample.precision import Precision
@@ -22,8 +22,8 @@ class Shares:
         self._precision = precision
         self._layouts = plan.frontier.layouts
         self._likely = plan.frontier.likely
-        self._of: dict[Key, Tensor] = {}
-        self._whole: dict[Key, Tensor] = {}
+        self._of: dict[ResultKey, Tensor] = {}
+        self._whole: dict[ResultKey, Tensor] = {}
 
     def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
         """Take in the gradients that arrive at a node."""

@@ -18,11 +18,14 @@ from retain.per_sample.same import distance, same
 
 TIES = 0.3  # of a gradient's norm: ties have never been seen to change more, of many units
 
-Sums = Mapping[str, Tensor]
-
 
 def disagreeing(
-    found: Sums, truth: Sums, precision: Precision, power: int = 1, *, ties: bool = False
+    found: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
+    precision: Precision,
+    power: int = 1,
+    *,
+    ties: bool = False,
 ) -> set[str]:
     """The parameters whose sums differ from the truth by more than rounding, or ties, explain."""
     largest = max((float(value.norm()) for value in truth.values()), default=0.0)

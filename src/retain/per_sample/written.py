@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from retain.per_sample.graph import Graph
+from retain.per_sample.halving import Sums
 from retain.per_sample.lent import weights_aside
 from retain.per_sample.same import same
 from retain.samples.batches import Batch
-
-Sums = dict[str, Tensor]
 
 
 def writes_across(

@@ -13,9 +13,9 @@ from retain.experiment.results import FILE, Content, Record, read_content
 from retain.report.format import METHODS, class_names, knob_name, method_name, number
 from retain.report.spread import Spread, mean_or_none, spread
 
-Matrix = tuple[tuple[float | None, ...], ...]
+AccuracyMatrix = tuple[tuple[float | None, ...], ...]
 Bytes = Mapping[str, int]
-ByClass = Mapping[str, Mapping[str, float | None]]  # task: class: accuracy
+AccuracyByClass = Mapping[str, Mapping[str, float | None]]  # task: class: accuracy
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class ShownRun:
     method: str
     seed: int
     tasks: tuple[str, ...]
-    accuracy: Matrix  # accuracy[i][j]: on task j after learning task i; None where not measured
+    accuracy: (
+        AccuracyMatrix  # accuracy[i][j]: on task j after learning task i; None where not measured
+    )
     status: str = "done"  # done, running or failed
     error: str | None = None
     strength: float | None = None
@@ -37,8 +39,10 @@ class ShownRun:
     memory: tuple[Bytes, ...] = ()  # bytes kept after each task, by kind
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # importance_by_layer
     search: tuple[Mapping[str, Any], ...] = ()  # strength_search
-    by_class: ByClass = field(default_factory=dict)  # at the end
-    by_class_learned: ByClass = field(default_factory=dict)  # of each task, right after learning it
+    by_class: AccuracyByClass = field(default_factory=dict)  # at the end
+    by_class_learned: AccuracyByClass = field(
+        default_factory=dict
+    )  # of each task, right after learning it
 
     @property
     def about_importance(self) -> tuple[Hashable, ...]:
@@ -238,12 +242,12 @@ def _in_sequences(runs: Iterable[ShownRun]) -> tuple[Sequence, ...]:
 
 
 # method, Ω on, classes, form, λ, another knob
-Key = tuple[str, str | None, tuple[str, ...], str | None, str, float | None]
+VariantKey = tuple[str, str | None, tuple[str, ...], str | None, str, float | None]
 
 
 def _variants(runs: list[ShownRun]) -> tuple[Variant, ...]:
     order = {method: place for place, method in enumerate(METHODS)}
-    groups: dict[Key, list[ShownRun]] = {}
+    groups: dict[VariantKey, list[ShownRun]] = {}
     for run in runs:
         about = (run.importance_on, run.importance_classes, run.form, _strength(run), run.knob)
         key = (run.method, *about)
@@ -262,7 +266,7 @@ def _strength(run: ShownRun) -> str:
     return "" if run.strength is None else number(run.strength)
 
 
-def _label(key: Key, keys: list[Key]) -> str:
+def _label(key: VariantKey, keys: list[VariantKey]) -> str:
     """The method's name, and only what tells it from the same method's other variants."""
     method, importance_on, classes, form, strength, knob = key
     others = [other for other in keys if other[0] == method]

@@ -34,7 +34,7 @@ from retain.studies.study import Part, Study
 from retain.tasks.crops import PAPER_SIZE
 
 
-class Carried(NamedTuple):
+class StudyOutcome(NamedTuple):
     """What came of a study: the parts that could be carried out, and the results of all."""
 
     study: Study
@@ -49,7 +49,7 @@ def carry_out(
     progress: bool = True,
     workers: int = 1,
     scheduler: str | None = None,
-) -> Carried:
+) -> StudyOutcome:
     """Run every part of a study that is not done; what could be carried out, and what came of it.
 
     Args:
@@ -77,10 +77,10 @@ def carry_out(
         return _carried_out(study, out, progress, hands)
 
 
-def _carried_out(study: Study, out: Path, progress: bool, hands: Crew | None) -> Carried:
+def _carried_out(study: Study, out: Path, progress: bool, hands: Crew | None) -> StudyOutcome:
     results = results_of_all(out, study)
     todo = [part for part in study.parts if not _is_done(part, results.get(part.name))]
-    watch = Whole(watcher(progress), len(todo))
+    watch = AllParts(watcher(progress), len(todo))
     try:
         carried = _part_after_part(study, todo, results, out, watch=watch, hands=hands)
     except BaseException as error:
@@ -104,9 +104,9 @@ def _part_after_part(
     results: dict[str, Results],
     out: Path,
     *,
-    watch: Whole,
+    watch: AllParts,
     hands: Crew | None,
-) -> Carried:
+) -> StudyOutcome:
     for part in todo:
         watch.begin(part.name)
         try:
@@ -122,7 +122,7 @@ def _part_after_part(
         else:
             watch.end()
         write_gathered(out, study, results)
-    return Carried(study, write_gathered(out, study, results))
+    return StudyOutcome(study, write_gathered(out, study, results))
 
 
 def _how_to_go_on(study: Study, out: Path) -> str:
@@ -170,7 +170,7 @@ def _is_done(part: Part, results: Results | None) -> bool:
     return all(run.status == "done" for run in results.runs)
 
 
-def _run(part: Part, out: Path, watch: Whole, hands: Crew | None) -> Results:
+def _run(part: Part, out: Path, watch: AllParts, hands: Crew | None) -> Results:
     folder = part_folder(out, part)
     resume = (folder / FILE).exists()
     results = run_config(hands, part.config, out=folder, resume=resume, progress=watch)
@@ -180,7 +180,7 @@ def _run(part: Part, out: Path, watch: Whole, hands: Crew | None) -> Results:
     return results
 
 
-class Whole(Watcher):
+class AllParts(Watcher):
     """Tells another watcher of all parts as if they were one run.
 
     How many steps a part takes is known when it begins; those that were not begun are expected to

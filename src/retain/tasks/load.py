@@ -25,7 +25,7 @@ from retain.tasks.paper.load import paper_tasks
 from retain.tasks.task import Scenario, TaskSequence
 from retain.tasks.whole import tasks_by_classes
 
-Loader = Callable[[str, TaskOptions, Progress | None], TaskSequence]
+TaskLoader = Callable[[str, TaskOptions, Progress | None], TaskSequence]
 LONGEST_NUMBER = 5  # digits of a number of tasks
 SCENARIOS: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
 
@@ -159,7 +159,7 @@ def _digit_splits(options: TaskOptions) -> str:
     return f"{TEST_FRACTION:.0%} of each digit, drawn with seed {options.seed}, are the test set."
 
 
-def _idx(data: IdxSet) -> Loader:
+def _idx(data: IdxSet) -> TaskLoader:
     def load(argument: str, options: TaskOptions, _: Progress | None) -> TaskSequence:
         if not argument:
             raise ConfigError(f"{data.name} needs the folder of its files: {data.name}=ROOT.")
@@ -173,7 +173,7 @@ def _idx(data: IdxSet) -> Loader:
 
 
 # name: (how it is written, what makes the tasks from what stands behind the name)
-TASKS: dict[str, tuple[str, Loader]] = {
+TASKS: dict[str, tuple[str, TaskLoader]] = {
     "digits": ("digits", _digits),
     "permuted-digits": ("permuted-digits or permuted-digits=NUMBER", _permuted_digits),
     "fashion-mnist": ("fashion-mnist=ROOT", _idx(FASHION_MNIST)),

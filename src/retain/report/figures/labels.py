@@ -127,7 +127,7 @@ SIDES = (
     *((0, 1), (1, 0), (0, -1), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)),
     *((0, 2), (0, -2), (1.6, 1.2), (-1.6, 1.2), (1.6, -1.2), (-1.6, -1.2)),
 )
-Box = tuple[float, float, float, float]
+LabelBox = tuple[float, float, float, float]
 
 
 def _along(curve: Sequence[Any]) -> list[tuple[float, float]]:
@@ -141,9 +141,9 @@ def _along(curve: Sequence[Any]) -> list[tuple[float, float]]:
     return found
 
 
-def _around(x: float, y: float, half_wide: float, half_high: float) -> Box:
+def _around(x: float, y: float, half_wide: float, half_high: float) -> LabelBox:
     return (x - half_wide, y - half_high, x + half_wide, y + half_high)
 
 
-def _overlap(a: Box, b: Box) -> bool:
+def _overlap(a: LabelBox, b: LabelBox) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -10,7 +10,7 @@ from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, MUTED, looks
 from retain.report.format import method_name
-from retain.report.tables.equal_accuracy import LESS, Point, points, sentences, target
+from retain.report.tables.equal_accuracy import LESS, OperatingPoint, points, sentences, target
 from retain.report.variants import Sequence
 
 SHOWN = 0.25  # of accuracy on new tasks below FineTune's: what learns less is off the picture
@@ -35,7 +35,7 @@ def frontier(sequence: Sequence, prefix: str) -> list[Picture]:
     ]
 
 
-def _draw(width: int, found: list[Point]) -> Any:
+def _draw(width: int, found: list[OperatingPoint]) -> Any:
     height = 480 if width >= WIDE else 400
     methods = list(dict.fromkeys(point.method for point in found))
     names, right = room([method_name(method) for method in methods], width)

@@ -13,7 +13,7 @@ from retain.report.figures.style import MUTED, looks
 from retain.report.spread import Spread
 from retain.report.variants import Sequence, Variant
 
-Point = tuple[Variant, Spread, Spread]
+PlasticityPoint = tuple[Variant, Spread, Spread]
 
 
 def plasticity(sequence: Sequence, prefix: str) -> list[Picture]:
@@ -43,7 +43,7 @@ def plasticity(sequence: Sequence, prefix: str) -> list[Picture]:
     ]
 
 
-def _points(sequence: Sequence) -> list[Point]:
+def _points(sequence: Sequence) -> list[PlasticityPoint]:
     found = []
     for variant in sequence.one_per_method():
         learned, forgot = variant.measure("plasticity"), variant.measure("average_forgetting")
@@ -52,12 +52,12 @@ def _points(sequence: Sequence) -> list[Point]:
     return found
 
 
-def _stretched(points: list[Point]) -> bool:
+def _stretched(points: list[PlasticityPoint]) -> bool:
     forgot = [abs(y.mean) for _, _, y in points]
     return len(forgot) > 2 and max(forgot) > 6 * median(forgot) + 0.01
 
 
-def _draw(width: int, points: list[Point]) -> Any:
+def _draw(width: int, points: list[PlasticityPoint]) -> Any:
     height = 430 if width >= WIDE else 360
     names, right = room([variant.label for variant, _, _ in points], width)
     canvas = Canvas(width, height)
@@ -91,7 +91,7 @@ def _draw(width: int, points: list[Point]) -> Any:
     return axes.figure
 
 
-def _limits(axes: Any, points: list[Point]) -> None:
+def _limits(axes: Any, points: list[PlasticityPoint]) -> None:
     """Zero forgetting is always in view, and above it nothing but gains."""
     xs = [100 * (x.mean + side * (x.sd or 0)) for _, x, _ in points for side in (-1, 1)]
     ys = [100 * (y.mean + side * (y.sd or 0)) for _, _, y in points for side in (-1, 1)]

@@ -14,7 +14,7 @@ from retain.report.format import BOUNDS, class_names, method_name, number
 from retain.report.spread import spread
 from retain.report.variants import Sequence, ShownRun, Variant
 
-Key = tuple[str, str | None, str | None, tuple[str, ...]]  # method, form, Ω on, classes
+CurveKey = tuple[str, str | None, str | None, tuple[str, ...]]  # method, form, Ω on, classes
 Curve = tuple[str, str, list[tuple[float, float, float]]]  # method, name, [(λ, new, old)]
 
 
@@ -43,7 +43,7 @@ def tradeoffs(sequence: Sequence, prefix: str) -> list[Picture]:
 
 
 def _curves(sequence: Sequence) -> list[Curve]:
-    groups: dict[Key, list[Variant]] = {}
+    groups: dict[CurveKey, list[Variant]] = {}
     for variant in sequence.variants:
         first = variant.runs[0]
         if variant.done and first.strength is not None and not first.search:

@@ -14,7 +14,7 @@ from retain.studies.paper import published
 TABLES = ("table2", "table3")
 NOT_RUN = (Cell("not run", mark="quiet"), Cell("not run", mark="quiet"))
 NOTHING: Mapping[str, str] = {}
-Key = tuple[str, str | None]  # method, and for Table 3 the data that Ω is computed on
+RowKey = tuple[str, str | None]  # method, and for Table 3 the data that Ω is computed on
 
 
 def beside_the_paper(results: ShownResults) -> tuple[str, list[Grid]]:
@@ -118,7 +118,7 @@ def _grid(
     )
 
 
-def _keys(study: str, pairs: list[Sequence], published: list[Key] | None = None) -> list[Key]:
+def _keys(study: str, pairs: list[Sequence], published: list[RowKey] | None = None) -> list[RowKey]:
     """What has a row: what we ran and what the paper has, in the order of the paper."""
     ran = [
         (v.method, v.runs[0].importance_on if study == "table3" else None)
@@ -135,11 +135,11 @@ def _keys(study: str, pairs: list[Sequence], published: list[Key] | None = None)
     )
 
 
-def _any_imm(ran: list[Key]) -> bool:
+def _any_imm(ran: list[RowKey]) -> bool:
     return any(method.startswith("imm-") for method, _ in ran)
 
 
-def _name(key: Key) -> str:
+def _name(key: RowKey) -> str:
     method = "IMM" if key[0] == "imm" else method_name(key[0])
     return f"{method}, Ω on {key[1]}" if key[1] else method
 
@@ -147,7 +147,7 @@ def _name(key: Key) -> str:
 Numbers = tuple[Spread | None, Spread | None, Spread | None]  # first, drop, second
 
 
-def _ours(key: Key, pair: Sequence) -> Numbers | None:
+def _ours(key: RowKey, pair: Sequence) -> Numbers | None:
     """First task at the end, its change, second task; None when it was not run or not finished."""
     found = [
         variant

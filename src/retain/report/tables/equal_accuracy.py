@@ -15,7 +15,7 @@ LESS = 0.01  # of FineTune's accuracy on new tasks that may be given up for what
 
 
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """One method with one value of its knob, over the seeds."""
 
     method: str
@@ -33,16 +33,16 @@ class Point:
         return f"{said}, {knob_name(self.method)} = {number(self.value)}"
 
 
-def points(sequence: Sequence) -> list[Point]:
+def points(sequence: Sequence) -> list[OperatingPoint]:
     """Every variant that finished a seed, those of the Pareto front marked."""
     found = [point for variant in sequence.variants if (point := _point(variant))]
     return [
-        Point(p.method, p.value, p.new, p.forgotten, not any(_better(q, p) for q in found))
+        OperatingPoint(p.method, p.value, p.new, p.forgotten, not any(_better(q, p) for q in found))
         for p in found
     ]
 
 
-def _point(variant: Variant) -> Point | None:
+def _point(variant: Variant) -> OperatingPoint | None:
     learned = [run.new_tasks() for run in variant.done]
     new = spread([value for value in learned if value is not None])
     forgotten = variant.measure("average_forgetting")
@@ -50,23 +50,25 @@ def _point(variant: Variant) -> Point | None:
         return None
     first = variant.runs[0]
     chosen = None if first.search else first.strength
-    return Point(variant.method, chosen if first.knob is None else first.knob, new, forgotten)
+    return OperatingPoint(
+        variant.method, chosen if first.knob is None else first.knob, new, forgotten
+    )
 
 
-def _better(one: Point, other: Point) -> bool:
+def _better(one: OperatingPoint, other: OperatingPoint) -> bool:
     """Whether `one` is at least as good in both, and better in one."""
     a = (one.new.mean, -one.forgotten.mean)
     b = (other.new.mean, -other.forgotten.mean)
     return a != b and a[0] >= b[0] and a[1] >= b[1]
 
 
-def target(found: list[Point]) -> float | None:
+def target(found: list[OperatingPoint]) -> float | None:
     """The accuracy on new tasks at which methods are compared; None without FineTune."""
     free = [point.new.mean for point in found if point.method == FREE]
     return free[0] - LESS if free else None
 
 
-def at_target(found: list[Point], method: str) -> Point | None:
+def at_target(found: list[OperatingPoint], method: str) -> OperatingPoint | None:
     """Where the method forgets least among its values that reach the target, if one does."""
     wanted = target(found)
     own = [p for p in found if p.method == method and wanted is not None and p.new.mean >= wanted]
@@ -97,7 +99,7 @@ def sentences(sequence: Sequence) -> str:
     return " ".join(said)
 
 
-def _named(point: Point) -> str:
+def _named(point: OperatingPoint) -> str:
     if point.method == "replay" and point.value is not None:
         return f"replay of {100 * point.value:g} %"
     name, comma, value = point.name.partition(", ")

@@ -14,7 +14,7 @@ from retain.tasks.images import Progress, decode_all
 from retain.tasks.paper.official import Counts, Listing, Official, PaperSet
 from retain.tasks.paper.registry import PAPER_SETS, how_to_get, paper_set
 
-State = Literal["complete", "usable", "packed", "broken", "missing"]
+SetState = Literal["complete", "usable", "packed", "broken", "missing"]
 NAMED = 5
 # Images are only decoded to see whether they can be; small ones are quick to make.
 DECODED_SIDE = 32
@@ -39,7 +39,7 @@ class Inspection:
 
     name: str
     title: str
-    state: State
+    state: SetState
     folder: Path | None
     found: Counts | None
     expected: Counts
@@ -102,7 +102,7 @@ def _judged(
         problems = problems + differences
     else:
         remarks = differences + remarks
-    state: State = "usable" if problems else "complete"
+    state: SetState = "usable" if problems else "complete"
     return replace(
         blank, state=state, found=found, problems=tuple(problems), remarks=tuple(remarks)
     )
