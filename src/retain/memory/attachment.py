@@ -93,6 +93,7 @@ class Attachment:
         released: Callable[[Optimizer], None] | None = None,
     ) -> None:
         self.optimizer = optimizer = found.optimizer
+        self.steps = 0  # that were protected
         self._released = released
         self.form = form
         self.follower = follower
@@ -171,6 +172,7 @@ class Attachment:
         if self.follower is not None:
             self.follower.closes()
         self._now = []
+        self.steps += 1
         for watcher in [one for one in self._handles.values() if one is not None]:
             watcher(self.optimizer)
 
@@ -354,6 +356,11 @@ class Handle:
         return tuple(self._attachments)
 
     @property
+    def steps(self) -> int:
+        """How many steps were protected so far, of all its optimizers together."""
+        return sum(attachment.steps for attachment in self._attachments)
+
+    @property
     def form(self) -> str:
         """In which form it does."""
         return self._attachments[0].form
@@ -436,8 +443,10 @@ def is_idle(optimizer: Optimizer, own: Callable[[nn.Parameter], Tensor | None]) 
         optimizer: that is about to step.
         own: the gradient that the user's loss gave a parameter.
     """
-    rates = [on_host(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-    if not rates or any(isinstance(rate, Tensor) or rate != 0 for rate in rates):
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    if not rates or None in rates:  # it finds its own
+        return False
+    if any(isinstance(rate, Tensor) or rate != 0 for rate in map(on_host, rates)):
         return False
     gradients = [own(p) for group in optimizer.param_groups for p in group["params"]]
     return not any(g is not None and (g.is_sparse or bool(local(g).any())) for g in gradients)

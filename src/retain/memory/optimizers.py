@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 
 from retain.errors import InputError
-from retain.memory.step_size import why_unknown
+from retain.memory.step_size import is_torchs_own, why_unknown
 
 # Where wrappers keep what they wrap: Accelerate and DeepSpeed, Lightning, SAM, ZeRO and LARC;
 # several of them in torchtitan and Megatron.
@@ -85,12 +85,19 @@ def _wrapped(given: Any) -> Any:
         several = _members(inner) if isinstance(inner, (Mapping, list, tuple)) else [inner]
         if inner is not given and several and all(hasattr(one, "step") for one in several):
             return inner
-    if isinstance(given, (Optimizer, nn.Module)) or not callable(getattr(given, "step", None)):
+    if isinstance(given, nn.Module) or not callable(getattr(given, "step", None)):
         return None
     # Whatever it is called: something with a step that keeps optimizers is there to step them.
-    return [
-        one for one in getattr(given, "__dict__", {}).values() if isinstance(one, Optimizer)
-    ] or None
+    return [one for kept in getattr(given, "__dict__", {}).values() for one in _kept(kept)] or None
+
+
+def _kept(attribute: object) -> list[Optimizer]:
+    """The optimizers that an attribute holds: one, or several and nothing else."""
+    if isinstance(attribute, Optimizer):
+        return [attribute]
+    plain = isinstance(attribute, (Mapping, list, tuple))
+    several = list(_members(attribute) or ()) if plain else []
+    return several if all(isinstance(one, Optimizer) for one in several) else []
 
 
 def _what_else(given: object) -> str:
@@ -147,11 +154,26 @@ def refuse_form(optimizer: Optimizer, form: object, forms: Sequence[str]) -> Non
         raise InputError(f'form="{form}" {reason}. Use {" or ".join(work)}.')
 
 
+def _own_way(optimizer: Optimizer) -> str | None:
+    """What an optimizer does that a move after its step does not fit; None if nothing is known."""
+    if is_torchs_own(optimizer):
+        return None
+    if any("d" in group for group in optimizer.param_groups):  # D-Adaptation, Prodigy
+        return 'multiplies group["lr"] by an estimate of its own, d'
+    kinds = " ".join(kind.__name__ for kind in type(optimizer).__mro__).lower()
+    if "schedulefree" in kinds or "madgrad" in kinds:
+        return "makes them in the next from what it keeps beside them"
+    return None
+
+
 def _why_not(optimizer: Optimizer, form: str) -> str | None:
     name = type(optimizer).__name__
     if form == "gradient" and isinstance(optimizer, SparseAdam):
         return f"adds a dense gradient, and {name} takes sparse ones only"
     if form in FOLLOWING:
+        own = _own_way(optimizer)
+        if own is not None:
+            return f"moves the weights after a step, and {name} {own}"
         if any("lr" not in group for group in optimizer.param_groups):
             return 'needs the learning rate as group["lr"], which this optimizer lacks'
         rates = [group["lr"] for group in optimizer.param_groups]

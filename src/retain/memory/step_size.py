@@ -12,10 +12,29 @@ from torch.optim import Optimizer
 from retain.errors import InputError
 from retain.penalty import Metric, Number, on_host
 from retain.penalty.quadratic import is_accelerated
+from retain.sharding import is_sharded
 
 # Optimizers whose steps are of no size for each weight: lengths from a line search, signs, whole
 # matrices made orthogonal, squares kept by row and column.
 WITHOUT = ("LBFGS", "Rprop", "Muon", "Adafactor")
+
+# What the optimizers below are set by, and what they keep of a weight, under torch's own names. One
+# that has more of either (a trust ratio, a sum of projections) goes by it, too.
+SETTINGS = frozenset(
+    {
+        "lr", "betas", "eps", "weight_decay", "amsgrad", "momentum_decay",
+        "decoupled_weight_decay", "bias_correction", "correct_bias", "momentum", "dampening",
+        "nesterov", "alpha", "centered", "lr_decay", "initial_accumulator_value", "rho", "lambd",
+        "t0", "maximize", "foreach", "fused", "capturable", "differentiable", "caution",
+        "corrected_weight_decay", "max_lr_snapshot",
+    }
+)  # fmt: skip
+KEPT = frozenset(
+    {
+        "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "mu_product",
+        "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum", "eta", "mu", "ax",
+    }
+)  # fmt: skip
 
 
 def step_sizes(
@@ -52,21 +71,19 @@ def step_size(
     state: Mapping[str, Any] = optimizer.state.get(p, {})
     if not state:
         return rate * _lasting(group), None
+    _refuse_more(optimizer, state)
     eps = group.get("eps", 0.0)
     if _fits(state.get("exp_avg_sq"), p) and "betas" in group:
         # Adam: θ ← θ − η m̂ / (√v̂ + ε),   v̂ = v / (1 − β₂ᵗ)
         square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
         if factor is None:
-            factor = (1 - on_host(group["betas"][1]) ** on_host(state["step"])) ** -0.5
-        return rate, Metric(square, factor, eps)
+            factor = _unbiased(optimizer, group, state)
+        return rate, Metric(_unpacked(square), factor, eps)
     if _fits(state.get("exp_inf"), p) and "betas" in group:
         # Adamax: θ ← θ − η m̂ / u
         return rate, Metric(state["exp_inf"].square(), 1.0, 0.0)
     if "betas" in group and "eps" in group:
-        raise InputError(
-            f"{type(optimizer).__name__} keeps {', '.join(state)}, and no exp_avg_sq as Adam does: "
-            f'form="adaptive" cannot tell how far it moves a weight. Use {other_forms("adaptive")}.'
-        )
+        raise _cannot_tell(optimizer, f"keeps {', '.join(state)}, and no exp_avg_sq as Adam does")
     if _fits(state.get("acc_delta"), p) and "rho" in group:
         # Adadelta: θ ← θ − η √(u + ε) / √(v + ε) g
         square = (state["square_avg"] + eps).div_(state["acc_delta"] + eps)
@@ -97,6 +114,11 @@ def why_unknown(optimizer: Optimizer) -> str | None:
     named = sorted(kinds.intersection(WITHOUT))
     if named:
         return f"the steps of {named[0]} have no size for each weight alone"
+    if "Optimizer8bit" in kinds:  # the base of all of bitsandbytes
+        return f"{type(optimizer).__name__} of bitsandbytes keeps its means packed"
+    more = _further_settings(optimizer)
+    if more:
+        return f"{type(optimizer).__name__} has settings of its own ({', '.join(more)})"
     for group in optimizer.param_groups:
         betas, eps = group.get("betas"), group.get("eps", 0.0)
         if isinstance(eps, Tensor) or not isinstance(eps, (int, float)):
@@ -108,9 +130,57 @@ def why_unknown(optimizer: Optimizer) -> str | None:
     return None
 
 
+def _further_settings(optimizer: Optimizer) -> list[str]:
+    """The settings by which it may go besides those that are known; None and False are off."""
+    if is_torchs_own(optimizer):
+        return []
+    return sorted(
+        name
+        for name in {*optimizer.defaults} - SETTINGS
+        if any(group.get(name) not in (None, False) for group in optimizer.param_groups)
+    )
+
+
+def is_torchs_own(optimizer: Optimizer) -> bool:
+    """Whether it is one of torch.optim, and not derived from it."""
+    return f"{type(optimizer).__module__}.".startswith("torch.optim.")
+
+
 def other_forms(form: str) -> str:
     """The forms that need no step size, to be named in an error about `form`."""
     return " or ".join(f'form="{other}"' for other in ("gradient", "proximal") if other != form)
+
+
+def _unbiased(optimizer: Optimizer, group: Mapping[str, Any], state: Mapping[str, Any]) -> Number:
+    """(1 − β₂ᵗ)^-½, or 1 where the means are taken as they are."""
+    if not (group.get("bias_correction", True) and group.get("correct_bias", True)):
+        return 1.0
+    count = state.get("step", group.get("step"))  # of a whole group, as Apex counts
+    if count is None:
+        raise _cannot_tell(optimizer, "does not say as step how many steps it took")
+    return (1 - on_host(group["betas"][1]) ** on_host(count)) ** -0.5
+
+
+def _unpacked(kept: Any) -> Tensor:
+    """A state that is kept in few bits (torchao's), as plain numbers; any other as it is."""
+    packed = type(kept) is not Tensor and not is_sharded(kept) and hasattr(kept, "block_size")
+    plain: Tensor = kept.dequantize() if packed else kept
+    return plain
+
+
+def _refuse_more(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    if is_torchs_own(optimizer):
+        return
+    more = [name for name, kept in state.items() if name not in KEPT and isinstance(kept, Tensor)]
+    if more:
+        raise _cannot_tell(optimizer, f"keeps more than is known here ({', '.join(more)})")
+
+
+def _cannot_tell(optimizer: Optimizer, why: str) -> InputError:
+    return InputError(
+        f'{type(optimizer).__name__} {why}: form="adaptive" cannot tell how far it moves a weight. '
+        f"Use {other_forms('adaptive')}."
+    )
 
 
 def _factors_on_device(
@@ -120,7 +190,9 @@ def _factors_on_device(
     counted: dict[int, list[tuple[nn.Parameter, Mapping[str, Any]]]] = {}
     for p, group in moved:
         state = optimizer.state.get(p, {})
-        step = state.get("step") if "exp_avg_sq" in state and "betas" in group else None
+        counted_here = "exp_avg_sq" in state and "betas" in group
+        plain = group.get("bias_correction", True) and group.get("correct_bias", True)
+        step = state.get("step") if counted_here and plain else None
         if isinstance(step, Tensor) and is_accelerated(step):
             counted.setdefault(id(group), []).append((p, group))
     found = {}

@@ -306,6 +306,19 @@ def test_an_optimizer_of_other_parameters(tmp_path):
         trainer.train()
 
 
+def test_an_optimizer_that_steps_elsewhere(tmp_path):
+    model, _, memory = remembered()
+    wrapped = type("Wrapper", (), {"step": lambda _: None, "param_groups": []})()
+    wrapped.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    callback = RetainCallback(memory)
+    callback.on_pre_optimizer_step(optimizer=wrapped)
+    with pytest.raises(StateError, match=r"Wrapper took no step.*memory\.attach\(optimizer\)"):
+        callback.on_optimizer_step(optimizer=wrapped)
+    wrapped.step_was_skipped = True
+    callback.on_pre_optimizer_step(optimizer=wrapped)
+    callback.on_optimizer_step(optimizer=wrapped)
+
+
 def test_observed_but_not_consolidated(tmp_path):
     model, items, memory = remembered()
     memory.observe([{"input_ids": items[0]["input_ids"][None]}], progress=False)

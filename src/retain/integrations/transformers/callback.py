@@ -51,7 +51,8 @@ class RetainCallback(TrainerCallback, ExportableState):
 
     Raises (in `trainer.train()`):
         InputError: Trainer's optimizer holds none of the protected parameters.
-        StateError: something was observed but never consolidated.
+        StateError: something was observed but never consolidated, or the optimizer steps elsewhere
+            than Trainer does (in the backward pass).
         FileError: the file in a checkpoint does not match the model.
 
     Examples:
@@ -84,7 +85,7 @@ class RetainCallback(TrainerCallback, ExportableState):
         self.form = form
         self.file = file
         self._handle: Any = None
-        self._losses = 0
+        self._losses = self._steps = 0
         self._warned = False
         self._known = [one.memory for one in self._made if one.file == file and one.memory]
         if memory is not None:
@@ -129,10 +130,19 @@ class RetainCallback(TrainerCallback, ExportableState):
                 stacklevel=2,
             )
         self._handle = self.memory.attach(optimizer, form=self.form)
+        self._steps = self._handle.steps
 
-    def on_optimizer_step(self, *_given: Any, **_more: Any) -> None:
+    def on_optimizer_step(self, *_given: Any, optimizer: Any = None, **_more: Any) -> None:
         """The weights have moved."""
+        seen = self._handle is None or self._handle.steps > self._steps
         self._let_go()
+        if not seen and not getattr(optimizer, "step_was_skipped", False):
+            raise StateError(
+                f"Trainer's {type(optimizer).__name__} took no step where Trainer takes it: it "
+                "steps elsewhere (in the backward pass, as DeepSpeed and layer-wise optimizers "
+                "do), where RetainCallback does not hold it. Leave the callback out, and attach "
+                "the memory to what steps before training begins: memory.attach(optimizer)."
+            )
 
     def on_train_end(self, *_given: Any, **_more: Any) -> None:
         """Training is over."""
