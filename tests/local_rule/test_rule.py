@@ -9,7 +9,7 @@ from torch import nn
 
 from retain.borrowed import borrowed
 from retain.errors import ModelError, NonFiniteError
-from retain.local_rule import sums as sums_module
+from retain.local_rule import layer_sums as sums_module
 from retain.local_rule.activations import NEVER_NEGATIVE, silu
 from retain.local_rule.rule import LocalRule
 from retain.samples.batches import Batch

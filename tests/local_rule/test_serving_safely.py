@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 import retain
 from retain.errors import StateError
-from retain.local_rule.sums import LocalSums
+from retain.local_rule.layer_sums import LocalSums
 from retain.local_rule.watch import Watch
 
 from .cases import Tokens, Twice, two_layers

@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from retain.errors import ConfigError, FileError
 from retain.tasks import load_tasks
-from retain.tasks.paper import PAPER_SETS, download_set, inspect_data, read_official, registry
+from retain.tasks.paper import PAPER_SETS, data_sets, download_set, inspect_data, read_official
 from retain.tasks.paper.actions import ACTIONS
 from retain.tasks.paper.official import Counts
 
@@ -199,7 +199,7 @@ def test_inspection_with_the_right_counts(miniatures, monkeypatch):
     from dataclasses import replace
 
     right = replace(PAPER_SETS["birds"], expected=Counts(3, 12, 15))
-    monkeypatch.setitem(registry.PAPER_SETS, "birds", right)
+    monkeypatch.setitem(data_sets.PAPER_SETS, "birds", right)
     found = inspected(miniatures, "birds", decode=True)
     assert found.state == "complete"
     assert found.problems == ()

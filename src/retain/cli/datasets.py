@@ -13,7 +13,7 @@ from retain.cli.options import path, several
 from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError, RetainError
 from retain.tasks.paper import PAPER_SETS, Counts, Inspection, download_set, inspect_data
-from retain.tasks.paper.registry import paper_set
+from retain.tasks.paper.data_sets import paper_set
 
 STATES = {
     "complete": "[green]complete[/]",

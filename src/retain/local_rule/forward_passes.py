@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retain.local_rule.layer_sums import NOTHING_YET, LocalSums, Met
 from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
 from retain.local_rule.padding import that_exclude, unpadded
-from retain.local_rule.sums import NOTHING_YET, LocalSums, Met
 from retain.local_rule.watch import LayerUse, Watch, WatchedLayer
 from retain.samples.batches import Batch, tensors_in
 

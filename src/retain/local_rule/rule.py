@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from retain.errors import ModelError, NonFiniteError, RetainError
 from retain.local_rule.forward_passes import Pass, Passes
+from retain.local_rule.layer_sums import LocalSums
 from retain.local_rule.serving import CallObserver, Commit, Turns
-from retain.local_rule.sums import LocalSums
 from retain.per_sample.halving import Halving, shortage
 from retain.samples.batches import Batch
 

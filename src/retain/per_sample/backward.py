@@ -47,9 +47,8 @@ class Masked(OneByOne):
     whole: Callable[[], SampleGradients | None]
 
 
-EdgeContribution = tuple[
-    Output, Contribution
-]  # a contribution, and the result whose gradient it is part of
+# a contribution, and the result whose gradient it is part of
+EdgeContribution = tuple[Output, Contribution]
 
 
 class PerSampleBackward:

@@ -15,8 +15,8 @@ from retain.tasks import TaskOptions
 from retain.tasks.digits import TEST_FRACTION
 from retain.tasks.folders import USAGE, ImageFolder, parsed, scanned
 from retain.tasks.paper import Inspection, inspect_data, read_official
-from retain.tasks.paper.load import splits_said
-from retain.tasks.paper.registry import paper_set
+from retain.tasks.paper.data_sets import paper_set
+from retain.tasks.paper.tasks import splits_said
 from retain.tasks.splits import dealt
 
 

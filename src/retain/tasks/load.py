@@ -20,8 +20,8 @@ from retain.tasks.from_file import code_tasks
 from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
 from retain.tasks.images import Progress
 from retain.tasks.options import Augmentation, TaskOptions
-from retain.tasks.paper.load import USAGE as PAPER_USAGE
-from retain.tasks.paper.load import paper_tasks
+from retain.tasks.paper.tasks import USAGE as PAPER_USAGE
+from retain.tasks.paper.tasks import paper_tasks
 from retain.tasks.task import Scenario, TaskSequence
 from retain.tasks.whole import tasks_by_classes
 

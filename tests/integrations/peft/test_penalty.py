@@ -160,7 +160,7 @@ def test_parts_of_a_large_weight_add_up(monkeypatch):
     leaves = [p for p in penalty.model.parameters() if p.requires_grad]
     whole = penalty.penalty()
     gradients = torch.autograd.grad(whole, leaves)
-    monkeypatch.setattr("retain.integrations.peft.products.PART", 13)
+    monkeypatch.setattr("retain.integrations.peft.low_rank.PART", 13)
     parts = penalty.penalty()
     torch.testing.assert_close(parts, whole)
     for one, other in zip(torch.autograd.grad(parts, leaves), gradients):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from retain.errors import ModelError, StateError
 from retain.extras import needs
-from retain.integrations.peft.products import Factor, Product, View
+from retain.integrations.peft.low_rank import Factor, Product, View
 from retain.parameters import canonical, is_adapters, unwrapped
 
 ROOT = "base_model.model."  # what PeftModel puts in front of every name

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retain.integrations.peft.products import Block, settle_all, summed, value
+from retain.integrations.peft.low_rank import Block, settle_all, summed, value
 from retain.memory.attachment import Attachment, grad_scale, skipped
 from retain.memory.optimizers import FOLLOWING, Found
 from retain.memory.step_size import step_size

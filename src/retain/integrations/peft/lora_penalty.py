@@ -17,7 +17,7 @@ from retain.drift import Drift
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
 from retain.integrations.peft.adapted import Adapted, AdaptedModel, base_name, find
 from retain.integrations.peft.lora_attachment import LoraAttachment
-from retain.integrations.peft.products import Block, ProductPenalty
+from retain.integrations.peft.low_rank import Block, ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
 from retain.memory.consolidated import Consolidated

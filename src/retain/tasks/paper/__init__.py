@@ -1,8 +1,8 @@
 """The eight data sets of the paper in their official layouts, and what there is of them on disk."""
 
+from retain.tasks.paper.data_sets import PAPER_SETS, download_set, read_official
 from retain.tasks.paper.inspection import Inspection, inspect_data
 from retain.tasks.paper.official import Counts, Official, PaperSet
-from retain.tasks.paper.registry import PAPER_SETS, download_set, read_official
 
 __all__ = [
     "PAPER_SETS",

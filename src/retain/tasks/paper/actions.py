@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 from retain.errors import FileError
 from retain.extras import needs
 from retain.tasks.images import Box, ImageFile
-from retain.tasks.paper.files import parse_lines
 from retain.tasks.paper.official import Archive, Counts, Listing, Official, PaperSet
+from retain.tasks.paper.readers import parse_lines
 
 ACTIONS = (
     *("jumping", "phoning", "playinginstrument", "reading", "ridingbike", "ridinghorse"),

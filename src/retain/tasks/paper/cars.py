@@ -8,8 +8,8 @@ import numpy as np
 
 from retain.errors import FileError
 from retain.tasks.images import ImageFile
-from retain.tasks.paper.files import read_mat
 from retain.tasks.paper.official import Archive, Counts, Listing, Official, PaperSet
+from retain.tasks.paper.readers import read_mat
 
 TEST_LABELS = "cars_test_annos_withlabels.mat"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from retain.errors import FileError
 from retain.extras import needs
 from retain.tasks.images import ImageFile
-from retain.tasks.paper.files import read_mat
 from retain.tasks.paper.official import Archive, Counts, Listing, Official, PaperSet
+from retain.tasks.paper.readers import read_mat
 
 
 def read(folder: Path) -> Official:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from retain.errors import FileError
 from retain.tasks.images import Progress, decode_all
+from retain.tasks.paper.data_sets import PAPER_SETS, how_to_get, paper_set
 from retain.tasks.paper.official import Counts, Listing, Official, PaperSet
-from retain.tasks.paper.registry import PAPER_SETS, how_to_get, paper_set
 
 SetState = Literal["complete", "usable", "packed", "broken", "missing"]
 NAMED = 5

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from retain.errors import FileError
 from retain.tasks.images import ImageFile
-from retain.tasks.paper.files import read_lines
 from retain.tasks.paper.official import Archive, Counts, Listing, Official, PaperSet
+from retain.tasks.paper.readers import read_lines
 
 
 def read(folder: Path) -> Official:

@@ -9,8 +9,8 @@ import torch
 
 from retain.errors import FileError
 from retain.extras import needs
-from retain.tasks.paper.files import read_mat
 from retain.tasks.paper.official import Counts, Listing, Official, PaperSet
+from retain.tasks.paper.readers import read_mat
 
 
 def read(folder: Path) -> Official:

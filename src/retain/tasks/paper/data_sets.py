@@ -10,10 +10,10 @@ from retain.tasks.paper.actions import VOC_ACTIONS
 from retain.tasks.paper.aircraft import AIRCRAFT
 from retain.tasks.paper.birds import BIRDS
 from retain.tasks.paper.cars import CARS
-from retain.tasks.paper.files import unpack
 from retain.tasks.paper.flowers import FLOWERS
 from retain.tasks.paper.letters import CHARS74K
 from retain.tasks.paper.official import Official, PaperSet
+from retain.tasks.paper.readers import unpack
 from retain.tasks.paper.scenes import SCENES
 from retain.tasks.paper.svhn import SVHN
 

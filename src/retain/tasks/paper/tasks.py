@@ -12,8 +12,8 @@ from retain.errors import ConfigError
 from retain.tasks.crops import PAPER_SIZE, Crops
 from retain.tasks.images import MemoryBudget, Progress
 from retain.tasks.options import TaskOptions
+from retain.tasks.paper.data_sets import PAPER_SETS, paper_set, read_official
 from retain.tasks.paper.official import Official
-from retain.tasks.paper.registry import PAPER_SETS, paper_set, read_official
 from retain.tasks.reading import Images, Reading
 from retain.tasks.splits import SURVEY_SEED, halves
 from retain.tasks.task import Task, TaskSequence
