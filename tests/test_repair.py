@@ -194,6 +194,24 @@ def test_the_command_writes_what_the_function_returns(case, tmp_path):
         assert all(torch.equal(written[k], expected[k]) for k in expected)
 
 
+def test_the_command_tells_of_a_base_that_the_file_is_not_of(case, tmp_path):
+    base, tuned, memory = case
+    base, tuned = base.float(), tuned.float()
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    torch.save(tuned.state_dict(), tmp_path / "tuned.pt")
+    memory.save(tmp_path / "memory.safetensors")
+    card = retain.passport(base, data().float().split(6), name="small", progress=False)
+    card.save(tmp_path / "passport.safetensors")
+    for kind in ("memory", "passport"):
+        for first, second in (("base.pt", "tuned.pt"), ("tuned.pt", "base.pt")):
+            line = ["repair", str(tmp_path / first), str(tmp_path / second)]
+            more = ["--memory", str(tmp_path / f"{kind}.safetensors")]
+            out = ["--out", str(tmp_path / "out.safetensors")]
+            done = CliRunner().invoke(app, [*line, *more, *out])
+            assert done.exit_code == 0, done.output
+            assert ("the wrong way round" in done.output) == (first == "tuned.pt")
+
+
 def test_drift_by_its_formula(case):
     base, tuned, memory = case
     assert memory.drift().change == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,33 @@ def _with_aliases(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[str]]]
 def is_adapters(name: str) -> bool:
     """Whether a parameter of this name is part of an adapter, as PEFT names them."""
     return any(part.startswith("lora_") for part in name.split("."))
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `model` is one of PEFT's, which can merge its adapters into the weights."""
+    return callable(getattr(unwrapped(model), "merge_and_unload", None))
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model`, with PEFT's adapters merged into the weights."""
+    twin = copy.deepcopy(unwrapped(model))
+    merged: nn.Module = twin.merge_and_unload() if has_adapters(twin) else twin  # type: ignore[operator]
+    return merged
+
+
+def refuse_unmerged(names: Iterable[str], what: str) -> None:
+    """Names of a state dict say nothing of how much adapters add: their scale is not in it.
+
+    Raises:
+        InputError: there are adapters among the names.
+    """
+    adapters = [name for name in names if is_adapters(name)]
+    if adapters:
+        raise InputError(
+            f"{what} has {len(adapters)} tensors of adapters beside the weights, such as "
+            f"{adapters[0]}. Merge them first (merge_and_unload()), or give the PeftModel itself; "
+            "to `retain repair` also the folder that save_pretrained() wrote."
+        )
 
 
 def shape_of(p: Tensor) -> torch.Size | None:

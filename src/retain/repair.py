@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import overload
 
-import torch
 from torch import Tensor, nn
 
 from retain import arguments
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
-from retain.parameters import Weights, canonical, summed_in, unusable, unwrapped
+from retain.memory.memory_file import apart, by_canonical_name
+from retain.parameters import Weights, canonical, merged_copy, refuse_unmerged, summed_in, unusable
 from retain.saying import warn
 
 NAMED = 5  # parameters in a warning
@@ -83,13 +82,13 @@ def repair(
         raise StateError("The memory has no importance yet: observe data and call consolidate().")
     before = _state(base, "base")
     if isinstance(tuned, nn.Module):
-        model = _merged(tuned)
+        model = merged_copy(tuned)
         state = _repaired(before, model.state_dict(), importance, float(amount))
         model.load_state_dict(state)
     else:
         state = _repaired(before, _state(tuned, "tuned"), importance, float(amount))
     if isinstance(memory, Memory):
-        _warn_of_another_base(before, memory.anchor)
+        warn_of_another_base(apart(before, memory.anchor))
     return model if isinstance(tuned, nn.Module) else state
 
 
@@ -97,7 +96,7 @@ def _repaired(
     base: Weights, tuned: Weights, importance: Mapping[str, Tensor], amount: float
 ) -> dict[str, Tensor]:
     names = {canonical(name): name for name in tuned}
-    before = {canonical(name): tensor for name, tensor in base.items()}
+    before = by_canonical_name(base)
     _refuse_others(before, {c: tuned[n] for c, n in names.items()}, importance)
     weights = sum(omega.numel() for omega in importance.values())
     mean = sum(float(omega.double().sum()) for omega in importance.values()) / weights
@@ -154,14 +153,12 @@ def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tenso
         )
 
 
-def _warn_of_another_base(base: Weights, anchor: Weights) -> None:
-    """Ω was made on θ*: with base and tuned the wrong way round, all goes the wrong way."""
-    before = {canonical(name): tensor for name, tensor in base.items()}
-    other = [
-        name
-        for name, star in anchor.items()
-        if name in before and not _near(before[name].to(star.device), star)
-    ]
+def warn_of_another_base(other: Sequence[str]) -> None:
+    """Ω was made on θ*: with base and tuned the wrong way round, all goes the wrong way.
+
+    Args:
+        other: names of weights of the base that are not θ*.
+    """
     if other:
         named = ", ".join(other[:NAMED]) + (", …" if len(other) > NAMED else "")
         warn(
@@ -170,22 +167,10 @@ def _warn_of_another_base(base: Weights, anchor: Weights) -> None:
         )
 
 
-def _near(one: Tensor, other: Tensor) -> bool:
-    """Whether they are equal, up to the rounding of the coarser type."""
-    coarse = max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
-    return bool((one.double() - other.double()).norm() <= coarse * other.double().norm())
-
-
 def _state(given: nn.Module | Weights, what: str) -> dict[str, Tensor]:
     if isinstance(given, nn.Module):
-        return _merged(given).state_dict()
+        return merged_copy(given).state_dict()
     if isinstance(given, Mapping) and all(isinstance(t, Tensor) for t in given.values()):
+        refuse_unmerged(map(str, given), what)
         return dict(given)
     raise InputError(f"{what} is a {type(given).__name__}; expected a model or a state dict.")
-
-
-def _merged(model: nn.Module) -> nn.Module:
-    """A copy of a model, with PEFT's adapters merged into the weights."""
-    twin = copy.deepcopy(unwrapped(model))
-    merge = getattr(twin, "merge_and_unload", None)
-    return merge() if callable(merge) else twin

@@ -49,6 +49,11 @@ def leaves(model, optimizer, loader):
     raise SystemExit(0)
 
 
+def freezes_at_last(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    model.requires_grad_(False)
+
+
 def another(model, optimizer, loader):
     finetune(model, optimizer, loader)
     return 3
@@ -158,7 +163,7 @@ def test_a_recipe_that_does_what_we_do_ends_where_we_end(tmp_path):
     [
         ("nothing", "trained nothing: no step"),
         ("without_gradients", "trained nothing: 1 steps? .* left every weight"),
-        ("raises", "failed: ValueError: made to fail"),
+        ("raises", r"failed: ValueError: made to fail \(in line \d+\)"),
         ("leaves", "failed: SystemExit: 0"),
         ("another", "returned a int; expected None, or the model"),
         ("its_own", "without a step of the optimizer that it was given"),
@@ -169,6 +174,14 @@ def test_a_recipe_that_does_not_train(tmp_path, name, said):
     record = run(asked(tmp_path, name, methods=("finetune",)), progress=False).runs[0]
     assert record.status == "failed"
     assert re.search(said, record.error), record.error
+
+
+def test_what_a_recipe_froze_is_trained_by_the_next_task_again(tmp_path):
+    asked_for = asked(tmp_path, "freezes_at_last", methods=("finetune", "mas"))
+    results = run(asked_for, progress=False)
+    assert [r.error for r in results.runs] == [None, None]
+    plain = run(asked(tmp_path, methods=("finetune", "mas")), progress=False)
+    assert accuracies(results) == accuracies(plain)
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,20 @@ import typer
 
 from retain.cli.speaking import out, plainly
 from retain.files import write_weights
-from retain.memory.memory_file import read_importance
+from retain.integrations.peft.saved import merged_from
+from retain.memory.memory_file import other_weights, read_importance
 from retain.models.weights import read_state
 from retain.repair import repair as repaired
+from retain.repair import warn_of_another_base
 
 
 @plainly
 def repair(
     base: Annotated[Path, typer.Argument(help="Weights from before: safetensors or a torch file.")],
-    tuned: Annotated[Path, typer.Argument(help="Weights after training that forgot.")],
+    tuned: Annotated[
+        Path,
+        typer.Argument(help="Weights after training that forgot, or a folder with an adapter."),
+    ],
     *,
     memory: Annotated[
         Path, typer.Option(help="What a memory of the base model saved, or `retain importance`.")
@@ -34,6 +39,9 @@ def repair(
     retain repair before.pt after.pt --memory memory.safetensors --out mended.safetensors
     """
     _, importance = read_importance(memory)
-    state = repaired(read_state(base), read_state(tuned), importance, amount=amount)
+    before = read_state(base)
+    after = merged_from(before, tuned) if tuned.is_dir() else read_state(tuned)
+    state = repaired(before, after, importance, amount=amount)
+    warn_of_another_base(other_weights(memory, before))
     write_weights(file, state)
     out.print(f"Written to {file}", markup=False, soft_wrap=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,14 +71,19 @@ def follow(
         steps += 1
 
     before = [p.detach().clone() for p in network.parameters()]
+    trainable = {p: p.requires_grad for p in network.parameters()}
     counting = optimizer.register_step_post_hook(count)
     loader = Loader(method, index, sequence, order)
     try:
         returned = recipe_from_file(spec)(network, optimizer, loader)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"The recipe {spec} failed: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"The recipe {spec} failed: {type(error).__name__}: {error}{_where(error, spec)}"
+        ) from error
     finally:
         counting.remove()
+        for p, was in trainable.items():  # what a recipe froze is the next task's again
+            p.requires_grad_(was)
     if returned is not None and returned is not network:
         raise ConfigError(
             f"The recipe {spec} returned a {type(returned).__name__}; expected None, or the model "
@@ -93,3 +100,11 @@ def follow(
         raise ConfigError(f"The recipe {spec} trained nothing: {why}.")
     if not all(bool(torch.isfinite(p).all()) for p in network.parameters()):
         raise NonFiniteError(f"The recipe {spec} ended in weights that are not finite.")
+
+
+def _where(error: BaseException, spec: str) -> str:
+    """The line of the recipe's own file that the error came through last."""
+    file = Path(spec.rpartition(":")[0]).name
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).name == file]
+    return f" (in line {lines[-1]})" if lines else ""

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from retain.borrowed import borrowed
 from retain.errors import InputError
 from retain.memory.given_data import batches_in, blaming
-from retain.parameters import Weights, canonical, named_parameters, unusable
+from retain.parameters import (
+    Weights,
+    canonical,
+    has_adapters,
+    merged_copy,
+    named_parameters,
+    refuse_unmerged,
+    unusable,
+)
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
 
@@ -22,12 +30,15 @@ Loss = Callable[[nn.Module, Any], Tensor]
 def weights_in(other: object, held: Weights) -> Weights | None:
     """Name -> weight of a model or a state dict, for everything in `held`; None if it is neither.
 
+    Adapters of PEFT count as merged.
+
     Raises:
         InputError: names that are missing or have another shape, all of them.
     """
     if isinstance(other, nn.Module):
-        found: Weights = named_parameters(other)
+        found: Weights = named_parameters(merged_copy(other) if has_adapters(other) else other)
     elif isinstance(other, Mapping):
+        refuse_unmerged(map(str, other), "The state dict")
         found = {canonical(str(name)): w for name, w in other.items() if isinstance(w, Tensor)}
     else:
         return None

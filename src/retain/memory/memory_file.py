@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from retain import arguments, files
 from retain.errors import FileError
 from retain.header import Fields
 from retain.importance import Importance, not_importance
 from retain.memory.body import Memory
-from retain.memory.compact import KIND, expanded, memory_of
+from retain.memory.compact import KIND, expanded, fingerprints, memory_of
 from retain.memory.ewc import EWC
 from retain.memory.file_header import checked
 from retain.memory.local_mas import LocalMAS
@@ -19,7 +21,7 @@ from retain.memory.mas import MAS
 from retain.memory.plain_data import restored
 from retain.memory.si import SI
 from retain.memory.state import State, grouped
-from retain.parameters import Patterns, Selection, unwrapped
+from retain.parameters import Patterns, Selection, canonical, unwrapped
 from retain.samples.outputs import OutputPicker
 
 KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, LocalMAS, EWC, SI)}
@@ -118,3 +120,42 @@ def read_importance(path: str | os.PathLike[str]) -> tuple[str, Importance]:
         raise FileError(f"{path} is damaged: {error}.") from error
     said = f"{fields_of['method']}, strength {fields_of['strength']:g}, {fields_of['tasks']} tasks"
     return said, Importance(total, fields_of["samples"], fields_of["routes"])
+
+
+def other_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of those of `weights` that are not what the file was made on.
+
+    A memory knows them by θ*, a passport by their hashes; an Ω alone says nothing of them.
+
+    Raises:
+        FileError: missing, truncated, damaged, foreign or from a newer version.
+    """
+    flat, header = files.read(path, "memory", KIND, "importance")
+    try:
+        if header["kind"] == KIND:
+            marks = Fields(header).named_texts("weights")
+            here = {n: w for n, w in by_canonical_name(weights).items() if n in marks}
+            return [n for n, mark in fingerprints(here).items() if mark != marks[n]]
+        if header["kind"] == "importance":
+            return []
+        terms = State.unpack(grouped(flat), checked(header)).terms
+    except (ValueError, KeyError) as error:
+        raise FileError(f"{path} is damaged: {error}.") from error
+    return apart(weights, {name: star for term in terms for name, star in term.anchor.items()})
+
+
+def apart(weights: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> list[str]:
+    """Names of what is in both, and not equal up to the rounding of the coarser type."""
+    known = by_canonical_name(weights)
+    both = ((n, known[n].to(star.device), star) for n, star in anchor.items() if n in known)
+    return [n for n, weight, star in both if not _near(weight, star)]
+
+
+def by_canonical_name(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under their names without what wrappers put into them."""
+    return {canonical(name): tensor for name, tensor in weights.items()}
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    coarse = max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
+    return bool((one.double() - other.double()).norm() <= coarse * other.double().norm())

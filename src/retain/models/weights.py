@@ -51,8 +51,9 @@ def read_weights(path: Path) -> Any:
         FileError: missing, unreadable, or more than tensors.
     """
     if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
         raise FileError(
-            f"The file of weights {path} does not exist. Give a safetensors or torch file, or "
+            f"The file of weights {path} {what}. Give a safetensors or torch file, or "
             '"default" for the weights that torchvision or timm offers for the model.'
         )
     try:
