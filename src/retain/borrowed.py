@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -166,11 +167,13 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
         modules, parameters = list(model.modules()), list(model.parameters())
         things = [*map(_module, modules), *map(_gradient, parameters)]
         _take(things, loan)
-        _lend(model, loan, refusing=any(module.training for module in modules))
+        training = any(module.training for module in modules)
+        _lend(model, loan, refusing=training)
     try:
         for p in parameters:
             p.grad = None
-        _evaluating(model)
+        if training:
+            _evaluating(model)
         yield
     finally:
         with _giving:
@@ -266,6 +269,8 @@ def _gradient(parameter: nn.Parameter) -> _Thing:
 
 # ---- torch, as the engine can read it ----
 
+FUSED = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # layers that hide their steps
+
 
 class _Together:
     """A context for all threads: entered by the first who wants it, left by the last."""
@@ -324,18 +329,26 @@ def _replaced_in_torch() -> Iterator[None]:
 
         return run
 
-    with ExitStack() as stack:
-        for name in ("__enter__", "__exit__"):
-            stack.enter_context(_replaced(saved_tensors_hooks, name, nothing))
-        stack.enter_context(_replaced(checkpoint.CheckpointFunction, "apply", plainly))
-        for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            stack.enter_context(_replaced(_VF, name, in_steps(getattr(_VF, name))))
+    stand_ins = [
+        *((saved_tensors_hooks, name, nothing) for name in ("__enter__", "__exit__")),
+        (checkpoint.CheckpointFunction, "apply", plainly),
+        *((_VF, name, in_steps(getattr(_VF, name))) for name in FUSED),
+    ]
+    undo: list[Callable[[], None]] = []
+    try:
+        for owner, name, stand_in in stand_ins:
+            undo.append(_replace(owner, name, stand_in))
         yield
+    finally:
+        for back in reversed(undo):
+            back()
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Another function under that name, which a class may also have inherited, while borrowing."""
+def _replace(owner: Any, name: str, stand_in: Callable[..., Any]) -> Callable[[], None]:
+    """Another function under that name, which a class may also have inherited, while borrowing.
+
+    What comes back puts the first one back.
+    """
     own, before, original = name in vars(owner), vars(owner).get(name), getattr(owner, name)
 
     def either(*args: Any, **kwargs: Any) -> Any:
@@ -344,13 +357,7 @@ def _replaced(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[N
     # `original`, asked for from a class, is a function of the instance, or bound to the class
     bound = isinstance(owner, type) and getattr(original, "__self__", None) is owner
     setattr(owner, name, staticmethod(either) if bound else either)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)
+    return partial(setattr, owner, name, before) if own else partial(delattr, owner, name)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import retain
+from retain.memory import unheld
 
 
 class Branch(nn.Module):
@@ -36,3 +37,17 @@ def test_nothing_is_said_of_a_trained_model():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         retain.MAS(nn.Linear(3, 2)).observe(torch.randn(5, 3), progress=False).consolidate()
+
+
+def test_what_was_found_to_grow_is_not_looked_at_again(monkeypatch):
+    """Sums only grow; those of another memory, or of a new round, are looked at anew."""
+    model, looked, is_zero = nn.Linear(3, 2), [], unheld._is_zero
+    monkeypatch.setattr(unheld, "_is_zero", lambda total: looked.append(total) or is_zero(total))
+    memory = retain.MAS(model)
+    for _ in range(3):
+        memory.observe(torch.randn(5, 3), progress=False)
+    assert len(looked) == 2
+    nn.init.zeros_(model.weight), nn.init.zeros_(model.bias)
+    memory.consolidate()
+    with pytest.warns(UserWarning, match="weight, bias is 0"):
+        memory.observe(torch.randn(5, 3), progress=False)

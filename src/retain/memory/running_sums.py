@@ -23,6 +23,7 @@ class Running:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.alive: set[str] = set()  # parameters whose sum is known to be more than zero
         self.routes: dict[str, str] = {}
         self.precisions: tuple[str, ...] = ()
         with torch.inference_mode(False):

@@ -17,11 +17,11 @@ def warn_of_zeros(running: Running, known: set[str]) -> None:
     Their gradient is 0 because a factor behind them is: so it is for A of a fresh LoRA adapter,
     whose B is 0, and for a branch that starts at 0. Training moves them all the same.
     """
-    zero = [
-        name
-        for name, total in running.sums.items()
-        if name not in known and running.routes.get(name) != "unused" and _is_zero(total)
-    ]
+    # sums only grow: what is more than zero once stays so
+    unsure = running.sums.keys() - known - running.alive
+    asked = {name for name in unsure if running.routes.get(name) != "unused"}
+    zero = [name for name, total in running.sums.items() if name in asked and _is_zero(total)]
+    running.alive |= asked.difference(zero)
     known.update(zero)
     if not zero:
         return

@@ -63,6 +63,10 @@ class Factors:
         if self.layout is None:
             return self.left_rp, self.right_rq
         assert isinstance(self.layout, Blocks)
+        if self.layout.outer == 1:
+            n, t = self.layout.samples, self.layout.inner
+            left, right = (rows.unflatten(0, (n, t)) for rows in (self.left_rp, self.right_rq))
+            return left, right
         left, right = (
             self.layout.split(rows, 0).movedim(1, 0).flatten(1, 2)
             for rows in (self.left_rp, self.right_rq)

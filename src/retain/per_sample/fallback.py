@@ -70,4 +70,5 @@ class Prices:
 
 def slow_routes(routes: Mapping[str, str]) -> list[str]:
     """The names of the parameters that take a way which asks for each sample in turn."""
-    return [name for name, route in routes.items() if any(slow in route for slow in SLOW_ROUTES)]
+    slow = {route for route in set(routes.values()) if any(part in route for part in SLOW_ROUTES)}
+    return [name for name, route in routes.items() if route in slow] if slow else []

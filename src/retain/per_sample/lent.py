@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DEPTH = 4  # containers in containers that are looked into for state
 OWN = {"_parameters", "_buffers", "_modules", "training"}  # of a module, and not state
 CHANGING = (dict, list, deque, set)  # containers that are looked into
+# What most attributes are, and hooks: nothing in them is looked after.
+STILL = frozenset({bool, int, float, str, type(None), OrderedDict})
 DRAWING = (torch.Generator, random.Random, np.random.Generator)
 
 
@@ -63,7 +65,8 @@ def state_aside(model: nn.Module) -> Iterator[None]:
     seen: set[int] = set()  # objects that several modules share, such as a configuration
     for module in model.modules():
         attributes = {k: v for k, v in vars(module).items() if k not in OWN}
-        held = [_Attribute.of(v, seen) for v in attributes.values() if _may_change(v)]
+        some = [v for v in attributes.values() if type(v) not in STILL]
+        held = [_Attribute.of(v, seen) for v in some if _may_change(v)]
         before.append((vars(module), attributes, held))
     try:
         yield
@@ -71,8 +74,9 @@ def state_aside(model: nn.Module) -> Iterator[None]:
         for own, attributes, held in before:
             for attribute in held:
                 attribute.back()
-            for name in own.keys() - attributes.keys() - OWN:
-                del own[name]
+            if len(own) > len(attributes) + len(OWN):
+                for name in own.keys() - attributes.keys() - OWN:
+                    del own[name]
             own.update(attributes)
 
 

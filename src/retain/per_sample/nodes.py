@@ -31,6 +31,8 @@ def shape_of(node: Node, output: int = 0) -> torch.Size:
     return torch.Size(node._input_metadata[output].shape)
 
 
+SIMPLE = frozenset({int, float, str, bool, type(None)})  # arguments that are compared by value
+
 # The name of an operation → the names under which its nodes keep arguments that are not tensors.
 _ARGUMENTS: dict[str, tuple[str, ...]] = {}
 
@@ -43,8 +45,8 @@ def arguments(node: Node) -> list[Any]:
     if name not in _ARGUMENTS:
         saved = (attribute for attribute in dir(node) if attribute.startswith("_saved_"))
         _ARGUMENTS[name] = tuple(a for a in saved if not _holds_tensors(getattr(node, a)))
-    values = (getattr(node, attribute) for attribute in _ARGUMENTS[name])
-    return [tuple(v) if isinstance(v, (list, tuple)) else v for v in values if _hashable(v)]
+    values = [getattr(node, attribute) for attribute in _ARGUMENTS[name]]
+    return [tuple(v) if type(v) is list else v for v in values if _hashable(v)]
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -53,8 +55,8 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _hashable(value: Any) -> bool:
-    many = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(one, (int, float, str, bool, type(None))) for one in many)
+    many = value if isinstance(value, (list, tuple)) else (value,)
+    return SIMPLE.issuperset(map(type, many))  # asked for every argument of every batch
 
 
 def constants(node: Node) -> list[tuple[str, Any]]:

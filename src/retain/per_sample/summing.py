@@ -107,7 +107,7 @@ def sum_rows(contributions: Sequence[SampleGradients], total: Sum) -> None:
     values = contributions[0].values
     for contribution in contributions[1:]:
         values = values + contribution.values
-    total.add(total.raised(values).sum(0))
+    total.add_samples(values)
 
 
 def sum_lookups(contribution: Lookups, total: Sum) -> None:

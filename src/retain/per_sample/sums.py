@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -91,6 +92,16 @@ class Sum:
         else:
             self.total.add_(powers)
 
+    def add_samples(self, gradients: Tensor) -> None:
+        """Add Σₖ|gₖ|ᵖ of gₖ [n, …], all that there are; they are never written over."""
+        raised = self.raised(gradients)
+        self._bounded = False
+        if self.empty:
+            torch.sum(raised, 0, out=self.total)
+            self.empty = False
+        else:
+            self.total.add_(raised.sum(0))
+
     def add_raised(self, gradient: Tensor) -> None:
         """Add |g|ᵖ of one sample, with no temporary as large as the gradient."""
         self._bounded = False
@@ -135,8 +146,9 @@ def not_finite(sums: Mapping[str, Sum | Tensor]) -> list[str]:
     if not doubtful:
         return []
     # one quick pass over each; a sum over all may overflow where no element does
-    quick = [total.sum().float() for total in doubtful.values()]
-    finite = torch.stack([one.to(quick[0].device) for one in quick]).isfinite().tolist()
+    quick = [total.sum() for total in doubtful.values()]
+    alike = [one.to(quick[0].device, quick[0].dtype) for one in quick]
+    finite = map(math.isfinite, torch.stack(alike).tolist())
     return [
         name
         for (name, total), fine in zip(doubtful.items(), finite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -141,6 +142,10 @@ class Batch:
 
     def inputs(self) -> dict[Path, Tensor]:
         """Every tensor that the model is given, by the way to it: names, and places in lists."""
+        return self._inputs.copy()
+
+    @cached_property
+    def _inputs(self) -> dict[Path, Tensor]:
         return dict(leaves(self._parts()))
 
     def part(self, path: Path) -> Any:
@@ -160,6 +165,10 @@ class Batch:
         Tensors, by their size along the batch dimension; then lists, by their lengths. The tensors
         in a list count if they are all of one size, as those of several kinds of features.
         """
+        return self._counts.copy()
+
+    @cached_property
+    def _counts(self) -> dict[Path, int]:
         tensors: dict[Path, int] = {}
         lists: dict[Path, int] = {}
 

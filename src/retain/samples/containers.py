@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 Path = tuple[str | int, ...]
 DESCEND = NotImplemented  # what a change returns for a value that is to be looked into
 PLAIN = (str, bytes, int, float, bool, complex, type(None), type, nn.Module, PackedSequence)
+WHOLE = (Tensor, *PLAIN)
 
 
 def rebuilt(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
@@ -43,7 +44,9 @@ def parts_of(value: Any, *, deep: bool = False) -> dict[Any, Any] | None:
     `deep` inside a batch only mappings and dataclasses are looked into: an object there, such as a
     cache, is the model's own affair.
     """
-    if isinstance(value, (Tensor, *PLAIN)):
+    if type(value) is dict:
+        return value.copy()
+    if isinstance(value, WHOLE):
         return None
     if isinstance(value, Mapping):
         return dict(value.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -150,7 +151,7 @@ def checked(picked: Any, samples: int) -> Tensor:
         )
     values = picked.detach()
     # one quick pass; a sum over all may overflow where no element does
-    if not values.sum().isfinite():
+    if not math.isfinite(values.sum().item()):
         finite = torch.isfinite(values.reshape(samples, -1)).all(1)
         if not finite.all():
             bad = (~finite).nonzero().flatten().tolist()
