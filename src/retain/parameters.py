@@ -211,6 +211,14 @@ def fingerprint(model: nn.Module, selection: Selection) -> dict[str, tuple[int, 
     return {name: tuple(shape) for name, p in picked.items() if (shape := shape_of(p)) is not None}
 
 
+def address(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 if it has none of its own (it wraps others)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a quantised weight of torchao, for one
+        return 0
+
+
 def snapshot(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
     """A copy of `tensor`, never a view of it, on `device` in `dtype` (None: as it is)."""
     if is_sharded(tensor):

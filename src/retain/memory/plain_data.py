@@ -19,7 +19,7 @@ from retain.memory.file_header import checked
 from retain.memory.growth import has_grown
 from retain.memory.holder import Holder
 from retain.memory.state import State, Tensors
-from retain.parameters import Selection, fingerprint
+from retain.parameters import Selection, fingerprint, is_adapters
 from retain.samples.outputs import OutputPicker
 
 HolderT = TypeVar("HolderT", bound=Holder)
@@ -147,7 +147,7 @@ def restored(
         raise refusal(
             f"does not match the model; {'; '.join(misfits)}. Give the model that it was saved "
             "from, or leave these out with exclude=…; with strict=False, parameters that are "
-            "missing there are free."
+            f"missing there are free.{_of_adapters(model)}"
         )
     if damaged:
         raise refusal(f"is damaged: {', '.join(damaged)} is not as its header says.")
@@ -158,6 +158,15 @@ def restored(
             raise
         raise refusal(f"is damaged: {error!r}.") from error
     return memory
+
+
+def _of_adapters(model: nn.Module) -> str:
+    if not any(is_adapters(name) for name, _p in model.named_parameters()):
+        return ""
+    return (
+        " This model has adapters: what was saved before they were there is read by "
+        "LoraPenalty(retain.MAS(model), model).load(path)."
+    )
 
 
 def _from_header(

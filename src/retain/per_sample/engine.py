@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import NonFiniteError, RetainError
+from retain.parameters import address
 from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.blame import BROKEN, raise_size
 from retain.per_sample.check import ROWS, SelfCheck
@@ -322,7 +323,7 @@ class PerSample:
     def _probe(self, graph: Graph, samples: int) -> Known:
         scores = graph.scores
         weights = probe_weights(samples, graph.precision, scores.dtype, scores.device)
-        held = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        held = {at for p in self.model.parameters() if (at := address(p))}
         with unrounded(), repeatable():
             return Known(make_plan(graph, weights, held), Trust.PROBED)
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retain.parameters import address
+
 DEPTH = 4  # containers in containers that are looked into for state
 OWN = {"_parameters", "_buffers", "_modules", "training"}  # of a module, and not state
 CHANGING = (dict, list, deque, set)  # containers that are looked into
@@ -184,7 +186,7 @@ class Writes(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._owner = {p.untyped_storage().data_ptr(): p for p in model.parameters()}
+        self._owner = {at: p for p in model.parameters() if (at := address(p))}
         self._before: dict[int, Tensor] = {}
 
     @property
@@ -199,7 +201,7 @@ class Writes(TorchDispatchMode):
             for argument, given in zip(func._schema.arguments, args):
                 written = argument.alias_info is not None and argument.alias_info.is_write
                 if written and isinstance(given, Tensor):
-                    at = given.untyped_storage().data_ptr()
+                    at = address(given)
                     if at in self._owner and at not in self._before:
                         self._before[at] = self._owner[at].detach().clone()
         return func(*args, **(kwargs or {}))

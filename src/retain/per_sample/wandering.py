@@ -14,6 +14,7 @@ from collections.abc import Collection
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from retain.parameters import address
 from retain.per_sample.graph import Graph
 from retain.per_sample.layout import Blocks, find_blocks
 from retain.per_sample.nodes import is_custom, operation, shape_of
@@ -112,7 +113,7 @@ def _with_a_weight(node: Node, between: Collection[Node], held: Collection[int])
     if any(below in between for below, _ in node.next_functions[first : first + 2]):
         return True
     saved = (getattr(node, name, None) for name in PRODUCTS[operation(node)])
-    return any(isinstance(s, Tensor) and s.untyped_storage().data_ptr() in held for s in saved)
+    return any(isinstance(s, Tensor) and address(s) in held for s in saved)
 
 
 def _along_the_samples(graph: Graph, nodes: list[Node], weights: list[Tensor]) -> list[str]:

@@ -230,3 +230,29 @@ def test_before_anything_was_learned():
         warnings.simplefilter("error")
         assert float(penalty.penalty()) == 0
         penalty.penalty().backward()
+
+
+def test_adapters_that_are_disabled_add_nothing():
+    net, memory = made.remembered(made.dense)
+    model = made.adapt(net, target_modules=["0"], modules_to_save=["2"])
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    penalty = LoraPenalty(memory, model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    penalty.attach(optimizer, form="adaptive")
+    enabled, drift = penalty.penalty().detach(), penalty.drift().relative
+    assert enabled > 0
+    before = [p.detach().clone() for p in model.parameters()]
+    with model.disable_adapter():
+        assert penalty.penalty() == 0
+        assert penalty.drift().relative == 0
+        optimizer.step()
+    assert all(torch.equal(b, p) for b, p in zip(before, model.parameters(), strict=True))
+    torch.testing.assert_close(penalty.penalty().detach(), enabled)
+    assert penalty.drift().relative == drift
+    with model.disable_adapter():
+        first = LoraPenalty(memory, model)  # made where they are disabled
+        assert first.penalty() == 0
+    torch.testing.assert_close(first.penalty().detach(), enabled)

@@ -13,8 +13,13 @@ from retain.errors import ModelError, StateError
 from retain.extras import needs
 from retain.integrations.peft.low_rank import Factor, Product, View
 from retain.parameters import canonical, is_adapters, unwrapped
+from retain.sharding import is_sharded
 
 ROOT = "base_model.model."  # what PeftModel puts in front of every name
+BEFORE = (  # what to do about weights that are quantised
+    "Observe the model as it was before, save the memory, and read it here: "
+    "LoraPenalty(retain.MAS(peft_model), peft_model).load(path)"
+)
 INSERTED = frozenset({"base_layer", "original_module"})  # what adapters put into the middle
 
 
@@ -121,6 +126,27 @@ def active_in(module: Any) -> tuple[str, ...]:
     return tuple(name for name in module.active_adapters if name in have)
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight is kept in a format (quantised), and no plain floating numbers."""
+    plain = type(weight) in (Tensor, nn.Parameter) or is_sharded(weight)
+    return not plain or not weight.is_floating_point() or weight.numel() == 0
+
+
+def packed_below(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """The adapters' layers whose own weights are packed, and into what."""
+    lora = needs("peft.tuners.lora.layer", "trainers").LoraLayer
+    found = []
+    for name, module in modules:
+        if isinstance(module, lora) and not isinstance(module, nn.MultiheadAttention):
+            layer: Any = module
+            base = layer.get_base_layer()
+            weight = _attribute(base, getattr(layer, "parameter_name", "weight"))
+            if is_packed(weight):
+                kind = type(weight if weight.numel() else base).__name__
+                found.append(f"{name} ({kind})")
+    return found
+
+
 def root_of(model: nn.Module) -> nn.Module:
     """The user's own network, in which the adapters sit.
 
@@ -176,6 +202,11 @@ def find(model: nn.Module) -> AdaptedModel:
     return AdaptedModel(root, adapted, plain, found, copies)
 
 
+def disabled_in(layers: Iterable[AdapterLayer]) -> tuple[bool, ...]:
+    """Which layers add nothing now, whatever is active in them."""
+    return tuple(bool(layer.module.disable_adapters) for layer in layers)
+
+
 def _moves(module: Any) -> bool:
     """Whether one of a layer's adapters, of whatever kind, is active in it."""
     have = {name for kind in module.adapter_layer_names for name in getattr(module, kind, ())}
@@ -207,7 +238,7 @@ def _copies(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Any
     for name, module in modules:
         copies = getattr(module, "modules_to_save", None)
         if isinstance(copies, nn.ModuleDict) and hasattr(module, "original_module"):
-            active: Any = module.active_adapters
+            active: Any = () if module.disable_adapters else module.active_adapters
             yield name, module, next((one for one in active if one in copies), None)
 
 
@@ -282,7 +313,7 @@ def _moved(module: Any) -> Iterator[Moved]:
 
 
 def _product(module: Any, adapter: str) -> Product:
-    scale = float(module.scaling[adapter])
+    scale = _scale(module, adapter)
     if adapter in module.lora_embedding_A:
         a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
         turned = True  # an embedding [tokens, d] is moved by (B A)ᵀ
@@ -297,7 +328,12 @@ def _bias(module: Any, adapter: str) -> Product:
     """A bias [p] as s b · 1."""
     bias = module.lora_B[adapter].bias
     one = nn.Parameter(torch.ones(1, 1, dtype=bias.dtype, device=bias.device), requires_grad=False)
-    return Product(Factor(bias, _column), Factor(one, _flat), float(module.scaling[adapter]))
+    return Product(Factor(bias, _column), Factor(one, _flat), _scale(module, adapter))
+
+
+def _scale(module: Any, adapter: str) -> float:
+    """The factor of an adapter; 0 inside of `peft_model.disable_adapter()`: it adds nothing."""
+    return 0.0 if module.disable_adapters else float(module.scaling[adapter])
 
 
 def _experts(module: Any, active: tuple[str, ...]) -> Moved:
@@ -314,7 +350,7 @@ def _experts(module: Any, active: tuple[str, ...]) -> Moved:
         # A [experts · r, in], B [out, r · experts]
         left = Factor(b, lambda t: t.reshape(len(t), -1, count)[:, :, e])
         right = Factor(a, lambda t: t.reshape(count, -1, t.shape[-1])[e])
-        product = Product(left, right, float(module.scaling[adapter]))
+        product = Product(left, right, _scale(module, adapter))
         return product if swapped else product.transposed
 
     products = [[of_expert(adapter, e) for adapter in active] for e in range(count)]

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from retain.errors import StateError
+from retain.errors import ModelError, StateError
 from retain.extras import needs
-from retain.integrations.peft.adapted import root_of
+from retain.integrations.peft.adapted import BEFORE, packed_below, root_of
 from retain.parameters import is_adapters
 
 
@@ -25,6 +25,7 @@ def base_weights(peft_model: nn.Module) -> Iterator[nn.Module]:
         penalty = LoraPenalty(memory, peft_model)
 
     Raises:
+        ModelError: weights below adapters are quantised, so that nothing can be observed of them.
         StateError: an adapter is merged into the weights, which are then no longer those of before.
 
     Examples:
@@ -47,6 +48,12 @@ def base_weights(peft_model: nn.Module) -> Iterator[nn.Module]:
         raise StateError(
             f"An adapter is merged into {', '.join(merged)}. Call peft_model.unmerge_adapter() "
             "first, so that the base model is as it was."
+        )
+    packed = packed_below(root.named_modules())
+    if packed:
+        raise ModelError(
+            f"Weights below adapters are quantised, and have no gradients: {', '.join(packed)}. "
+            f"{BEFORE}."
         )
     trainable = {p: p.requires_grad for p in root.parameters()}
     disabled = {m: m.disable_adapters for m in layers.values()}

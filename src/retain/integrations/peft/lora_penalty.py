@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from retain import arguments, files
 from retain.drift import Drift
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
-from retain.integrations.peft.adapted import Adapted, AdaptedModel, base_name, find
+from retain.integrations.peft.adapted import (
+    BEFORE,
+    Adapted,
+    AdaptedModel,
+    base_name,
+    disabled_in,
+    find,
+    is_packed,
+    packed_below,
+)
 from retain.integrations.peft.lora_attachment import LoraAttachment
 from retain.integrations.peft.low_rank import Block, ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
@@ -103,6 +112,10 @@ class LoraPenalty:
         self.memory = memory
         self.model = peft_model
         self.dtype = dtype
+        first = find(peft_model)
+        self._layers = first.layers
+        # by which layers are disabled: inside of disable_adapter() the model is another one
+        self._found: dict[tuple[bool, ...], AdaptedModel] = {disabled_in(first.layers): first}
         self._made: tuple[tuple[Consolidated, ...], object, HeldModel] | None = None
         self._attachments: WeakSet[Attachment] = WeakSet()
         self._in_losses = 0  # how often the gradient of `penalty()` was asked for
@@ -112,7 +125,8 @@ class LoraPenalty:
     def penalty(self) -> Tensor:
         """λ Σ Ω (W + ΔW − θ*)², a scalar with gradients to the adapters, to be added to a loss.
 
-        Zero, with one warning, before the memory was consolidated.
+        Zero, with one warning, before the memory was consolidated. Inside of
+        `peft_model.disable_adapter()` adapters add nothing, and it is that of the base weights.
 
         Raises:
             StateError: an adapter was merged, unloaded or switched since this was made, or
@@ -250,9 +264,18 @@ class LoraPenalty:
         """What holds what, as the memory and the model are now."""
         self.memory._refuse_unconsolidated()
         terms, chosen = self.memory.terms, self.memory.selection
-        if self._made is None or self._made[0] is not terms or self._made[1] != chosen:
-            found = self._made[2].found if self._made else find(self.model)
-            self._made = terms, chosen, self._hold(found)
+        disabled = disabled_in(self._layers)
+        if disabled not in self._found:
+            self._found[disabled] = find(self.model)
+        found = self._found[disabled]
+        known = self._made
+        if (
+            known is None
+            or known[0] is not terms
+            or known[1] != chosen
+            or known[2].found is not found
+        ):
+            self._made = known = terms, chosen, self._hold(found)
         if not terms and not self._warned:
             self._warned = True
             warnings.warn(
@@ -260,7 +283,7 @@ class LoraPenalty:
                 "consolidate(), and the penalty is 0.",
                 stacklevel=3,
             )
-        return self._made[2]
+        return known[2]
 
     def _hold(self, found: AdaptedModel) -> HeldModel:
         holds, wrong = self._by_base_name(found)
@@ -269,7 +292,8 @@ class LoraPenalty:
             for name, one in found.adapted.items()
             if name not in holds and self.memory.selection.picks(name)
         ]
-        _refuse(wrong, bare if self.memory.terms else [], self.memory)
+        packed = packed_below(found.root.named_modules()) if bare else []
+        _refuse(wrong, bare if self.memory.terms else [], packed, self.memory)
         moved = [
             name for name, one in found.adapted.items() if name in holds and one.base.requires_grad
         ]
@@ -323,7 +347,9 @@ class LoraPenalty:
             )
 
 
-def _refuse(wrong: Sequence[str], bare: Sequence[str], memory: Memory) -> None:
+def _refuse(
+    wrong: Sequence[str], bare: Sequence[str], packed: Sequence[str], memory: Memory
+) -> None:
     if wrong:
         raise ModelError(
             f"The memory is not of this model: {'; '.join(dict.fromkeys(wrong))}. Give the memory "
@@ -337,11 +363,15 @@ def _refuse(wrong: Sequence[str], bare: Sequence[str], memory: Memory) -> None:
             if adapters
             else ""
         )
+        way = (
+            f"Weights are quantised, and have no gradients: {', '.join(packed)}. {BEFORE}"
+            if packed
+            else "Observe the base model with these weights trainable, before the adapter is put "
+            "into it or inside retain.integrations.peft.base_weights(peft_model)"
+        )
         raise ModelError(
-            f"Adapters on weights without importance: {', '.join(bare)}.{why} Observe the base "
-            "model with these weights trainable, before the adapter is put into it or inside "
-            "retain.integrations.peft.base_weights(peft_model); or leave them out with "
-            "memory.exclude = […]."
+            f"Adapters on weights without importance: {', '.join(bare)}.{why} {way}; or leave them "
+            "out with memory.exclude = […]."
         )
 
 
@@ -388,8 +418,7 @@ def _at(weight: Tensor, holds: tuple[Hold, ...]) -> bool:
 
     A weight that is packed (quantised) stands for the one that it was made from.
     """
-    shape = holds[0].anchor.shape
-    if weight.shape != shape or not weight.is_floating_point():
+    if is_packed(weight) or weight.shape != holds[0].anchor.shape:
         return True
     stars = [hold.anchor for hold in holds]
     return all(torch.equal(weight.detach().to(star.device, star.dtype), star) for star in stars)
