@@ -20,7 +20,7 @@ SOURCE = Path(retain.__file__).parent
 # From the ground up: a room may import from those in earlier lines, and from its own.
 LEVELS = [
     {"errors", "starting"},
-    {"closest", "extras", "header", "lazily", "pieces", "saying", "sharding"},
+    {"atomic", "closest", "extras", "header", "lazily", "pieces", "saying", "sharding"},
     {"arguments"},
     {"parameters", "files", "borrowed"},
     {"samples"},

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
-import shutil
-import socket
-import stat
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retain import arguments
+from retain import arguments, atomic
 from retain.errors import FileError, InputError
 from retain.saying import warn
 from retain.sharding import any_sharded, whole
@@ -29,7 +23,6 @@ from retain.sharding import any_sharded, whole
 VERSION = 2  # 1 had no digest
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
 DIGEST = "retain.sha256"  # and the one that says what its bytes were
-STALE = 24 * 3600  # seconds after which an unfinished write of another machine is given up
 HASHED = 1 << 26  # elements whose bytes are looked at together
 
 
@@ -38,9 +31,7 @@ def write(
 ) -> None:
     """Put `tensors` and `header` into `path`, so that a file is there whole or not at all.
 
-    Written beside it first, flushed to the disk, and then renamed: whatever was at `path` before
-    survives a write that fails. A new file has the permissions that the umask gives, one that is
-    written again keeps its own. What a write that was killed left beside it is removed.
+    See `retain.atomic`.
 
     Raises:
         FileError: the folder is missing or not writable, or the disk is full.
@@ -130,78 +121,12 @@ def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], 
 def _write(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    target = arguments.path("path", path).resolve()
+    target = arguments.path("path", path)
     try:
-        mode = _mode(target)
-        with _beside(target) as folder:
-            written = folder / target.name
-            save_file(dict(tensors), written, metadata=metadata)
-            written.chmod(mode)
-            _flush(written)
-            os.replace(written, target)  # noqa: PTH105  (the same, and tests can see it fail)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"Cannot write {target}: {error}. What was there is untouched.") from error
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file, or those that a new one gets here."""
-    if target.is_file():
-        return stat.S_IMODE(target.stat().st_mode)
-    probe = target.with_name(_unfinished(target))
-    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        return stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink()
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A folder for what is not yet whole, in the same file system; what others left is removed."""
-    for left in target.parent.glob(f".{_escaped(_short(target))}.*.tmp"):
-        if _is_left_over(left):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(True)
-    folder = target.with_name(_unfinished(target))
-    folder.mkdir(0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _unfinished(target: Path) -> str:
-    """The name of something that this process is writing: says who could still finish it."""
-    return f".{_short(target)}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-
-
-def _short(target: Path) -> str:
-    """The file's name, as far as there is room for more behind it."""
-    return os.fsdecode(os.fsencode(target.name)[:150]).encode("utf-8", "ignore").decode()
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _machine() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _is_left_over(path: Path) -> bool:
-    """Whether nobody is there any more who could finish it."""
-    who = path.name.removesuffix(".tmp").rpartition(".")[2].split("-")
-    if len(who) == 3 and who[0] == _machine() and who[1].isdigit():
-        try:
-            os.kill(int(who[1]), 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-        except OSError:
-            return False
-        return False
-    with contextlib.suppress(OSError):
-        return time.time() - path.stat().st_mtime > STALE
-    return False
+        with atomic.replacing(target) as unfinished:
+            save_file(dict(tensors), unfinished, metadata=metadata)
+    except SafetensorError as error:
+        raise atomic.cannot_write(target, error) from error
 
 
 def _digest(said: str, tensors: Mapping[str, Tensor]) -> str:
@@ -275,14 +200,3 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ready[name] = whole.clone() if memory in seen else whole
         seen.add(memory)
     return ready
-
-
-def _flush(path: Path) -> None:
-    """Make sure that it is on the disk; Windows cannot do that for a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

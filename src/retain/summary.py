@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from retain import arguments
+from retain import arguments, atomic
 from retain.errors import InputError
 from retain.extras import needs
 
@@ -99,10 +99,15 @@ class Summary:
     __repr__ = __str__
 
     def plot(self, path: str | os.PathLike[str]) -> Path:
-        """Draw Ω per weight and share of the total, layer by layer; returns the path."""
+        """Draw Ω per weight and share of the total, layer by layer; returns the path.
+
+        Raises:
+            FileError: it cannot be written; what was there is untouched.
+            InputError: there is nothing to draw, or no such kind of picture.
+        """
         if not self.rows:
             raise InputError("There is no importance to draw. Observe data first.")
-        arguments.path("path", path)
+        target = arguments.path("path", path)
         layers = _layers(self)
         figure = needs("matplotlib.figure").Figure(
             figsize=(9, 1.4 + 0.27 * len(layers)), layout="constrained"
@@ -114,10 +119,11 @@ class Summary:
         most = f", the {len(layers)} with the largest share" if hidden else ""
         figure.suptitle(f"Importance by layer{most} ({self.samples:,} samples)", fontsize=11)
         try:
-            figure.savefig(path, dpi=150)
-        except (ValueError, OSError) as error:
+            with atomic.replacing(target) as unfinished:
+                figure.savefig(unfinished, dpi=150, format=target.suffix[1:] or "png")
+        except ValueError as error:  # a kind of picture that there is not
             raise InputError(f"Cannot draw to {path}: {error}.") from error
-        return Path(path)
+        return target
 
 
 @dataclass(frozen=True)

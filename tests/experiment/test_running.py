@@ -12,6 +12,7 @@ from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.progress import Watcher
 from retain.methods import METHODS
 from retain.methods.mas import MASMethod
+from tests.test_atomic import gone, left_over
 
 from .tiny import accuracies, tiny
 
@@ -281,13 +282,15 @@ def test_a_folder_cannot_resume_a_config_that_only_differs_in_what_it_left_open(
 def test_what_a_killed_run_was_writing_is_swept_away(tmp_path):
     config = Config(tasks="digits", model="mlp", methods=("finetune",), epochs=1)
     run(config, out=tmp_path, progress=False)
-    left = [tmp_path / ".results.json.abc.tmp", tmp_path / "checkpoints" / ".tmpAbC"]
-    for path in left:
-        path.write_bytes(b"half")
-    left.append(tmp_path / "checkpoints" / ".mas.safetensors.tmp")
-    left[-1].mkdir()
+    left = [
+        left_over(tmp_path / "results.json", gone()),
+        left_over(tmp_path / "checkpoints" / "mas.safetensors", gone()),
+    ]
+    own = tmp_path / ".own.tmp"  # a folder may hold somebody's own files as well
+    own.mkdir()
     run(config, out=tmp_path, resume=True, progress=False)
     assert not any(path.exists() for path in left)
+    assert own.exists()
     assert (tmp_path / "results.json").exists()
 
 

@@ -16,7 +16,7 @@ from retain.experiment.workers.processes import Processes
 from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
 from retain.studies import run as running
 from retain.studies.folder import part_folder, recorded
-from retain.studies.run import Whole
+from retain.studies.run import AllParts
 
 
 def tiny(name="table3", parts=2, **asked):
@@ -189,7 +189,7 @@ class Heard(Watcher):
 
 def test_time_left_counts_parts_that_were_not_begun():
     heard = Heard()
-    whole = Whole(heard, 3)
+    whole = AllParts(heard, 3)
     whole.begin("a")
     whole.start(10)
     assert heard.total == 30

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from retain import atomic
 from retain.errors import ConfigError
 from retain.experiment.config import AUTO, Strength
 from retain.methods import METHODS, method_named
@@ -317,6 +318,4 @@ if __name__ == "__main__":
 
     page = Path(sys.argv[1])
     text = with_table(page.read_text(encoding="utf-8"), Config, FIELDS)
-    page.write_text(
-        with_table(text, Workforce, fields_of(Workforce), "workforce"), encoding="utf-8"
-    )
+    atomic.write(page, with_table(text, Workforce, fields_of(Workforce), "workforce"))

@@ -1,4 +1,4 @@
-"""Writes that happen whole or not at all, whatever interrupts them; and who owns a folder."""
+"""JSON with a digest; writes that Ctrl-C waits for; and who owns a folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from retain.errors import ConfigError, FileError
+from retain.errors import ConfigError
 
 DIGEST = "sha256"  # the last field of a file of JSON: of all the others, as they are laid out
 LAID_OUT = b'{\n "'  # how such a file begins, and one that another program wrote anew does not
@@ -53,26 +52,6 @@ def seal_of(content: Any, text: bytes) -> Seal:
     if found is None or found == _digest(content):
         return Seal.WHOLE
     return Seal.DAMAGED if text.startswith(LAID_OUT) else Seal.REWRITTEN
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path`, whole or not at all; what was there survives a failure.
-
-    Raises:
-        FileError: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise FileError(f"Cannot write {path}: {error}. What was there is untouched.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

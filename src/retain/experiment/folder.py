@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from retain.errors import ConfigError
+from retain import atomic
+from retain.errors import ConfigError, FileError
 from retain.experiment.config import Config
-from retain.experiment.disk import owned, write_atomically
+from retain.experiment.disk import owned
 from retain.experiment.results import FILE, Results
 
 CHECKPOINTS = "checkpoints"
+PROBE = ".retain-probe"
 STUDY = "study.json"  # of a study, which has more than one run
 
 
@@ -72,9 +73,8 @@ def made(folder: Path) -> Iterator[None]:
 
 
 def _unwritable(folder: Path, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"Cannot write to {folder}: {error}. Nothing was trained; choose another --out."
-    )
+    said = str(error) if isinstance(error, FileError) else f"Cannot write to {folder}: {error}."
+    return ConfigError(f"{said} Nothing was trained; choose another --out.")
 
 
 def previous(folder: Path) -> Results:
@@ -123,9 +123,9 @@ def _try_writing(folder: Path, needed: int) -> None:
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         remove_half_written(folder)
-        probe = folder / f".probe-{secrets.token_hex(4)}"
+        probe = folder / PROBE
         try:
-            write_atomically(probe, b"x" * 4096)
+            atomic.write(probe, b"x" * 4096)
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
@@ -141,9 +141,5 @@ def _try_writing(folder: Path, needed: int) -> None:
 
 def remove_half_written(folder: Path) -> None:
     """Take away what a killed run was just writing; what it was to replace is whole."""
-    halves = [*folder.glob(".*.tmp"), *folder.glob(".probe-*"), *(folder / CHECKPOINTS).glob(".*")]
-    for half in halves:
-        if half.is_dir():
-            shutil.rmtree(half, ignore_errors=True)
-        else:
-            half.unlink(missing_ok=True)
+    atomic.remove_left_over(folder)
+    atomic.remove_left_over(folder / CHECKPOINTS)

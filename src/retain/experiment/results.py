@@ -14,12 +14,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict
 
-from retain import __version__
+from retain import __version__, atomic
 from retain.errors import ConfigError, FileError, InputError
 from retain.experiment import metrics
 from retain.experiment.checks import Fraction, Whole, Word, listed, loaded, problems, shown, told
 from retain.experiment.config import Config
-from retain.experiment.disk import signed, write_atomically
+from retain.experiment.disk import signed
 
 SCHEMA: Literal[1] = 1
 FILE = "results.json"
@@ -403,7 +403,7 @@ class Results:
     def write(self, folder: Path) -> Path:
         """Write `folder`/results.json atomically; the path of it."""
         path = folder / FILE
-        write_atomically(path, signed(self.to_json()))
+        atomic.write(path, signed(self.to_json()))
         return path
 
     @classmethod

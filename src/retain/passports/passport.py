@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from retain import arguments, files
+from retain import arguments, atomic, files
 from retain.errors import FileError, InputError
 from retain.header import Fields
 from retain.importance import Importance
@@ -85,14 +85,11 @@ class Passport:
         """The card as one page of HTML, with its data in it; returns the path.
 
         Raises:
-            FileError: it cannot be written.
+            FileError: it cannot be written; what was there is untouched.
             InputError: a path that is none.
         """
         target = arguments.path("path", path)
-        try:
-            target.write_text(_page(self.card), encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"Cannot write {target}: {error}.") from error
+        atomic.write(target, _page(self.card))
         return target
 
 

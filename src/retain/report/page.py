@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retain import arguments
+from retain import arguments, atomic
 from retain.errors import FileError, InputError
 from retain.extras import needs
 from retain.report import text
@@ -37,13 +37,13 @@ def written(results: Source, out: Path | str | None) -> list[Path]:
     content = read(results)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        page, files = rendered(content, folder / "figures")
-        (folder / "report.html").write_text(page, encoding="utf-8")
     except OSError as error:
         raise FileError(
             f"The report cannot be written into {folder}: {error.strerror or error}. "
             "Give a folder that can be written to."
         ) from error
+    page, files = rendered(content, folder / "figures")
+    atomic.write(folder / "report.html", page)
     return [folder / "report.html", *files]
 
 

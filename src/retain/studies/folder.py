@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from retain import arguments
+from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results
 from retain.experiment.checks import loaded, shown
-from retain.experiment.disk import signed, write_atomically
+from retain.experiment.disk import signed
 from retain.experiment.folder import STUDY
 from retain.experiment.results import FILE, SCHEMA, Content
 from retain.studies.study import Part, Study
@@ -55,14 +55,9 @@ def record(folder: Path, study: Study) -> None:
     """Write what the study is.
 
     Raises:
-        ConfigError: the folder cannot be written to.
+        FileError: it cannot be written.
     """
-    try:
-        write_atomically(folder / STUDY, signed({"schema": SCHEMA, **study.to_json()}))
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot write to {folder}: {error}. Nothing was trained; choose another --out."
-        ) from None
+    atomic.write(folder / STUDY, signed({"schema": SCHEMA, **study.to_json()}))
 
 
 def recorded(folder: Path) -> Study:
@@ -135,7 +130,7 @@ def write_gathered(folder: Path, study: Study, results: Mapping[str, Results]) -
     }
     versions = next((results[name].versions for name in configs if name in results), {})
     content = {"schema": SCHEMA, "versions": versions, "config": config, "runs": runs}
-    write_atomically(folder / FILE, signed(content))
+    atomic.write(folder / FILE, signed(content))
     return Content.model_validate(content)
 
 

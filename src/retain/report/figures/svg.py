@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from retain import atomic
 from retain.report.figures.picture import Picture
 from retain.report.figures.style import COLOURS, POINTS_PER_PIXEL, SURFACE, styled
 
@@ -36,8 +37,9 @@ def drawn(picture: Picture, folder: Path, note: str = "") -> tuple[list[str], li
             figures[0].text(0.998, 0.998, note, ha="right", va="top", size=size, style="italic")
             vectors[0] = _vector(figures[0])
         svg, png = (folder / f"{picture.name}.{suffix}" for suffix in ("svg", "png"))
-        svg.write_text(vectors[0], encoding="utf-8")
-        figures[0].savefig(png, facecolor=SURFACE, dpi=96 * SHARP)
+        atomic.write(svg, vectors[0])
+        with atomic.replacing(png) as unfinished:
+            figures[0].savefig(unfinished, facecolor=SURFACE, dpi=96 * SHARP)
     return inlined, [svg, png]
 
 
