@@ -1,10 +1,10 @@
-"""What is said to be slow is slow when it is warm, too."""
+"""What is said to be dear is dear when it is warm, too; and what is dear is said, however short."""
 
 from __future__ import annotations
 
 import cProfile
 import pstats
-import time
+import re
 import warnings
 
 import pytest
@@ -13,45 +13,166 @@ from torch import Tensor, nn
 
 import retain
 from retain.borrowed import borrowed
-from retain.per_sample import PerSample, carried
+from retain.per_sample import PerSample
+from retain.per_sample.prices import AROUND, KINDS, Price, Prices
 from retain.per_sample.scores import SquaredNorm
 from retain.samples.batches import Batch
 
 
-class Normed(nn.Module):
-    """A weight that is pulled back sample by sample, and a first pass that takes its time."""
+def told(model: nn.Module, *inputs: Tensor) -> list[str]:
+    """What is said about prices when these are observed."""
+    engine = PerSample(model.eval(), dict(model.named_parameters()), SquaredNorm())
+    with warnings.catch_warnings(record=True) as caught, borrowed(model):
+        warnings.simplefilter("always")
+        for x in inputs:
+            sums = engine(Batch.of(x))
+            assert all(total.isfinite().all() for total in sums.values())
+    return [str(w.message) for w in caught if "as long as a plain" in str(w.message)]
+
+
+class Slow:
+    """A batch whose turns, and those of a plain pass, take as long as they are said to."""
+
+    def __init__(self, turns: list[float], plain: list[float]) -> None:
+        self.turns, self.plain, self.called = iter(turns), iter(plain), 0
+        self.last = (turns[-1], plain[-1])  # what further ones take
+
+    def price(self) -> Price:
+        return Price.measured(next(self.turns), lambda: next(self.plain, self.last[1]), self._again)
+
+    def _again(self) -> float:
+        self.called += 1
+        return next(self.turns, self.last[0])
+
+
+def test_a_first_turn_is_no_measure() -> None:
+    batch = Slow([1.0, 0.02], [0.01])
+    assert not batch.price().dear
+    assert batch.called == 1
+
+
+def test_what_takes_long_again_is_dear() -> None:
+    price = Slow([1.0, 0.1], [0.01]).price()
+    assert price.dear
+    assert price.passes == pytest.approx(10)
+
+
+def test_other_programs_make_nothing_dear() -> None:
+    """Most turns take five times as long as the machine would need for them."""
+    assert not Slow([0.1, 0.1, 0.1, 0.02], [0.01]).price().dear
+    assert Slow([0.1], [0.05, 0.01, 0.05]).price().dear  # nor cheap
+
+
+def test_long_batches_are_not_timed_again_and_again() -> None:
+    once, never = Slow([1.0], [0.1]), Slow([9.0], [0.1])
+    assert once.price().dear
+    assert never.price().dear
+    assert (once.called, never.called) == (1, 0)
+
+
+def test_what_surrounds_a_batch_is_not_dear() -> None:
+    assert not Price(seconds=AROUND, plain=AROUND / 100).dear
+
+
+def test_looking_at_prices_stays_cheap() -> None:
+    """Of many kinds of batches the first ones are timed, then a few."""
+    prices, looks = Prices(), 0
+    for kind in range(200):
+        if prices.due(kind, 1e-3):
+            looks += 1
+            prices.look(1e-3, lambda: 1e-3, lambda: 1e-3)
+            prices._looking += 4e-3  # the time that it would have taken
+    assert KINDS <= looks <= KINDS + 5
+    assert not prices.due(0, 1.0)
+
+
+class Masked(nn.Module):
+    """No closed form: distances are asked for each sample."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(30, 200))
-        self.wide = nn.Linear(200, 3000)
+        self.prototypes = nn.Parameter(torch.randn(32, 64))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.wide(x)) @ self.wide.weight
-        return x @ (self.weight / self.weight.norm(dim=1, keepdim=True)).T
+        return torch.cdist(x, self.prototypes)
 
 
-@pytest.mark.parametrize("cold", [True, False])
-def test_a_first_pass_is_no_measure(cold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what takes long again is warned of."""
-    monkeypatch.setattr(carried, "HELD", 1)
-    monkeypatch.setattr(carried, "BLOCK", 1)
-    model, ran = Normed(), PerSample._run
-    engine = PerSample(model, dict(model.named_parameters()), SquaredNorm())
-    calls = []
+class Renormalised(nn.Module):
+    """Embeddings that a lookup renormalises."""
 
-    def running(self, *args, **more) -> None:
-        ran(self, *args, **more)
-        calls.append(time.perf_counter())
-        self._seconds = 1.0 if not cold or len(calls) == 1 else 1e-9
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5_000, 64, max_norm=1.0)
+        self.out = nn.Linear(64, 4)
 
-    monkeypatch.setattr(PerSample, "_run", running)
-    with warnings.catch_warnings(record=True) as told, borrowed(model):
-        warnings.simplefilter("always")
-        sums = engine(Batch.of(torch.randn(8, 200)))
-    assert len(calls) == 2
-    assert all(total.isfinite().all() and total.any() for total in sums.values())
-    assert bool(told) is not cold or "loop" in engine.routes.values()
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.table(tokens).mean(1))
+
+
+class Sorted(nn.Module):
+    """Rows that the data reorder, so that every batch has to be looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(12))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        for layer in self.layers:
+            x = layer(x[order])[order.argsort()]
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        (
+            Renormalised,
+            lambda: torch.randint(5_000, (64, 16)),
+            r"'table.weight'.*writes to 'table.w",
+        ),
+        (Sorted, lambda: torch.randn(64, 64), "every batch is looked at"),
+    ],
+)
+def test_closed_forms_that_are_dear_are_told(model, inputs, reason: str) -> None:
+    torch.manual_seed(0)
+    x = inputs()
+    said = told(model(), x, x.flip(0), x)
+    assert len(said) == 1
+    assert re.search(reason, said[0], re.S)
+    assert "exclude=" in said[0]
+
+
+def test_short_batches_are_told_as_well() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 64)
+    said = told(Masked(), x, x.flip(0))
+    assert len(said) == 1
+    assert "'prototypes' has no closed form" in said[0]
+
+
+@pytest.mark.parametrize("samples", [4, 64])
+def test_ordinary_models_are_not_dear(samples: int) -> None:
+    torch.manual_seed(0)
+    mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4))
+    cnn = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    layer = nn.Sequential(layer, nn.Linear(32, 5))
+    assert not told(mlp, torch.randn(samples, 8), torch.randn(samples, 8))
+    assert not told(cnn, torch.randn(samples, 3, 12, 12))
+    assert not told(layer, torch.randn(samples, 8, 32))
+
+
+def test_a_backward_for_each_class_is_what_was_asked_for() -> None:
+    torch.manual_seed(0)
+    memory = retain.EWC(nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 10)), fisher="exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory.observe(torch.randn(16, 16), progress=False)
 
 
 def test_the_work_around_a_batch_is_bounded() -> None:

@@ -24,7 +24,8 @@ The words, each for one thing, and the file that it lives in:
 * looped over: computed by a forward and backward of each sample (reference.py), since nothing else
   is left, or is quicker. The reason is one of those in fallback.py: inseparable (it has no
   frontier), unaskable (an operation has no backward of its own), its sums differ, a hook, a
-  backward inside a backward, the price.
+  backward inside a backward, the price. What any of the ways costs, in plain passes, is timed and
+  said (prices.py).
 * route: which of these ways a parameter went; "unused" if it is not in the graph, "no gradient" if
   nothing arrived (fallback.py).
 * together: of samples, in one operation; how many, the device's room decides (devices.py), and what

@@ -32,6 +32,12 @@ def room(device: torch.device) -> int | None:
     return _seen[-1][device]
 
 
+def wait(device: torch.device) -> None:
+    """Wait until a device has done all that it was asked for."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @contextmanager
 def one_look() -> Iterator[None]:
     """Ask a device once, and take its answer for all questions until this ends."""

@@ -12,7 +12,6 @@ touches on the way is given back (lent.py).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -26,21 +25,20 @@ from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.blame import BROKEN, raise_size
 from retain.per_sample.check import ROWS, SelfCheck
 from retain.per_sample.fallback import (
-    CHEAP,
+    ASKED,
     DEAR,
     DIFFERS,
     HOOKED,
     INSEPARABLE,
-    LONG,
+    LOOKED_AT,
+    MANY_USES,
+    MUCH_AROUND,
     NO_GRADIENT,
-    SHORT,
     SIDE_DOOR,
     UNASKABLE,
     UNUSED,
-    WARM,
+    WRITES,
     WRITTEN,
-    Prices,
-    slow_routes,
     some,
 )
 from retain.per_sample.graph import Graph, leaves_below
@@ -58,6 +56,7 @@ from retain.per_sample.lent import (
 )
 from retain.per_sample.passes import one_by_one, score_weights
 from retain.per_sample.plan import make_plan
+from retain.per_sample.prices import LONG, Prices, seconds_on, slow_routes, usual
 from retain.per_sample.reference import add_powers, gradients_of, scored, sums_by_loop
 from retain.per_sample.scaled import Exponent
 from retain.per_sample.scores import UNLABELLED, Score, SquaredNorm
@@ -73,6 +72,7 @@ from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, checked, first_tensor, output_of, squared_norms
 
 FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
+MANY = 8  # uses of a parameter by each sample that may be what makes it dear
 
 
 class PerSample:
@@ -107,13 +107,16 @@ class PerSample:
         self._company = Company(model, lambda: self.output)
         self._exponent = Exponent(power)
         self._prices = Prices()
+        self._device = next((p.device for p in self.parameters.values()), torch.device("cpu"))
         self._stated = Stated()
         self._multipliers = Multipliers()
         self._checked: set[frozenset[str]] = set()  # kinds of graph, and those called twice
         self._repeated: set[frozenset[str]] = set()
         self._looped: dict[str, str] = {}  # parameters that are looped over, and why
         self._silent: set[tuple[int, str]] = set()  # in which graphs which have no gradient
-        self._priced: set[int] = set()  # graphs whose price was looked at
+        # of the last batch: its kind, and the plan that it was computed by
+        self._kind = 0
+        self._plan_used: Known | None = None
         self._written: list[Tensor] | None = None  # weights that forward writes to; None: unknown
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -146,8 +149,10 @@ class PerSample:
             with gradients_aside(self.model), state_aside(self.model), interpreted(self.model):
                 if self._written is None:
                     self._written = self._writes(batch)
+                start = self._clock()
                 with weights_aside(self._written):
                     target = self._compute(batch, target)
+                self._price(batch, target, self._clock() - start)
             sums = {name: total.result() for name, total in self._sums.items()}
             broken = not_finite(self._sums)
             if not broken:
@@ -165,6 +170,7 @@ class PerSample:
 
     def _compute(self, batch: Batch, target: Tensor | None) -> Tensor | None:
         """Fill the sums; the target that was drawn on the way."""
+        self._plan_used = None
         if writes_across(self._written or (), batch, lambda part: self._forward(part)[0]):
             self._written_between(batch, target)
             return target
@@ -191,7 +197,7 @@ class PerSample:
                 self._company.look(batch, output, precision)
                 self._company.refuse_luck(batch, output, precision)
             self._follow_side_doors()
-            self._price(graph, batch, target, known)
+            self._kind, self._plan_used = graph.signature, known
             self._loop(graph, batch, target, known.plan.inseparable)
         self._exponent.undo(self._sums.values())
         return target
@@ -355,7 +361,6 @@ class PerSample:
 
     def _run(self, graph: Graph, samples: int, known: Known, *, also: Shares | None = None) -> None:
         self._clear()
-        start = time.perf_counter()
         rows = score_weights(graph)
         backward = self._backward(graph, samples, known)
         with without_autocast():
@@ -363,7 +368,6 @@ class PerSample:
                 see = also.see if also is not None and at == 1 else None
                 backward.run(row, also=see, keep=at < len(rows))  # then the graph is let go
         self._conclude(backward)
-        self._seconds = time.perf_counter() - start
 
     def _backward(self, graph: Graph, samples: int, known: Known) -> PerSampleBackward:
         return PerSampleBackward(graph, known.plan, self._sums, samples, known.habits)
@@ -391,7 +395,7 @@ class PerSample:
 
     def _written_between(self, batch: Batch, target: Tensor | None) -> None:
         """Compute each sample alone, since a forward of others would write to what it uses."""
-        start, outputs = time.perf_counter(), list[Tensor]()
+        start, outputs = self._clock(), list[Tensor]()
 
         def alone(k: int) -> dict[str, Tensor]:
             return sums_by_loop(
@@ -407,9 +411,7 @@ class PerSample:
         self._norms = torch.stack([squared_norms(output) for output in outputs]).sum()
         self._exponent.undo(self._sums.values())
         told = {name: WRITTEN for name, route in self.routes.items() if route == "loop"}
-        if not self._prices.knows(told):
-            seconds = time.perf_counter() - start
-            self._prices.looped(told, seconds / self._plain_seconds(batch, target), batch.samples)
+        self._tell_looped(told, self._clock() - start, batch, target)
 
     def _missed(self, graph: Graph) -> list[str]:
         """Parameters that got no gradient: rightly so, or the loop will tell.
@@ -434,13 +436,13 @@ class PerSample:
         reasons = {**asked, **self._looped}
         if not reasons:
             return
-        start = time.perf_counter()
+        start = self._clock()
         chosen = {name: self.parameters[name] for name in reasons}
         found = sums_by_loop(
             self.model, batch, chosen, self._exponent.of(self.score),
             power=self.power, output=self.output, target=target,
         )  # fmt: skip
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
         for name, total in found.items():
             self._sums[name].clear()
             self._sums[name].add(total)
@@ -449,43 +451,80 @@ class PerSample:
         self._silent.update((graph.wiring, name) for name in none)
         self.routes.update(dict.fromkeys(none, NO_GRADIENT))
         told = {name: reason for name, reason in reasons.items() if name not in none}
-        if not self._prices.knows(told):
-            self._prices.looped(told, seconds / self._plain_seconds(batch, target), batch.samples)
+        self._tell_looped(told, seconds, batch, target)
 
-    def _price(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> None:
-        """Once for every graph with slow routes: what they cost, and whether a loop is quicker."""
-        slow = slow_routes(self.routes)
-        if not slow or graph.signature in self._priced or self._seconds < SHORT:
+    def _tell_looped(
+        self, reasons: Mapping[str, str], seconds: float, batch: Batch, target: Tensor | None
+    ) -> None:
+        """Say once of each parameter that a loop of so many seconds was needed, and why."""
+        self._prices.looped(
+            reasons, seconds, lambda: self._plain_seconds(batch, target), batch.samples
+        )
+
+    def _price(self, batch: Batch, target: Tensor | None, seconds: float) -> None:
+        """Once for every kind of batch: what it costs, and whether a loop is quicker."""
+        known, slow = self._plan_used, slow_routes(self.routes)
+        told = "loop" in self.routes.values() and not slow
+        if known is None or told or not self._prices.due(self._kind, seconds):
             return
-        self._priced.add(graph.signature)
-        plain = self._plain_seconds(batch, target)
-        if self._seconds <= CHEAP * plain:
+
+        def again() -> float:
+            start = self._clock()
+            with weights_aside(self._written or ()):
+                self._compute(batch, target)
+            return self._clock() - start
+
+        price = self._prices.look(seconds, lambda: self._plain_seconds(batch, target), again)
+        if not price.dear:
             return
-        if self._seconds < WARM:  # a plan's first pass loads code, and looks things over
-            again, _ = self._forward(batch, target)
-            self._run(again, batch.samples, known)
-            self._follow_side_doors()
-        seconds, passes = self._seconds, self._seconds / plain
-        if passes > CHEAP:
-            one = None if target is None else target[:1]
-            alone = batch.samples * self._plain_seconds(batch.take(0, 1), one)
-            if seconds > LONG and alone < seconds / 2:
+        if slow and price.seconds > LONG:
+            one = batch.take(0, 1), None if target is None else target[:1]
+            if batch.samples * usual(lambda: self._plain_seconds(*one)) < price.seconds / 2:
                 self._looped.update(dict.fromkeys(slow, DEAR))
-            else:
-                self._prices.slow(self.routes, passes, batch.samples)
+                again()
+                return
+        self._prices.dear(self.routes, price, batch.samples, self._why_dear(known))
+
+    def _why_dear(self, known: Known) -> str:
+        """The reason why closed forms cost more than they should."""
+        if self._written:
+            written = {id(weight) for weight in self._written}
+            names = [name for name, p in self.model.named_parameters() if id(p) in written]
+            return WRITES.format(some(names))
+        if known.trust is not Trust.KEPT:
+            return LOOKED_AT
+        if asked := hooked(self.parameters):
+            return ASKED.format(some(asked))
+        often = max(known.plan.groups, key=lambda group: len(group.uses), default=None)
+        if often is not None and len(often.uses) > MANY:
+            return MANY_USES.format(some(often.names), len(often.uses))
+        return MUCH_AROUND
+
+    def _clock(self) -> float:
+        return seconds_on(self._device)
 
     def _plain_seconds(self, batch: Batch, target: Tensor | None) -> float:
-        """About how long a plain forward and backward pass takes: three times a forward.
+        """How long a plain forward and backward pass takes, with a backward for each score.
 
-        Of several forwards the one in the middle counts, if they are short.
+        If it is long, a backward counts as two forwards: the gradients of a large model would stand
+        beside its sums.
         """
-        taken: list[float] = []
-        while not taken or (len(taken) < 3 and sum(taken) < LONG):
-            start = time.perf_counter()
-            graph, _ = self._forward(batch, target)
-            _ = graph.scores.sum().item()  # a device is waited for
-            taken.append(time.perf_counter() - start)
-        return 3 * sorted(taken)[len(taken) // 2]
+        parameters = [p for p in self.parameters.values() if p.requires_grad]
+        with weights_aside(self._written or ()), torch.enable_grad():
+            if self._written:  # whoever trains does not find them as they were
+                output_of(self.model, batch, self.output)
+            start = self._clock()
+            output = checked(output_of(self.model, batch, self.output), batch.samples)
+            with without_autocast():
+                scores = scored(self._exponent.of(self.score), output, target, batch)[0]
+                forward = self._clock() - start
+                if forward > LONG:
+                    backward = 2 * forward
+                else:
+                    _ = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
+                    backward = self._clock() - start - forward
+        taken_gradients(self.parameters)
+        return forward + backward * (len(scores) if scores.ndim > 1 else 1)
 
     def _compare(self, graph: Graph, known: Known, few: Batch, target: Tensor | None) -> None:
         """The self-check, once for every kind of graph: a few samples against the slow truth.

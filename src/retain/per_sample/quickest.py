@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Mapping
 
 import torch
 
+from retain.per_sample.devices import wait
+
 REMEMBERED = 4096  # answers that are remembered
 TIMED = 2  # calls of which the quicker counts, since a machine has other things to do
 MORE, AT_LEAST = 8, 1e-3  # calls, of which there are more until they took so many seconds together
@@ -42,15 +44,10 @@ def _seconds(way: Callable[[], object], device: torch.device, best: float) -> fl
         while len(taken) <= TIMED or (len(taken) < MORE and sum(taken) < AT_LEAST):
             begin = time.perf_counter()
             way()
-            _wait(device)
+            wait(device)
             taken.append(time.perf_counter() - begin)
             if taken[-1] > HOPELESS * best:
                 return taken[-1]
     except RuntimeError:
         return math.inf
     return min(taken[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
