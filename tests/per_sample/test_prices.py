@@ -80,7 +80,7 @@ def test_looking_at_prices_stays_cheap() -> None:
     for kind in range(200):
         if prices.due(kind, 1e-3):
             looks += 1
-            prices.look(1e-3, lambda: 1e-3, lambda: 1e-3)
+            prices.look(1e-3, lambda: 1e-3, lambda: 1e-3, 1)
             prices._looking += 4e-3  # the time that it would have taken
     assert KINDS <= looks <= KINDS + 5
     assert not prices.due(0, 1.0)

@@ -114,8 +114,8 @@ class PerSample:
         self._repeated: set[frozenset[str]] = set()
         self._looped: dict[str, str] = {}  # parameters that are looped over, and why
         self._silent: set[tuple[int, str]] = set()  # in which graphs which have no gradient
-        # of the last batch: its kind, and the plan that it was computed by
-        self._kind = 0
+        # of the last batch: its kind, scores per sample, and the plan that it was computed by
+        self._kind, self._scores = 0, 1
         self._plan_used: Known | None = None
         self._written: list[Tensor] | None = None  # weights that forward writes to; None: unknown
 
@@ -198,6 +198,7 @@ class PerSample:
                 self._company.refuse_luck(batch, output, precision)
             self._follow_side_doors()
             self._kind, self._plan_used = graph.signature, known
+            self._scores = len(graph.scores) if graph.scores.ndim > 1 else 1
             self._loop(graph, batch, target, known.plan.inseparable)
         self._exponent.undo(self._sums.values())
         return target
@@ -474,7 +475,9 @@ class PerSample:
                 self._compute(batch, target)
             return self._clock() - start
 
-        price = self._prices.look(seconds, lambda: self._plain_seconds(batch, target), again)
+        price = self._prices.look(
+            seconds, lambda: self._plain_seconds(batch, target), again, self._scores
+        )
         if not price.dear:
             return
         if slow and price.seconds > LONG:
@@ -524,7 +527,7 @@ class PerSample:
                     _ = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
                     backward = self._clock() - start - forward
         taken_gradients(self.parameters)
-        return forward + backward * (len(scores) if scores.ndim > 1 else 1)
+        return forward + backward * self._scores
 
     def _compare(self, graph: Graph, known: Known, few: Batch, target: Tensor | None) -> None:
         """The self-check, once for every kind of graph: a few samples against the slow truth.

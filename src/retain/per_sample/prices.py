@@ -17,7 +17,7 @@ from retain.per_sample.fallback import REMEDY, WITHOUT_GRADIENT, some
 from retain.saying import warn
 
 CHEAP = 3.0  # plain passes: what costs more is said
-AROUND = 1.5e-3  # seconds that a batch may take beyond that without a word, whatever it is
+AROUND = 1.5e-3  # seconds that a pass may take beyond that without a word, whatever it is
 LONG = 0.2  # seconds: what takes less is not worth looking for another way
 WARM = 2.0  # seconds: what takes less is timed once more when it is warm
 ROUNDS = 6  # further timings, at most, of what does not take long
@@ -35,10 +35,11 @@ def slow_routes(routes: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Price:
-    """What a batch takes, and a plain forward and backward pass of it, in seconds."""
+    """What a batch takes, and a plain forward with a backward for each score, in seconds."""
 
     seconds: float
     plain: float
+    scores: int = 1  # per sample
 
     @property
     def passes(self) -> float:
@@ -48,23 +49,23 @@ class Price:
     @property
     def dear(self) -> bool:
         """Whether it is more than cheap."""
-        return self.seconds - CHEAP * self.plain > AROUND
+        return self.seconds - CHEAP * self.plain > AROUND * self.scores
 
     @classmethod
     def measured(
-        cls, seconds: float, plain: Callable[[], float], again: Callable[[], float]
+        cls, seconds: float, plain: Callable[[], float], again: Callable[[], float], scores: int = 1
     ) -> Price:
         """The price of a batch that took `seconds`: if that seems dear, of later and warm turns.
 
         `plain` and `again` say how long a plain pass took, and another turn.
         """
-        price = cls(seconds, usual(plain))
+        price = cls(seconds, usual(plain), scores)
         for turn in range(ROUNDS):
             long = price.seconds > WARM or (turn > 0 and price.seconds > LONG)
             if not price.dear or long:
                 break
             # the two by turns, so that both meet the same machine
-            price = cls(min(price.seconds, again()), min(price.plain, plain()))
+            price = cls(min(price.seconds, again()), min(price.plain, plain()), scores)
         return price
 
 
@@ -102,10 +103,12 @@ class Prices:
         self._looked.add(kind)
         return True
 
-    def look(self, seconds: float, plain: Callable[[], float], again: Callable[[], float]) -> Price:
+    def look(
+        self, seconds: float, plain: Callable[[], float], again: Callable[[], float], scores: int
+    ) -> Price:
         """The price of a batch that took `seconds`."""
         start = time.perf_counter()
-        price = Price.measured(seconds, plain, again)
+        price = Price.measured(seconds, plain, again, scores)
         self._looking += time.perf_counter() - start
         return price
 
