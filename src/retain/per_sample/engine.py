@@ -380,12 +380,8 @@ class PerSample:
         for name in hooked(self.parameters):
             if name in self._looped or self._sums[name].empty:
                 continue
-            m = self._multipliers.of(name, self.parameters[name])
-            if m is None:
+            if not self._multipliers.apply(name, self.parameters[name], self._sums[name]):
                 self._looped[name] = HOOKED
-            else:
-                # |m g|ᵖ = |m|ᵖ |g|ᵖ
-                self._sums[name].total.mul_(self._sums[name].raised(m))
 
     def _follow_side_doors(self) -> None:
         """Loop over parameters whose gradients came some other way than by the graph."""

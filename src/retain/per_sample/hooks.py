@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from retain.per_sample.sums import Sum
+
 SIZES = (1.0, 1e-3, 1e3)  # of the made-up gradients: a threshold would treat them differently
 CLOSE = 1e-4
 
@@ -22,14 +24,30 @@ class Multipliers:
     def __init__(self) -> None:
         self._of: dict[str, Tensor | None] = {}
 
-    def of(self, name: str, parameter: Tensor) -> Tensor | None:
-        """The factor of every element; None if the hooks do anything else than multiply.
+    def apply(self, name: str, parameter: Tensor, powers: Sum) -> bool:
+        """Multiply Σₖ|gₖ|ᵖ as the hooks multiply gₖ; False if they do anything else than multiply.
 
-        Found by asking them about made-up gradients: g ↦ m g gives m for ones, and m g for every
-        other. Later it is enough that ones still give the same.
+        Which factors they have is found by asking them about made-up gradients: g ↦ m g gives m for
+        ones, and m g for every other. Later it is enough that they make of the sum what m does.
         """
-        ones = torch.ones_like(parameter, requires_grad=False)
-        found = _through(parameter, ones.clone())
+        # |m g|ᵖ = |m|ᵖ |g|ᵖ
+        known, total = self._of.get(name), powers.total
+        if known is not None and known.dtype == total.dtype:
+            expected = known * total
+            off = _through(parameter, total.clone()).sub(expected).abs_().max()
+            if float(off) == 0:
+                if powers.power == 1:
+                    torch.abs(expected, out=total)
+                else:
+                    total.mul_(powers.raised(known))
+                return True
+        m = self._found(name, parameter)
+        if m is not None:
+            total.mul_(powers.raised(m))
+        return m is not None
+
+    def _found(self, name: str, parameter: Tensor) -> Tensor | None:
+        found = _through(parameter, torch.ones_like(parameter, requires_grad=False))
         known = self._of.get(name)
         if known is None or not torch.equal(known, found):
             self._of[name] = found if _multiplies(parameter, found) else None

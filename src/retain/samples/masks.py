@@ -110,16 +110,16 @@ def looks_padded(tokens: Tensor) -> int | None:
     if tokens.shape[0] < 2 or tokens.shape[1] < 3:
         return None
     for rows in (tokens, tokens.flip(1)):
-        for token in rows[:, -1].unique().tolist():
-            is_token = rows == token
-            runs = is_token.flip(1).cumprod(1).sum(1)  # lengths of the runs at the ends
-            several = int((runs > 0).sum()) > 1 or int(runs.max()) > 2
-            if (
-                several
-                and int(runs.max()) > 1
-                and int(is_token.sum()) == int(runs.sum())
-                and len(runs.unique()) > 1
-            ):
+        last = rows[:, -1:]
+        # [n]: how long the run of its last token is, in every row
+        run_n = (rows == last).flip(1).cumprod(1).sum(1)
+        for token in last[run_n > 1].unique().tolist():
+            runs = run_n[last[:, 0] == token]
+            if len(runs) < 2 and int(runs.max()) < 3:
+                continue
+            nowhere_else = int((rows == token).sum()) == int(runs.sum())
+            several = len(runs.unique()) > 1 or len(runs) < len(rows)
+            if nowhere_else and several:
                 return int(token)
     return None
 
