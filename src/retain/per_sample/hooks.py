@@ -30,21 +30,13 @@ class Multipliers:
         Which factors they have is found by asking them about made-up gradients: g ↦ m g gives m for
         ones, and m g for every other. Later it is enough that they make of the sum what m does.
         """
-        # |m g|ᵖ = |m|ᵖ |g|ᵖ
-        known, total = self._of.get(name), powers.total
-        if known is not None and known.dtype == total.dtype:
-            expected = known * total
-            off = _through(parameter, total.clone()).sub(expected).abs_().max()
-            if float(off) == 0:
-                if powers.power == 1:
-                    torch.abs(expected, out=total)
-                else:
-                    total.mul_(powers.raised(known))
-                return True
-        m = self._found(name, parameter)
-        if m is not None:
-            total.mul_(powers.raised(m))
-        return m is not None
+        known = self._of.get(name)
+        if known is None or not _is_made_of(known, parameter, powers.total):
+            known = self._found(name, parameter)
+        if known is not None:
+            # |m g|ᵖ = |m|ᵖ |g|ᵖ
+            powers.total.mul_(powers.raised(known))
+        return known is not None
 
     def _found(self, name: str, parameter: Tensor) -> Tensor | None:
         found = _through(parameter, torch.ones_like(parameter, requires_grad=False))
@@ -52,6 +44,16 @@ class Multipliers:
         if known is None or not torch.equal(known, found):
             self._of[name] = found if _multiplies(parameter, found) else None
         return self._of[name]
+
+
+def _is_made_of(factor: Tensor, parameter: Tensor, of: Tensor) -> bool:
+    """Whether the hooks make m s of s, with few numbers held beside it."""
+    if factor.dtype != of.dtype:
+        return False
+    given = of.clone()
+    found = _through(parameter, given)
+    off = factor * of if found is given else torch.mul(factor, of, out=given)
+    return float(off.sub_(found).abs_().max()) == 0
 
 
 def _multiplies(parameter: Tensor, factor: Tensor) -> bool:
