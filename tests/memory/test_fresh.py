@@ -88,3 +88,29 @@ def test_a_head_without_bias_beside_layers_that_were_trained_here(width):
     with torch.no_grad():
         model[2].weight.mul_(3)  # loaded, and not as any initialiser leaves it
     assert fresh_layers(model, ["0.weight", "2.weight"]) == []
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_a_head_that_was_missing_in_the_file_of_transformers(labels, tmp_path):
+    """What `from_pretrained` initialised is told, however few weights it has; not what it read."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=1, n_embd=64, n_head=2, vocab_size=50, n_positions=16, num_labels=labels,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    body = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for p in body.parameters():
+            p.add_(torch.rand_like(p), alpha=0.1)
+    body.save_pretrained(tmp_path)
+    model = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path)
+    observed = [name for name, _ in model.named_parameters()]
+    assert fresh_layers(model, observed) == ["score"]
+    model.save_pretrained(tmp_path / "whole")
+    kind = transformers.GPT2ForSequenceClassification
+    assert fresh_layers(kind.from_pretrained(tmp_path / "whole"), observed) == []
+    with torch.no_grad():
+        for _ in range(4):
+            model.score.weight.mul_(1.01)
+    assert fresh_layers(model, observed) == []

@@ -16,7 +16,7 @@ WRITES = 3  # what initialising, casting and loading leave on a version counter;
 ENOUGH = 2  # weights of a layer that was written to once, when it was made
 LOADED = 256  # … of one that may have been copied or loaded, of which a spread can be told
 MANY = 4096  # … of which it can be told whether they are normally distributed
-HERE = 32  # … of a layer beside others that were trained in this process, and it was not
+HERE = 32  # … of a layer beside others that were trained in this process, or loaded; it was not
 SIGMAS = 4  # standard errors by which such a sample may be off
 EDGE = 1.1  # … and its largest singular value
 SLACK = 0.12  # of the spread that is expected, for layers that are not large
@@ -30,7 +30,8 @@ def warn_of_fresh(model: nn.Module, observed: Importance) -> None:
             f"{', '.join(fresh)}: still as initialised, in a network that is trained otherwise. "
             "What was observed says how random outputs depend on the weights, and consolidate() "
             "holds the random weights, too. Train on the data first and observe them then; or let "
-            "output=… pick outputs that were trained."
+            f"output=… pick outputs that were trained. (Not told: layers of fewer than {MANY} "
+            "weights that were saved before they were trained.)"
         )
 
 
@@ -40,11 +41,19 @@ def fresh_layers(model: nn.Module, observed: Collection[str]) -> list[str]:
     A layer is taken for fresh if its weights were hardly ever written to, and are spread as
     PyTorch's initialisers spread them: within their bound and evenly, normally with their standard
     deviation, orthogonally, or around a bias that is still exactly 0. Training leaves none of
-    these.
+    these. Few weights look so by chance; they count if others were trained in this process, or were
+    in the file that transformers loaded, and they were not.
     """
     layers = dict(_layers(model, observed))
-    many = HERE if any(_writes(*layer) > WRITES for layer in layers.values()) else MANY
-    fresh = [name for name, (weight, bias) in layers.items() if _is_fresh(weight, bias, many)]
+    trained = any(_writes(*layer) > WRITES for layer in layers.values())
+    loaded = any(_was_in_file(weight) for weight, _ in layers.values())
+    fresh = [
+        name
+        for name, (weight, bias) in layers.items()
+        if _is_fresh(
+            weight, bias, HERE if trained or (loaded and not _was_in_file(weight)) else MANY
+        )
+    ]
     return fresh if len(fresh) < len(layers) else []
 
 
@@ -56,6 +65,11 @@ def _layers(
         module, _, attribute = name.rpartition(".")
         if attribute == "weight" and name in parameters and parameters[name].ndim >= 2:
             yield module or name, (parameters[name], parameters.get(f"{module}.bias"))
+
+
+def _was_in_file(weight: Tensor) -> bool:
+    """Whether `from_pretrained` of transformers marked it: what was missing it initialised."""
+    return bool(getattr(weight, "_is_hf_initialized", False))
 
 
 def _writes(weight: Tensor, bias: Tensor | None) -> int:
@@ -119,7 +133,10 @@ def _is_normal(w: Tensor, deviation: float, many: int) -> bool:
         return False
     for along in (0, 1):  # no row or column is longer or shorter than chance has it
         lengths = w.square().mean(along) / deviation**2
-        if float((lengths - 1).abs().max()) > (SIGMAS + 1) * math.sqrt(2 / w.shape[along]):
+        few = w.shape[along] < HERE  # numbers, of which any length is to be expected
+        if not few and float((lengths - 1).abs().max()) > (SIGMAS + 1) * math.sqrt(
+            2 / w.shape[along]
+        ):
             return False
     edge = deviation * (math.sqrt(w.shape[0]) + math.sqrt(w.shape[1]))
     return _largest_singular_value(w) <= EDGE * edge
