@@ -1,20 +1,32 @@
-"""Ctrl-C while the command `retain` starts: a word in place of a traceback of imports.
+"""Ctrl-C while the command `retain` starts or ends: a word in place of a traceback of imports.
 
-Whoever imports the library in a program of their own is left alone.
+Whoever imports the library in a program of their own is left alone, and so is a process that was
+started to ignore Ctrl-C, as in the background of a script.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from types import FrameType
-from typing import NoReturn
+import time
+
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
+
+    Handler = Callable[[int, FrameType | None], Any]
 
 ENDED = 2  # by somebody's code, which said 0
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
+AGAIN = 1.0  # seconds within which pressing it again means the same
 COMMANDS = ("retain", "retain.exe", "retain-script.py")
+
+
+_exit = os._exit  # see `tell_of_endings`
+_heard = -AGAIN  # when Ctrl-C was a KeyboardInterrupt
 
 
 def is_command() -> bool:
@@ -33,14 +45,22 @@ def quiet_interrupt() -> None:
 
     `loud_interrupt` ends it. Imports would swallow a KeyboardInterrupt, or turn it into any error.
     """
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, _end)
+    _exchange((signal.default_int_handler, _interrupt), _end)
 
 
-def loud_interrupt() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt again."""
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def loud_interrupt() -> bool:
+    """From here on Ctrl-C is a KeyboardInterrupt again; whether it was not."""
+    return _exchange((_end,), _interrupt)
+
+
+def _exchange(before: tuple[Handler, ...], after: Handler) -> bool:
+    if signal.getsignal(signal.SIGINT) not in before:
+        return False
+    try:
+        signal.signal(signal.SIGINT, after)
+    except ValueError:  # not the main thread
+        return False
+    return True
 
 
 def tell_of_endings() -> None:
@@ -59,6 +79,19 @@ def tell_of_endings() -> None:
     os._exit = told
 
 
-def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    os.write(2, b"Interrupted.\n")
-    os._exit(INTERRUPTED)
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Raise; what ends the work, and says how to go on with it, is not interrupted itself."""
+    global _heard  # noqa: PLW0603  (a signal handler has nowhere else to keep it)
+    if not _was_heard():
+        _heard = time.monotonic()
+        raise KeyboardInterrupt
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    if not _was_heard():
+        os.write(2, b"Interrupted.\n")
+        _exit(INTERRUPTED)
+
+
+def _was_heard() -> bool:
+    return time.monotonic() - _heard < AGAIN

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from retain.starting import INTERRUPTED, loud_interrupt, quiet_interrupt, tell_of_endings
+from retain.starting import quiet_interrupt, tell_of_endings
 
 NOT_INSTALLED = 2
 
 
 def main() -> None:
-    """Run the command line; without the extra `study`, say how to install it."""
+    """Run the command line; without the extra `study`, say how to install it.
+
+    Ctrl-C is heard by commands (see `speaking.plainly`); before and after it ends the process.
+    """
     quiet_interrupt()
     try:
         from retain.cli.app import app
@@ -20,13 +23,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a name that is not UTF-8 is shown, not an error
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    loud_interrupt()
     tell_of_endings()
-    try:
-        app(prog_name="retain")
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    app(prog_name="retain")
 
 
 def _tell_what_is_missing(error: ImportError) -> NoReturn:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from retain.errors import RetainError
 from retain.experiment.checks import visible
-from retain.starting import INTERRUPTED
+from retain.starting import INTERRUPTED, loud_interrupt, quiet_interrupt
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,13 +41,14 @@ err = Plain(stderr=True)
 def plainly(command: Callable[P, R]) -> Callable[P, R]:
     """The command, with errors raised on purpose told in words and an exit code of 2.
 
-    Warnings are told in words as well, and each of them once.
+    Warnings are told in words as well, and each of them once; Ctrl-C is a sentence and the exit
+    code of whoever is interrupted.
     """
 
     @wraps(command)
     def told(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _warnings_in_words():
+            with _heard_interrupts(), _warnings_in_words():
                 return command(*args, **kwargs)
         except RetainError as error:
             _say_error(str(error))
@@ -58,8 +59,11 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
         except SystemExit as end:  # somebody else's code, such as a model file
             _say_error(f"Something ended the command from within (exit code {end.code}).")
             raise typer.Exit(BAD_INPUT) from None
-        except KeyboardInterrupt as stop:
-            err.print(str(stop) or "Interrupted.", soft_wrap=True)
+        except (KeyboardInterrupt, typer.Abort) as stop:  # Abort: while a question was asked
+            said = str(stop)
+            if not said.startswith("Interrupted"):  # as somebody else's code raised it
+                said = f"Interrupted. {said}".rstrip()
+            err.print(said, soft_wrap=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception:
             raise
@@ -68,6 +72,17 @@ def plainly(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(BAD_INPUT) from None
 
     return told
+
+
+@contextmanager
+def _heard_interrupts() -> Iterator[None]:
+    """Within it Ctrl-C is a KeyboardInterrupt, also where it ends the process before and after."""
+    was_quiet = loud_interrupt()
+    try:
+        yield
+    finally:
+        if was_quiet:
+            quiet_interrupt()
 
 
 def _say_error(text: str) -> None:

@@ -56,22 +56,19 @@ def seal_of(content: Any, text: bytes) -> Seal:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within it Ctrl-C waits: a write is finished first, then the KeyboardInterrupt is raised."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    """Within it Ctrl-C waits: a write is finished first, then whoever hears it is told."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # nobody hears it
         return
-    pressed: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, remember)
+    pressed: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *how: pressed.append(how))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
     if pressed:
-        raise KeyboardInterrupt
+        before(*pressed[0])
 
 
 # ---- one writer at a time ----

@@ -14,6 +14,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 
 from retain.errors import StateError
+from retain.experiment.learner import described
 from retain.experiment.workers.assignment import AbandonedError, Assignment, Event, Hear, Worker
 
 ATTEMPTS = 3  # at a job whose worker is killed
@@ -49,6 +50,8 @@ def _serve(connection: Connection) -> None:
             tell(worker.do(assignment, tell, is_wanted))
         except AbandonedError:
             os._exit(1)
+        except BaseException as error:  # of somebody's own, which would end the process
+            tell(("gone", assignment.place, described(error)))
         tell(DONE)
 
 
