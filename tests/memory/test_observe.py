@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import retain
 from retain.errors import InputError
-from retain.memory import body
+from retain.memory import observing
 from retain.memory.running_sums import Running
 
 N = 23
@@ -398,6 +398,6 @@ def test_a_share_of_the_data_may_be_empty_beside_others(monkeypatch):
     memory = retain.MAS(nn.Linear(3, 2))
     with pytest.raises(InputError, match="holds no batch"):
         memory.observe([])
-    monkeypatch.setattr(body, "several", lambda: True)
+    monkeypatch.setattr(observing, "several", lambda: True)
     assert memory.observe([]) is memory
     assert memory.observe([torch.ones(4, 3)]).observed.samples == 4
