@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from retain.errors import InputError, StateError
 from retain.memory.lent_gradients import ledger_of
-from retain.memory.optimizers import FOLLOWING, Found
+from retain.memory.optimizers import FOLLOWING, FoundOptimizer
 from retain.memory.step_size import step_sizes
 from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values
 from retain.penalty.many import is_small
@@ -83,7 +83,7 @@ class Attachment:
 
     def __init__(
         self,
-        found: Found,
+        found: FoundOptimizer,
         form: str,
         *,
         held: Callable[[], Held],
@@ -389,10 +389,10 @@ class Handle:
 
 
 def attached(
-    found: Sequence[Found],
+    found: Sequence[FoundOptimizer],
     form: str,
     known: Iterable[Attachment],
-    make: Callable[[Found], Attachment],
+    make: Callable[[FoundOptimizer], Attachment],
     watcher: StepWatcher | None = None,
 ) -> Handle:
     """A handle for all optimizers `found`: those that are in `known` already, and new ones.

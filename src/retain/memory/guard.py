@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Iterable
-from types import FrameType
-from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
-from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from retain.memory import alarms
 from retain.memory.attachment import Attachment, is_idle
-from retain.memory.buffers import MovingBuffers
+from retain.memory.averages import Averages
 from retain.memory.coverage import Coverage
+from retain.memory.elsewhere import Elsewhere
 from retain.memory.gradients import Gradients
 from retain.memory.growth import hold_grown
 from retain.memory.holder import Holder
 from retain.memory.lent_gradients import ledger_of
-from retain.memory.movement import Distance, Movement, alike, can_be_read
+from retain.memory.loss_scale import LossScale
+from retain.memory.movement import Distance, Movement, can_be_read
 from retain.memory.places import Place, places_in
 from retain.memory.steps import listen, listeners
 from retain.memory.twins import holds_the_same
+from retain.memory.watched import AttachedOptimizer, Said, SteppedOptimizer, parameters_of
 from retain.parameters import shape_of
 from retain.penalty import Number
 from retain.penalty.quadratic import is_accelerated
 from retain.saying import warn
-from retain.statistics import layers_with_statistics, moves_statistics
 
-PATIENCE = 2  # steps elsewhere before a word is said: the first may be another network's
-SCALED = 1024  # a GradScaler that multiplies by more, and a penalty that counts so much less
-DEPTH = 16  # callers of a hook among which a GradScaler is looked for
 REPLACED = 0.5  # of ‖θ*‖: nearer, a parameter in the place of another is taken for a copy of it
-
-
-class Stepped(NamedTuple):
-    """What is known of an optimizer: its parameters when it was looked at, and ours among them."""
-
-    signature: tuple[tuple[int, bool], ...]
-    places: object  # the dictionary of places then
-    ours: tuple[Place, ...]
-
-    @property
-    def moves(self) -> bool:
-        """Whether some of ours are trained; frozen ones may lie in it too."""
-        return any(place.parameter.requires_grad for place in self.ours)
 
 
 class Guard:
@@ -61,16 +41,16 @@ class Guard:
 
     def __init__(self, memory: Holder) -> None:
         self._memory = weakref.ref(memory)
-        self._said: set[str] = set()
+        self._say = Said()
         self._named: set[str] = set()  # parameters of which it was said that they are free
         self._movement = Movement()
-        self._statistics: dict[str, nn.Module] | None = None
-        self._buffers: MovingBuffers | None = None
-        self._clock: weakref.ref[Optimizer] | None = None  # at whose steps they are looked at
+        self._averages = Averages(self._say)
+        self._loss_scale = LossScale(self._say)
+        self._elsewhere = Elsewhere(self._say)
         self._places: dict[str, Place] = {}
         self._places_of: tuple[object, object] = (None, None)  # the terms and the selection then
-        self._known: WeakKeyDictionary[Optimizer, Stepped] = WeakKeyDictionary()
-        self._attached: WeakKeyDictionary[Optimizer, _Attached] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Optimizer, SteppedOptimizer] = WeakKeyDictionary()
+        self._attached: WeakKeyDictionary[Optimizer, AttachedOptimizer] = WeakKeyDictionary()
         self._never_removed = 0  # attachments, those included whose optimizers are gone
         self._steps = 0  # protected ones
         self._asked = 0  # how often penalty() was called
@@ -80,12 +60,10 @@ class Guard:
         self._consumed: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._used = 0  # … of which an optimizer that steps held weights knows
         self._entered_with: Number | None = None  # … the last time: the factor of the penalty
-        self._scaler_seen: WeakSet[Optimizer] = WeakSet()
         self._inside: WeakSet[Optimizer] = WeakSet()  # attached, and in a step
         self._around: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()  # … and around those
         self._counted: WeakSet[Optimizer] = WeakSet()  # steps of these have the penalty in them
         self._stepped = False  # whether there was a protected step since the anchor was set
-        self._elsewhere: WeakKeyDictionary[Optimizer, _Elsewhere] = WeakKeyDictionary()
         self._in_use = False  # penalty() entered a gradient since the anchor was set
 
     # ---- what the memory tells ----
@@ -94,7 +72,7 @@ class Guard:
         """Ω and θ* are new: weights rest where they are."""
         self._in_use = self._stepped = False
         memory = self._memory()
-        self._buffers = None if memory is None else MovingBuffers(memory.model)
+        self._averages.start(None if memory is None else memory.model)
         self._places = {}
         self._movement.start([place.parameter for place in self._placed().values()])
         self._settled = self._entered
@@ -122,12 +100,12 @@ class Guard:
             optimizer = attachment.optimizer
             if optimizer not in self._attached:
                 self._never_removed += 1
-                mark = self._attached[optimizer] = _Attached(attachment)
+                mark = self._attached[optimizer] = AttachedOptimizer(attachment)
                 mark.hooks.append(optimizer.register_step_pre_hook(mark.runs))
             if memory is not None and memory._state.terms:
                 self._wait_for_gradients(optimizer)
                 self._cover(memory, optimizer)
-                self._see_statistics(memory)
+                self._averages.see_statistics(memory.model)
         listen(self)
 
     def removed(self, optimizer: Optimizer) -> None:
@@ -189,7 +167,13 @@ class Guard:
             if known is None or known.signature != now.signature:
                 self._see_adapters(memory, optimizer)
             if not now.ours:
-                self._steps_elsewhere(memory, optimizer)
+                self._elsewhere.steps(
+                    memory,
+                    optimizer,
+                    self._attached,
+                    entered=self._entered,
+                    taken=max(self._used, self._settled),
+                )
             return
         if mark is None and (self._inside or self._is_around(optimizer)):
             self._around[optimizer] = self._steps
@@ -205,14 +189,14 @@ class Guard:
             self._inside.add(optimizer)
             self._wait_for_gradients(optimizer)
         if entered:
-            self._see_scaler(optimizer)
+            self._loss_scale.see(optimizer, self._entered_with)
         if mark is not None and not now.ours:
             self._say("lost", alarms.lost(memory, optimizer))
         elif entered or (mark is not None and mark.form != "loss") or not memory.strength:
             if known is None or known.signature != now.signature:
                 self._cover(memory, optimizer)
-            self._see_statistics(memory)
-            self._see_buffers(optimizer)
+            self._averages.see_statistics(memory.model)
+            self._averages.see_buffers(optimizer)
             self._see_twins(memory, optimizer)
         elif self._never_removed > 0 or self._in_use or asked:
             self._say_unprotected(memory, optimizer, asked=asked)
@@ -275,9 +259,9 @@ class Guard:
         if self._entered == self._settled:
             self.look()
 
-    def _look_at(self, optimizer: Optimizer) -> Stepped:
+    def _look_at(self, optimizer: Optimizer) -> SteppedOptimizer:
         """What the optimizer holds now, of all and of ours."""
-        parameters = _parameters(optimizer)
+        parameters = parameters_of(optimizer)
         signature = tuple((id(p), p.requires_grad) for p in parameters)
         known = self._known.get(optimizer)
         # What it costs follows what this optimizer steps: there may be one for each parameter.
@@ -288,7 +272,7 @@ class Guard:
         if known is None or known.signature != signature or known.places is not at:
             held = {id(place.parameter): place for place in at.values()}
             ours = tuple(held[id(p)] for p in parameters if id(p) in held)
-            known = self._known[optimizer] = Stepped(signature, at, ours)
+            known = self._known[optimizer] = SteppedOptimizer(signature, at, ours)
         return known
 
     def _placed(self, looked_at: Iterable[Place] | None = None) -> dict[str, Place]:
@@ -316,11 +300,6 @@ class Guard:
 
     # ---- what is said ----
 
-    def _say(self, key: str, text: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
-            warn(text)
-
     def _say_unprotected(
         self, memory: Holder, optimizer: Optimizer, *, asked: bool = False
     ) -> None:
@@ -337,7 +316,7 @@ class Guard:
         self._counted.add(optimizer)
         twin = self._twin(memory, optimizer)
         if twin is not None:
-            twin._said.add("twice")
+            twin._say.add("twice")
             self._say("twice", alarms.twice(memory, optimizer))
 
     def _twin(self, memory: Holder, optimizer: Optimizer) -> Guard | None:
@@ -352,42 +331,12 @@ class Guard:
 
     def _cover(self, memory: Holder, optimizer: Optimizer) -> None:
         """Name what the optimizer trains and nothing holds, unless it is said to be free."""
-        inside = set(map(id, _parameters(optimizer)))
+        inside = set(map(id, parameters_of(optimizer)))
         coverage = Coverage.of(memory.model, memory.selection, memory._state, inside)
         new = {name: why for name, why in coverage.unheld.items() if name not in self._named}
         if new:
             self._named.update(new)
             warn(alarms.uncovered(memory, optimizer, coverage.share, new))
-
-    def _see_statistics(self, memory: Holder) -> None:
-        """Warn of running statistics that follow the new data, and name the way to keep them."""
-        if "statistics" in self._said:
-            return
-        if self._statistics is None:
-            self._statistics = layers_with_statistics(memory.model)
-        moving = [name for name, layer in self._statistics.items() if moves_statistics(layer)]
-        if moving:
-            self._say("statistics", alarms.statistics(moving))
-
-    def _see_buffers(self, optimizer: Optimizer) -> None:
-        """Warn of other buffers that follow the new data; at the steps of one optimizer only."""
-        clock = None if self._clock is None else self._clock()
-        if clock is None:
-            clock, self._clock = optimizer, weakref.ref(optimizer)
-        if clock is optimizer and self._buffers is not None and "buffers" not in self._said:
-            moving = self._buffers.look()
-            if moving:
-                self._say("buffers", alarms.buffers(moving))
-
-    def _see_scaler(self, optimizer: Optimizer) -> None:
-        """Warn if a GradScaler divides a penalty that it did not multiply; looked at once."""
-        if self._entered_with is None or optimizer in self._scaler_seen:
-            return
-        self._scaler_seen.add(optimizer)
-        scaler = scaler_around_step()
-        scale = scaler.get_scale() if scaler is not None else 1.0
-        if scale > SCALED and float(self._entered_with) * SCALED < scale:
-            self._say("unscaled", alarms.unscaled(scale))
 
     def _say_moved(self, memory: Holder, moved: list[str]) -> None:
         anchor = memory.anchor
@@ -413,7 +362,7 @@ class Guard:
             self._say("replaced", alarms.replaced(memory, far))
         new = {id(places[name].parameter): name for name in names}
         for optimizer in self._attached:
-            contained = set(map(id, _parameters(optimizer)))
+            contained = set(map(id, parameters_of(optimizer)))
             stale = [name for key, name in new.items() if key not in contained]
             if stale:
                 self._say("stale", alarms.stale(optimizer, stale))
@@ -423,83 +372,5 @@ class Guard:
         inside = set(map(id, memory.model.parameters()))
         in_use = self._never_removed > 0 or self._in_use
         attached = ledger_of(optimizer).in_use  # something else that is: LoraPenalty
-        if in_use and not attached and any(id(p) in inside for p in _parameters(optimizer)):
+        if in_use and not attached and any(id(p) in inside for p in parameters_of(optimizer)):
             self._cover(memory, optimizer)
-
-    def _steps_elsewhere(self, memory: Holder, optimizer: Optimizer) -> None:
-        """An optimizer steps other weights: those of another model, which may be meant instead."""
-        seen = self._elsewhere.setdefault(optimizer, _Elsewhere())
-        if self._entered > max(seen.entered, self._used, self._settled):
-            # the penalty's gradient is waiting for a step that takes it
-            seen.entered, seen.waited = self._entered, seen.waited + 1
-            if seen.waited >= PATIENCE:
-                self._say("elsewhere", alarms.elsewhere(memory, optimizer))
-            return
-        seen.copies = seen.copies or self._is_a_copy(optimizer)
-        if seen.copies and not ledger_of(optimizer).in_use:  # else a copy of the memory holds it
-            seen.steps += 1
-            if seen.steps >= PATIENCE:
-                self._say("copy", alarms.copied(memory, optimizer))
-
-    def _is_a_copy(self, optimizer: Optimizer) -> bool:
-        """Whether it is about to step weights that are, so far, what an idle attached one holds."""
-        theirs = _parameters(optimizer)
-        for one, mark in self._attached.items():
-            ours = _parameters(one)
-            if not mark.steps and [p.shape for p in ours] == [p.shape for p in theirs]:
-                return all(alike(p, q) for p, q in zip(ours, theirs, strict=True))
-        return False
-
-
-class _Elsewhere:
-    """What is known of an optimizer that steps none of the held weights."""
-
-    def __init__(self) -> None:
-        self.entered = 0  # how often penalty() had entered a gradient when it last stepped
-        self.waited = 0  # steps that it made while such a gradient was waiting
-        self.copies = False  # whether its weights were a copy of the held ones
-        self.steps = 0  # since that was seen
-
-
-class _Attached:
-    """What is known of an attachment: whether its optimizer's hooks run, and how often."""
-
-    def __init__(self, attachment: Attachment) -> None:
-        self.form = attachment.form
-        self.steps = 0
-        self.ran = True
-        self.waits = False
-        self.hooks: list[RemovableHandle] = []
-        self._attachment = weakref.ref(attachment)
-
-    def goes_last(self) -> None:
-        """See to it that other hooks before a step are done when the penalty joins."""
-        attachment = self._attachment()
-        if attachment is not None:
-            attachment.go_last()
-
-    def runs(self, _optimizer: Optimizer, _args: object, _kwargs: object) -> None:
-        """The hook before its step."""
-        self.ran = True
-
-    def remove(self) -> None:
-        """Take all hooks away."""
-        for hook in self.hooks:
-            hook.remove()
-
-
-def scaler_around_step() -> torch.amp.GradScaler | None:
-    """The GradScaler in whose `step` we are, if we are in one."""
-    frame: FrameType | None = sys._getframe(1)
-    for _ in range(DEPTH):
-        if frame is None:
-            break
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, torch.amp.GradScaler):
-            return owner
-        frame = frame.f_back
-    return None
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-class _Lent(NamedTuple):
+class LentGradient(NamedTuple):
+    """What stands in the place of a parameter's own gradient for the length of a step."""
+
     to: nn.Parameter
     ours: tuple[Tensor, ...]  # of every attachment, the last of which stands in p.grad
     theirs: Tensor | None
@@ -31,7 +33,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self.lent: dict[int, _Lent] = {}  # by the id of the parameter
+        self.lent: dict[int, LentGradient] = {}  # by the id of the parameter
         self.lenders: set[int] = set()
         self._users: set[int] = set()
         self._guards: dict[int, _Guard] = {}  # by the id of what has a `step`
@@ -52,7 +54,7 @@ class Ledger:
         before = self.lent.get(id(p))
         ours = before.ours if before is not None and before.stands else ()
         # In this order: whatever interrupts, what stands in p.grad is in the ledger.
-        self.lent[id(p)] = _Lent(p, (*ours, gradient), self.own(p))
+        self.lent[id(p)] = LentGradient(p, (*ours, gradient), self.own(p))
         p.grad = gradient
 
     def give_back(self) -> None:

@@ -24,14 +24,14 @@ INSIDE = (
 FOLLOWING = ("proximal", "adaptive")  # the forms that follow a step, in place of joining it
 
 
-class Found(NamedTuple):
+class FoundOptimizer(NamedTuple):
     """A torch optimizer, and everything around it that has a `step`, from the outside in."""
 
     optimizer: Optimizer
     around: tuple[Any, ...]
 
 
-def optimizers_in(given: object, *, asked: str = "attach") -> list[Found]:
+def optimizers_in(given: object, *, asked: str = "attach") -> list[FoundOptimizer]:
     """Every torch optimizer in `given`: itself, wrapped, or one of several; each once.
 
     Where one torch optimizer steps another (SAM, ZeRO), it is the inner one that moves weights.
@@ -39,7 +39,7 @@ def optimizers_in(given: object, *, asked: str = "attach") -> list[Found]:
     Raises:
         InputError: there is none; says what was given instead.
     """
-    found: dict[int, Found] = {}
+    found: dict[int, FoundOptimizer] = {}
     for one in _found(given, (), set(), asked):
         found.setdefault(id(one.optimizer), one)
     if not found:
@@ -50,7 +50,9 @@ def optimizers_in(given: object, *, asked: str = "attach") -> list[Found]:
     return list(found.values())
 
 
-def _found(given: Any, around: tuple[Any, ...], seen: set[int], asked: str) -> Iterator[Found]:
+def _found(
+    given: Any, around: tuple[Any, ...], seen: set[int], asked: str
+) -> Iterator[FoundOptimizer]:
     if id(given) in seen:
         return
     seen.add(id(given))
@@ -63,7 +65,7 @@ def _found(given: Any, around: tuple[Any, ...], seen: set[int], asked: str) -> I
     if inner is not None:
         yield from _found(inner, (*around, given), seen, asked)
     elif isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in vars(given):
-        yield Found(given, (*around, given))
+        yield FoundOptimizer(given, (*around, given))
     else:
         raise InputError(f"{asked} got {_what_else(given)}")
 

@@ -18,7 +18,7 @@ from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.growth import hold_grown
 from retain.memory.held_and_free import Check, checked
 from retain.memory.monitor import Log, Monitor
-from retain.memory.optimizers import Found, optimizers_in, refuse_form, refuse_unheld
+from retain.memory.optimizers import FoundOptimizer, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.remembered import Remembered
 from retain.penalty import Number, Penalty
 from retain.sharding import is_sharded, local, over_shards
@@ -127,7 +127,7 @@ class Protecting(Remembered):
         protected = held or self.selection.trainable(self.model).values()
         refuse_unheld([one.optimizer for one in found], protected)
 
-        def made(one: Found) -> Attachment:
+        def made(one: FoundOptimizer) -> Attachment:
             new = Attachment(
                 one,
                 form,

@@ -12,7 +12,7 @@ from torch.optim.optimizer import (
 )
 
 
-class Listener(Protocol):
+class StepListener(Protocol):
     """Who wants to hear of steps."""
 
     def before(self, optimizer: Optimizer) -> None:
@@ -22,11 +22,13 @@ class Listener(Protocol):
         """It has, and so has everything that is attached to it."""
 
 
-_listeners: WeakSet[Listener] = WeakSet()  # weakly: a memory that is done with hears nothing more
+_listeners: WeakSet[StepListener] = (
+    WeakSet()
+)  # weakly: a memory that is done with hears nothing more
 _listening = False
 
 
-def listen(listener: Listener) -> None:
+def listen(listener: StepListener) -> None:
     """Tell `listener` of every step from here on, for as long as it lives."""
     global _listening  # noqa: PLW0603  (torch's hooks are as global)
     _listeners.add(listener)
@@ -36,7 +38,7 @@ def listen(listener: Listener) -> None:
         register_optimizer_step_post_hook(_after)
 
 
-def listeners() -> list[Listener]:
+def listeners() -> list[StepListener]:
     """All that hear of steps."""
     return list(_listeners)
 

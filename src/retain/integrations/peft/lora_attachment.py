@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retain.integrations.peft.low_rank import Block, settle_all, summed, value
 from retain.memory.attachment import Attachment, grad_scale, skipped
-from retain.memory.optimizers import FOLLOWING, Found
+from retain.memory.optimizers import FOLLOWING, FoundOptimizer
 from retain.memory.step_size import step_size
 from retain.penalty import Metric
 
@@ -26,7 +26,7 @@ class LoraAttachment(Attachment):
     """
 
     def __init__(
-        self, found: Found, form: str, *, blocks: Callable[[], list[Block]], **more: Any
+        self, found: FoundOptimizer, form: str, *, blocks: Callable[[], list[Block]], **more: Any
     ) -> None:
         super().__init__(found, form, **more)
         self._blocks = blocks

@@ -30,8 +30,7 @@ from retain.integrations.peft.low_rank import Block, ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
 from retain.memory.consolidated import Consolidated
-from retain.memory.optimizers import Found as FoundOptimizer
-from retain.memory.optimizers import optimizers_in, refuse_form, refuse_unheld
+from retain.memory.optimizers import FoundOptimizer, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.plain_data import remembering, split
 from retain.memory.state import flattened, grouped
 from retain.parameters import is_adapters
