@@ -177,3 +177,58 @@ def test_an_output_for_each_text():
     found = omega(model, [{"tokens": tokens, "segment_ids": NUMBERS}])
     assert found.samples == 5
     assert_same(found, truth)
+
+
+class Measured(Within):
+    """Attention within texts of these lengths, or that begin at these positions."""
+
+    def forward(self, tokens, **more):
+        told = more[self.key]
+        lengths = told.diff() if told[0] == 0 else told
+        number = torch.arange(len(lengths)).repeat_interleave(lengths)[None]
+        return super().forward(tokens, **{self.key: number})
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["lengths", "ends"])
+@pytest.mark.parametrize("key", ["lengths", "seqlens", "indptr", "which"])
+def test_lengths_and_ends_under_any_name(key, ends):
+    some = texts(*SIZES[0])
+    model = ready(lambda: Measured(key, causal=True))
+    truth = one_by_one(model, some, lambda t: model(t[None], **{key: torch.tensor([len(t)])}))
+    told = torch.tensor([0, 3, 5, 9]) if ends else torch.tensor(SIZES[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = omega(model, [{"tokens": torch.cat(some)[None], key: told}])
+    assert found.samples == 3
+    assert_same(found, truth)
+
+
+def test_lengths_that_keep_nothing_apart():
+    """Of a model that looks from one to the other: the row is the sample."""
+
+    class Across(Within):
+        def forward(self, tokens, parts):
+            return super().forward(tokens, which=torch.zeros_like(tokens)) * len(parts)
+
+    model, tokens = ready(lambda: Across("which")), torch.cat(texts(*SIZES[0]))[None]
+    assert omega(model, [{"tokens": tokens, "parts": torch.tensor(SIZES[0])}]).samples == 1
+
+
+def test_positions_of_nobody_between_packed_rows():
+    """Fewer positions are left when the texts are cut out, of few texts as of many."""
+    some = texts(5, 7, 2)
+    tokens = torch.stack([torch.cat([some[0], texts(4)[0]]), torch.cat(some[1:])])
+    numbers = torch.tensor([[0] * 5 + [-1] * 4, [0] * 7 + [1] * 2])
+    model = ready(lambda: Within("segment_ids"))
+    truth = one_by_one(
+        model, some, lambda t: model(t[None], segment_ids=torch.zeros(1, len(t)).long())
+    )
+    assert_same(omega(model, [{"tokens": tokens, "segment_ids": numbers}]), truth)
+
+
+def test_samples_of_one_row():
+    some = texts(*SIZES[0])
+    model, numbers = ready(lambda: Within("which")), NUMBERS[:1]
+    truth = one_by_one(model, some, lambda t: model(t[None], which=torch.zeros(1, len(t)).long()))
+    batch = {"tokens": torch.cat(some)[None], "which": numbers}
+    assert_same(omega(model, [batch], samples_of=lambda _: numbers[0]), truth)

@@ -34,6 +34,8 @@ def rows_said(samples_of: str | Callable[[Any], Any], raw: Any, named: dict[str,
     given = _looked_up(samples_of, raw, named, "samples_of")
     if not isinstance(given, Mapping):
         ids = _owners(given, named)
+        if _is_of_one_row(ids, named):
+            ids = ids[None]
         numbers = _equal(named, ids)
         if ids.ndim == 2:
             return Rows.of((ids,), int(ids.max()) + 1, numbers=dict.fromkeys(numbers, 0))
@@ -46,6 +48,15 @@ def rows_said(samples_of: str | Callable[[Any], Any], raw: Any, named: dict[str,
         named={name: at for at, name in enumerate(owners)},
         numbers=dict.fromkeys(numbers, 0),
         indices=frozenset(name for name in named if "index" in name) - owners.keys(),
+    )
+
+
+def _is_of_one_row(ids: Tensor, named: Mapping[str, Tensor]) -> bool:
+    """Whether [rows] is of the positions of inputs [1, rows, …], and of no input [rows, …]."""
+    shapes = [tuple(tensor.shape) for tensor in named.values()]
+    row = (1, len(ids))
+    return (
+        ids.ndim == 1 and row in (s[:2] for s in shapes) and row[1:] not in (s[:1] for s in shapes)
     )
 
 

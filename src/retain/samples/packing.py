@@ -138,11 +138,11 @@ def _by_numbers(inputs: Mapping[str, Tensor], name: str) -> tuple[Tensor, dict[s
 
 
 def possible(inputs: Mapping[str, Tensor]) -> dict[str, Rows]:
-    """What inputs of other names may say of packed texts: numbers, or positions that restart.
+    """What inputs of other names may say of packed texts: numbers, positions, lengths, ends.
 
     Whether they do, the model shows (barriers.py).
     """
-    found = {}
+    found = _measured(inputs)
     for name, values in inputs.items():
         if not _is_grid(values) or name in (*NUMBERS, "attention_mask", "position_ids"):
             continue
@@ -154,6 +154,23 @@ def possible(inputs: Mapping[str, Tensor]) -> dict[str, Rows]:
         texts = int(ids.max()) + 1
         if texts > int((ids != NOBODY).any(1).sum()):
             found[name] = Rows.of((ids,), texts, numbers=numbers, what=TEXTS)
+    return found
+
+
+def _measured(inputs: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """By inputs of one dimension: the lengths of the texts in one row, or where each begins."""
+    found = {}
+    widths = {t.shape[1] for t in inputs.values() if t.ndim > 1 and t.shape[0] == 1}
+    for name, values in inputs.items():
+        if values.ndim != 1 or not masks.are_numbers(values) or len(values) < 2:
+            continue
+        begins_at_0 = int(values[0]) == 0
+        lengths = values.diff() if begins_at_0 else values
+        texts, total = len(lengths), int(lengths.sum())
+        if texts < 2 or int(lengths.min()) < 1 or 2 * texts > total or total not in widths:
+            continue
+        ids = torch.arange(texts, device=values.device).repeat_interleave(lengths)[None]
+        found[name] = Rows.of((ids,), texts, measures=frozenset({name}), what=TEXTS)
     return found
 
 

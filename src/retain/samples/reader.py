@@ -28,7 +28,7 @@ from retain.samples.rows import BAGS, TEXTS, Rows
 from retain.samples.suspicions import Suspicions
 
 # Parts of the names of inputs that number texts in rows, if the model keeps these apart.
-OF_TEXTS = ("segment", "seq", "doc", "text", "pack", "pos")
+OF_TEXTS = ("segment", "seq", "doc", "text", "pack", "pos", "len", "cu_")
 LOST = "(a function)"  # what a file says in place of one
 
 
@@ -157,7 +157,9 @@ class Reader:
             return batch
         rows = self._ended(rows, batch, probe)
         lists = frozenset(batch.lists_of(rows.samples))
+        shared = frozenset(path for path in batch.shared if str(path[-1]) not in rows.measures)
         batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
+        batch = replace(batch, shared=shared)
         return self._arranged(batch, rows.to(device), probe)
 
     def _ended(self, rows: Rows, batch: Batch, probe: ModelProbe) -> Rows:

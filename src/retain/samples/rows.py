@@ -32,6 +32,7 @@ class Rows:
         named: input → which kind its rows are; for others the shape says.
         numbers: inputs that are themselves the numbers of samples → the number of the first.
         indices: inputs whose values count rows of the first kind, as edges of a graph do.
+        measures: inputs that say how many rows each sample has, or at which row it begins.
         output: which kind the rows of the output are; None where it has one per sample.
         what: what the rows are, for messages.
     """
@@ -42,6 +43,7 @@ class Rows:
     named: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
     indices: frozenset[str] = frozenset()
+    measures: frozenset[str] = frozenset()
     output: int | None = None
     what: str = "rows"
 
@@ -118,7 +120,9 @@ class Rows:
     def _is_boundary(self, name: str, tensor: Tensor) -> bool:
         integers = tensor.ndim == 1 and not tensor.is_floating_point()
         fits = len(tensor) in (self.samples, self.samples + 1) if tensor.ndim else False
-        return integers and fits and name.startswith(BOUNDARIES)
+        if not (integers and fits):
+            return False
+        return name.startswith(BOUNDARIES) or (name in self.measures and int(tensor[0]) == 0)
 
     def _renumbered(self, index: Tensor, start: int, stop: int) -> Tensor:
         """Those pairs of rows that are there, with the numbers that the rows have now."""
