@@ -20,8 +20,8 @@ SOURCE = Path(retain.__file__).parent
 # From the ground up: a room may import from those in earlier lines, and from its own.
 LEVELS = [
     {"errors", "starting"},
-    {"atomic", "closest", "extras", "header", "lazily", "pieces", "saying", "sharding"},
-    {"arguments"},
+    {"closest", "extras", "header", "interrupts", "lazily", "pieces", "saying", "sharding"},
+    {"arguments", "atomic"},
     {"parameters", "files", "borrowed"},
     {"samples"},
     {"statistics"},

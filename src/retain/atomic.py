@@ -18,12 +18,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from retain.errors import FileError
+from retain.interrupts import uninterrupted
 
 STALE = 24 * 3600  # seconds after which a write that nobody is known to finish is given up
 UNFINISHED = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp", re.DOTALL)
-_unfinished: set[str] = set()  # names of what this process is writing
+
+
+class _Write:
+    """Is there as long as something is written."""
+
+
+_writes: WeakValueDictionary[str, _Write] = WeakValueDictionary()  # of this process, by their names
 
 
 @contextmanager
@@ -106,13 +114,14 @@ def _beside(target: Path) -> Iterator[Path]:
     # Its name says who could still finish it.
     name = f".{_short(target)}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     folder = target.with_name(name)
-    _unfinished.add(name)
+    _writes[name] = under_way = _Write()  # gone with this call, however it ends
     try:
         folder.mkdir(0o700)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _unfinished.discard(name)
+        with uninterrupted():
+            shutil.rmtree(folder, ignore_errors=True)
+            del under_way
 
 
 def _short(target: Path) -> str:
@@ -132,7 +141,7 @@ def _is_left_over(path: Path) -> bool:
     machine, process = writer.groups()
     if machine == _machine():
         if int(process) == os.getpid():
-            return path.name not in _unfinished  # of a process that had our number before
+            return path.name not in _writes  # of a process that had our number before
         try:
             os.kill(int(process), 0)
         except (ProcessLookupError, OverflowError):

@@ -24,6 +24,7 @@ from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from retain.errors import StateError
+from retain.interrupts import uninterrupted
 
 _giving = threading.Lock()  # held while anything is taken or given back
 
@@ -44,13 +45,21 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         StateError: another thread put the model into training mode meanwhile. Its calls of a model
             that was in training mode are refused, too: they would have run in eval mode.
     """
-    with ExitStack() as stack:
-        stack.enter_context(same_random_state(model))
-        stack.enter_context(eagerly())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(_thawed())
-        stack.enter_context(_in_eval_mode(model))
+    stack = ExitStack()
+    try:
+        with uninterrupted():
+            stack.enter_context(same_random_state(model))
+            stack.enter_context(eagerly())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(_thawed())
+            stack.enter_context(_in_eval_mode(model))
         yield
+    finally:
+        try:
+            with uninterrupted():
+                stack.__exit__(*sys.exc_info())
+        finally:
+            stack.close()  # what is left, if Ctrl-C came before it could wait
 
 
 def eagerly() -> AbstractContextManager[Any]:
@@ -281,14 +290,14 @@ class _Together:
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        with self._lock:
+        with uninterrupted(), self._lock:
             if self._count == 0:
                 self._held = self._make()
                 self._held.__enter__()
             self._count += 1
 
     def __exit__(self, *_exception: object) -> None:
-        with self._lock:
+        with uninterrupted(), self._lock:
             self._count -= 1
             if self._count == 0:
                 self._held.__exit__(None, None, None)

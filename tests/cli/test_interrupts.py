@@ -8,15 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from torch import _VF, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from retain import starting
+from retain import atomic, starting
+from retain import borrowed as borrowed_module
+from retain.borrowed import borrowed
 from retain.cli.speaking import plainly
 from retain.experiment import Results
-from retain.experiment.disk import uninterrupted
+from retain.interrupts import uninterrupted
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 RUN = (
@@ -164,3 +170,70 @@ def test_what_ends_the_work_is_not_interrupted_itself(handler, fresh, monkeypatc
     fresh.loud_interrupt()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+# ---- in the library: whatever is begun is ended ----
+
+
+def pressed_at(line, act, *modules):
+    """Whether there was an n-th line of these modules in `act`, before which Ctrl-C was pressed."""
+    inside, count = {module.__file__ for module in modules}, 0
+
+    def trace(frame, event, _value):
+        nonlocal count
+        if frame.f_code.co_filename not in inside:
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return count >= line
+
+
+def test_a_borrowed_model_is_given_back_at_every_line(handler):
+    handler(signal.default_int_handler)
+    patched = (saved_tensors_hooks, "__enter__"), (saved_tensors_hooks, "__exit__"), (_VF, "lstm")
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 2)).train()
+    gradient = model[2].weight.grad = torch.ones(2, 3)
+    before = [getattr(owner, name) for owner, name in patched], torch.get_rng_state()
+
+    def act():
+        with borrowed(model):
+            model(torch.randn(4, 3))
+
+    line = 1
+    while pressed_at(line, act, borrowed_module):
+        assert all(module.training for module in model.modules()), line
+        assert model[2].weight.grad is gradient, line
+        assert [getattr(owner, name) for owner, name in patched] == before[0], line
+        assert torch.equal(torch.get_rng_state(), before[1]), line
+        assert not model._forward_pre_hooks, line
+        assert not borrowed_module.borrowing(), line
+        assert torch._C._get_mkldnn_enabled() == torch.backends.mkldnn.enabled
+        line += 1
+    assert line > 100
+    assert not borrowed_module._found
+
+
+def test_a_file_is_whole_and_nothing_is_left_at_every_line(handler, tmp_path):
+    handler(signal.default_int_handler)
+    path, line = tmp_path / "a", 1
+    while pressed_at(line, partial(atomic.write, path, f"line {line}"), atomic):
+        assert not path.exists() or path.read_text() in (f"line {line - 1}", f"line {line}"), line
+        if not path.exists() or path.read_text() != f"line {line}":
+            atomic.write(path, f"line {line}")
+        atomic.write(tmp_path / "b", "another")
+        atomic.remove_left_over(tmp_path)
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"], line
+        line += 1
+    assert line > 30

@@ -1,4 +1,4 @@
-"""JSON with a digest; writes that Ctrl-C waits for; and who owns a folder."""
+"""JSON with a digest, and who owns a folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import errno
 import hashlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 from retain.errors import ConfigError
@@ -52,23 +50,6 @@ def seal_of(content: Any, text: bytes) -> Seal:
     if found is None or found == _digest(content):
         return Seal.WHOLE
     return Seal.DAMAGED if text.startswith(LAID_OUT) else Seal.REWRITTEN
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Within it Ctrl-C waits: a write is finished first, then whoever hears it is told."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield  # nobody hears it
-        return
-    pressed: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *how: pressed.append(how))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        before(*pressed[0])
 
 
 # ---- one writer at a time ----

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from retain.errors import RetainError
 from retain.experiment.checkpoint import Checkpoint, Standing
 from retain.experiment.config import AUTO, knob_value
-from retain.experiment.disk import uninterrupted
 from retain.experiment.evaluate import Tally, by_layer
 from retain.experiment.foresight import foresight
 from retain.experiment.job import Job
@@ -21,6 +20,7 @@ from retain.experiment.results import Run
 from retain.experiment.stage import Stage
 from retain.experiment.strength_search import choose, parts_chosen
 from retain.experiment.train import learn
+from retain.interrupts import uninterrupted
 from retain.methods import METHODS, Method, options_of
 from retain.methods.method import under
 

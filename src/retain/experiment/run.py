@@ -15,7 +15,7 @@ from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, StateError
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
-from retain.experiment.disk import LOCK, uninterrupted
+from retain.experiment.disk import LOCK
 from retain.experiment.folder import how_to_go_on, opened, remove_half_written
 from retain.experiment.job import Job, jobs
 from retain.experiment.learner import carry_out, steps_of
@@ -32,6 +32,7 @@ from retain.experiment.stage import Stage
 from retain.experiment.strength_search import VALIDATION
 from retain.experiment.workers.assignment import Assignment
 from retain.experiment.workers.crew import Crew, Hearing, Workforce, crew
+from retain.interrupts import uninterrupted
 from retain.methods.method import allocated
 from retain.models import TaskNetwork
 from retain.models.build import SMALL
