@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retain.per_sample import PerSample, carried, devices, products, sums_by_loop
+from retain.per_sample.dear import Dearness
 from retain.per_sample.quickest import MORE, TIMED, quickest
 from retain.per_sample.scores import SquaredNorm
 from retain.samples.batches import Batch
@@ -117,7 +118,7 @@ def test_a_way_that_there_is_not_is_never_chosen() -> None:
 @pytest.fixture
 def _whatever_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With next to no memory, single samples are quicker than many at a time; not here."""
-    monkeypatch.setattr(PerSample, "_price", lambda *_: None)
+    monkeypatch.setattr(Dearness, "look", lambda *_: None)
 
 
 class Scaled(nn.Module):

@@ -13,6 +13,7 @@ from retain.errors import RetainError
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.graph import Graph
 from retain.per_sample.scores import SquaredNorm
+from retain.per_sample.trust import Ladder
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
 
@@ -57,13 +58,13 @@ def test_few_live_rows_are_laid_out_as_their_neighbours(
     model = FirstToken().double()
     engine = engine_of(model)
     probed: list[int] = []
-    plainly = PerSample._probe
+    plainly = Ladder._probe
 
-    def noted(self: PerSample, graph: Graph, n: int) -> object:
+    def noted(self: Ladder, graph: Graph, n: int) -> object:
         probed.append(n)
         return plainly(self, graph, n)
 
-    monkeypatch.setattr(PerSample, "_probe", noted)
+    monkeypatch.setattr(Ladder, "_probe", noted)
     for _ in range(3):
         x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
         with borrowed(model):

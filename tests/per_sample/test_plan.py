@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from retain.borrowed import borrowed
-from retain.per_sample import PerSample
-from retain.per_sample import engine as engine_module
-from retain.per_sample.frontier import ParameterUse
+from retain.per_sample import PerSample, trust
 from retain.per_sample.plan import Plan
 from retain.per_sample.scores import SquaredNorm
+from retain.per_sample.uses import ParameterUse
 from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Watched
@@ -25,14 +24,14 @@ NAMES = ["tied_language_model", "mlp_with_batch_norm", "joined_weights"]
 def _made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Plan, Any]]:
     """Every plan that is made from here on, and what it held then."""
     made: list[tuple[Plan, Any]] = []
-    make = engine_module.make_plan
+    make = trust.make_plan
 
     def noting(*given: Any) -> Plan:
         plan = make(*given)
         made.append((plan, _held(plan)))
         return plan
 
-    monkeypatch.setattr(engine_module, "make_plan", noting)
+    monkeypatch.setattr(trust, "make_plan", noting)
     return made
 
 

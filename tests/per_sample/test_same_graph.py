@@ -176,7 +176,8 @@ def test_one_sample_outweighs_the_others(ratio: float, where: int) -> None:
         head=nn.Linear(8, 3),
     )  # fmt: skip
     watched = one_off(net, sequences(4, 6))
-    watched.output = watched.per_sample.output = watched.specimen.output  # so that sizes matter
+    # so that sizes matter
+    watched.output = watched.per_sample._forward.output = watched.specimen.output
     size = torch.full((5,), ratio**0.5).double()
     size[where] = 1
     assert not watched.complaint(_with(torch.randn(5, 4, 6), size=size))
@@ -195,7 +196,7 @@ def test_gradients_that_cancel() -> None:
         head=nn.Linear(24, 3, bias=False),
     )  # fmt: skip
     watched = one_off(net, sequences(4, 6))
-    watched.output = watched.per_sample.output = watched.specimen.output
+    watched.output = watched.per_sample._forward.output = watched.specimen.output
     with torch.no_grad():
         net.twin.weight.copy_(net.position.weight)  # so that both vanish from the sum
     x = torch.randn(2, 4, 6)

@@ -227,7 +227,7 @@ def _trust_after_batches(net: Net) -> set[Trust]:
     watched = one_off(net, sequences(4, 6))
     for n, seed in ((5, 1), (5, 2), (4, 3), (4, 4)):
         assert not watched.complaint(watched.specimen.batch(n, seed=seed))
-    return {known.trust for known in watched.per_sample._known._known.values()}
+    return {known.trust for known in watched.per_sample._ladder.plans._known.values()}
 
 
 @pytest.mark.parametrize("name", CHOOSING)
@@ -295,4 +295,4 @@ def test_inputs_with_a_past_in_autograd(kind: str) -> None:
             expected = torch.stack([one[name] for one in truth]).sum(0)
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     if "same model" not in kind:
-        assert {known.trust for known in engine._known._known.values()} == {Trust.KEPT}
+        assert {known.trust for known in engine._ladder.plans._known.values()} == {Trust.KEPT}

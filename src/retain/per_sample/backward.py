@@ -13,9 +13,9 @@ from torch.autograd.graph import Node
 from retain.per_sample import devices
 from retain.per_sample.carried import carry_back
 from retain.per_sample.contributions import Contribution, Factors, OneByOne, SampleGradients
-from retain.per_sample.frontier import HIDDEN_INPUTS, ParameterUse
+from retain.per_sample.frontier import HIDDEN_INPUTS
 from retain.per_sample.graph import Graph, Output
-from retain.per_sample.groups import Group, edge_of
+from retain.per_sample.groups import Group
 from retain.per_sample.nodes import UnaskableError, call, operation, shape_of
 from retain.per_sample.passes import Grads, backward_pass
 from retain.per_sample.plan import Habits, Plan
@@ -32,6 +32,7 @@ from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.rules.linear import shared_bmm
 from retain.per_sample.summing import sum_contributions
 from retain.per_sample.sums import Sum
+from retain.per_sample.uses import ParameterUse, edge_of
 from retain.per_sample.wandering import ELEMENTWISE
 from retain.pieces import BLOCK, together
 
@@ -47,6 +48,7 @@ class Masked(OneByOne):
     whole: Callable[[], SampleGradients | None]
 
 
+See = Callable[[int, Grads], None]  # takes in what arrives at a node, given by its position
 # a contribution, and the result whose gradient it is part of
 EdgeContribution = tuple[Output, Contribution]
 
@@ -70,7 +72,7 @@ class PerSampleBackward:
         self,
         weights: Tensor,
         *,
-        also: Callable[[int, Grads], None] | None = None,
+        also: See | None = None,
         keep: bool = True,
     ) -> None:
         """Add Σₖ|∂(weights·s)ₖ/∂θ|ᵖ to every sum; `also` sees every gradient at the frontier.
@@ -81,7 +83,7 @@ class PerSampleBackward:
         with devices.one_look():
             self._run(weights, also, keep)
 
-    def _run(self, weights: Tensor, also: Callable[[int, Grads], None] | None, keep: bool) -> None:
+    def _run(self, weights: Tensor, also: See | None, keep: bool) -> None:
         waiting = {group: len(group.uses) for group in self.plan.groups}
         contributions: dict[Group, list[EdgeContribution]] = {
             group: [] for group in self.plan.groups
@@ -113,7 +115,7 @@ class PerSampleBackward:
                     except UnaskableError:
                         self.unaskable.update(group.names)
 
-    def look(self, weights: Tensor, see: Callable[[int, Grads], None]) -> None:
+    def look(self, weights: Tensor, see: See) -> None:
         """Show the gradients at the frontier, and compute nothing else."""
         self._pass(weights, lambda node, grads: see(self.graph.position[node], grads))
 

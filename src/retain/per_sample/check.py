@@ -12,38 +12,89 @@ believed; in any other, the sample alone is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from retain.errors import RetainError
+from retain.per_sample.backward import PerSampleBackward
 from retain.per_sample.blame import BROKEN
+from retain.per_sample.fallback import DIFFERS
 from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
 from retain.per_sample.hooks import hooked
 from retain.per_sample.interaction import Company
-from retain.per_sample.passes import one_by_one, score_weights
-from retain.per_sample.reference import add_powers, gradients_of
+from retain.per_sample.passes import score_weights
 from retain.per_sample.switches import repeatable
+from retain.per_sample.tally import Tally
 from retain.per_sample.ties import disagreeing, only_ties
+from retain.per_sample.truth import ROWS, Truth
+from retain.per_sample.underflow import look_for_underflow
 from retain.samples.batches import Batch
-
-ROWS = 2  # of several scores per sample, so many are looked at: not a thousand outputs
-
-GraphForward = Callable[..., tuple[Graph, Tensor | None]]
 
 
 class SelfCheck:
-    """Compares the sums of a few samples with what each of them gives by itself."""
+    """Compares, once for every kind of graph, what was found with what single samples give."""
 
-    def __init__(
-        self, parameters: Mapping[str, Tensor], power: int, forward: GraphForward, company: Company
-    ) -> None:
-        self.parameters, self.power = parameters, power
-        self.forward, self.company = forward, company
+    def __init__(self, truth: Truth, tally: Tally, company: Company) -> None:
+        self._truth, self._tally, self._company = truth, tally, company
+        # kinds of graph: those that were checked, and those whose model was called twice
+        self._checked: set[frozenset[str]] = set()
+        self._repeated: set[frozenset[str]] = set()
 
-    def wrong(
+    @property
+    def begun(self) -> bool:
+        """Whether anything was checked already."""
+        return bool(self._checked)
+
+    def due(self, graph: Graph) -> bool:
+        """Whether this is a new kind of graph."""
+        return graph.operations not in self._checked
+
+    def of_few(self, backward: PerSampleBackward, few: Batch, target: Tensor | None) -> None:
+        """Have the parameters looped over whose sums, of a few samples, are not the truth.
+
+        Raises:
+            ModelError: a sample has another output alone than together with others.
+        """
+        graph, tally, truth = backward.graph, self._tally, self._truth
+        rows = score_weights(graph)[:ROWS]
+        with repeatable():
+            tally.fill(backward, rows, keep=True)
+        tally.follow_side_doors()
+        beside = tally.looped.keys() | backward.plan.inseparable
+        sums = {name: one.result() for name, one in tally.sums.items() if name not in beside}
+        for name in self._wrong(graph, rows, few, target, sums):
+            tally.looped[name] = f"{DIFFERS} (by way of: {tally.routes[name]})"
+        tally.follow_side_doors()
+        look_for_underflow(graph, rows, sums, truth, lambda: truth.forward(few, target)[0])
+        self._checked.add(graph.operations)
+
+    def of_one(self, graph: Graph, batch: Batch, target: Tensor | None) -> None:
+        """Look at a batch of one sample: it has nothing to be compared with but itself.
+
+        Raises:
+            ModelError: it has another output the next time.
+        """
+        if graph.operations in self._repeated:
+            self._company.refuse_luck(batch, graph.output, graph.precision)
+            return
+        sums = {name: one.total for name, one in self._tally.sums.items() if not one.empty}
+        rows, truth = score_weights(graph), self._truth
+        look_for_underflow(graph, rows, sums, truth, lambda: truth.forward(batch, target)[0])
+        self._company.refuse_chance(batch, graph.output, graph.precision)
+        self._repeated.add(graph.operations)
+
+    def of_outputs(self, graph: Graph, batch: Batch) -> None:
+        """Look at the outputs of a whole batch.
+
+        Raises:
+            ModelError: a sample has another output alone, or the next time.
+        """
+        self._company.look(batch, graph.output, graph.precision)
+        self._company.refuse_luck(batch, graph.output, graph.precision)
+
+    def _wrong(
         self,
         graph: Graph,
         rows: Sequence[Tensor],
@@ -51,64 +102,24 @@ class SelfCheck:
         target: Tensor | None,
         sums: Mapping[str, Tensor],
     ) -> set[str]:
-        """The parameters whose `sums` are wrong.
-
-        Raises:
-            ModelError: a sample has another output alone than together with others.
-        """
-        precision = graph.precision
-        truth: dict[str, Tensor] = {}
-        outputs = []
+        """The parameters whose `sums` are wrong."""
+        precision, power = graph.precision, self._tally.power
         try:
-            for own in self._alone(few, target):  # one graph after another
-                for row in score_weights(own)[:ROWS]:
-                    self._add(truth, own, row, sums)
-                outputs.append(own.output)
+            truth, outputs = self._truth.alone(few, target, sums)
         except RetainError:
             raise
         except BROKEN as error:
             if shortage(error):
                 raise
-            self.company.refuse_few(few, graph.output, None, precision)
-        self.company.refuse_few(few, graph.output, outputs, precision)
-        truth = _of(truth, sums)
-        doubtful = disagreeing(sums, truth, precision, self.power)
+            self._company.refuse_few(few, graph.output, None, precision)
+            raise
+        self._company.refuse_few(few, graph.output, outputs, precision)
+        doubtful = disagreeing(sums, truth, precision, power)
         if not doubtful:
             return set()
-        alone = self._alone(few, target)
         wrong = doubtful
-        if only_ties(graph, alone, hooked(self.parameters)):
-            wrong = disagreeing(sums, truth, precision, self.power, ties=True)
+        if only_ties(graph, self._truth.graphs(few, target), hooked(self._tally.parameters)):
+            wrong = disagreeing(sums, truth, precision, power, ties=True)
         return wrong | disagreeing(
-            sums, truth | self._together(graph, rows, doubtful), precision, self.power
+            sums, truth | self._truth.in_graph(graph, rows, doubtful), precision, power
         )
-
-    def _alone(self, few: Batch, target: Tensor | None) -> Iterator[Graph]:
-        """The graph of each sample alone."""
-        for k in range(few.samples):
-            cut = None if target is None else target[k : k + 1]
-            yield self.forward(few.take(k, k + 1), cut, whatever=True)[0]
-
-    def _together(
-        self, graph: Graph, rows: Sequence[Tensor], names: Collection[str]
-    ) -> dict[str, Tensor]:
-        """The truth for these parameters, of each score alone through the graph of all samples."""
-        truth: dict[str, Tensor] = {}
-        for only in one_by_one(rows, graph.scores.shape[-1]):
-            self._add(truth, graph, only, names)
-        return _of(truth, {name: self.parameters[name] for name in names})
-
-    def _add(
-        self, truth: dict[str, Tensor], graph: Graph, weights: Tensor, names: Collection[str]
-    ) -> None:
-        with repeatable():
-            found = gradients_of(graph, weights, self.parameters)
-        add_powers(truth, {name: g for name, g in found.items() if name in names}, self.power)
-
-
-def _of(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Zeros where a parameter had no gradient at all."""
-    return {
-        name: found[name] if name in found else torch.zeros_like(value)
-        for name, value in wanted.items()
-    }

@@ -19,6 +19,7 @@ from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Blocks, Layout, find_layouts
 from retain.per_sample.nodes import is_custom, operation, shape_of
 from retain.per_sample.passes import gradients_at, over_all_scores
+from retain.per_sample.uses import ParameterUse
 from retain.per_sample.wandering import wandering
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
@@ -29,14 +30,6 @@ SPREADING = {"Expand", "Repeat"}
 
 ResultKey = tuple[int, int]  # a node's position in the graph, and which of its results
 Fits = dict[int, list[Layout]]  # of a node's results: the layouts that explain their gradients
-
-
-@dataclass(frozen=True)
-class ParameterUse:
-    """One input of a frontier operation that leads to parameters; nodes by their position."""
-
-    node: int
-    index: int
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from retain.per_sample.below import inputs_first
 from retain.per_sample.nodes import arguments, is_custom, operation
 from retain.per_sample.precision import Precision, narrowest
 
@@ -24,7 +24,7 @@ class Graph:
         assert scores.grad_fn is not None
         self.scores = scores
         self.output = output  # F(x), detached
-        self.order = _inputs_first(scores.grad_fn)
+        self.order = inputs_first(scores.grad_fn)
         self.position = {node: at for at, node in enumerate(self.order)}
         self.users: dict[Node, list[Link]] = {}
         for node in self.order:
@@ -86,32 +86,3 @@ class Graph:
         """Which of the node's results were used, in order; [0] for the root."""
         used = {user.next_functions[index][1] for user, index in self.users.get(node, ())}
         return sorted(used) or [0]
-
-
-def leaves_below(root: Node) -> list[Tensor]:
-    """The tensors in which the graph below a node ends: parameters, and inputs with gradients."""
-    variables = (getattr(node, "variable", None) for node in _inputs_first(root))
-    return [variable for variable in variables if variable is not None]
-
-
-def has_functions(root: Node) -> bool:
-    """Whether any operation below a node is a user's own Function, whose backward may do more."""
-    return any(map(is_custom, _inputs_first(root)))
-
-
-def _inputs_first(root: Node) -> list[Node]:
-    """All nodes below `root`, each after everything that it was computed from."""
-    order: list[Node] = []
-    seen: set[Node] = {root}
-    stack: list[tuple[Node, Any]] = [(root, iter(root.next_functions))]
-    while stack:
-        node, below = stack[-1]
-        for child, _ in below:
-            if child is not None and child not in seen:
-                seen.add(child)
-                stack.append((child, iter(child.next_functions)))
-                break
-        else:
-            order.append(node)
-            stack.pop()
-    return order

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retain.per_sample.frontier import Frontier, ParameterUse
-from retain.per_sample.graph import Graph, Output
+from retain.per_sample.frontier import Frontier
+from retain.per_sample.graph import Graph
+from retain.per_sample.uses import ParameterUse, below_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +44,3 @@ def make_groups(graph: Graph, frontier: Frontier) -> tuple[list[Group], set[str]
             groups.append(Group(tuple(sorted(members)), uses))
             placed |= members
     return groups, set(graph.leaves) - placed
-
-
-def below_of(graph: Graph, use: ParameterUse) -> int:
-    """The position of the node that a use leads to."""
-    return graph.position[graph.order[use.node].next_functions[use.index][0]]  # type: ignore[index]
-
-
-def edge_of(graph: Graph, use: ParameterUse) -> Output:
-    """The result, (node, output), whose gradient the use contributes to."""
-    node, output = graph.order[use.node].next_functions[use.index]
-    assert node is not None
-    return node, output

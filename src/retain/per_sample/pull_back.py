@@ -11,9 +11,10 @@ from torch.autograd.graph import Node
 
 from retain.per_sample.frontier import Frontier
 from retain.per_sample.graph import Graph, Output
-from retain.per_sample.groups import Group, edge_of
+from retain.per_sample.groups import Group
 from retain.per_sample.nodes import call, operation, shape_of
 from retain.per_sample.passes import Grads
+from retain.per_sample.uses import edge_of
 
 # Operations that only copy elements about: the gradient of a parameter is that of its copies.
 COPYING = {

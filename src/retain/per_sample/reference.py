@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from retain.per_sample.graph import Graph, has_functions, leaves_below
+from retain.per_sample.below import has_functions, leaves_below
+from retain.per_sample.graph import Graph
 from retain.per_sample.lent import gradients_aside, taken_gradients
 from retain.per_sample.passes import gradients_at
 from retain.per_sample.scores import Score

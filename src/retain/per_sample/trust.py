@@ -13,13 +13,31 @@ would give rows to the wrong samples without any error. So every plan stands on 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+import torch
+from torch import Tensor
+
+from retain.errors import RetainError
+from retain.parameters import address
+from retain.per_sample.backward import PerSampleBackward
+from retain.per_sample.check import SelfCheck
+from retain.per_sample.forward import FEW, Forward
 from retain.per_sample.graph import Graph
-from retain.per_sample.plan import Habits, Plan
+from retain.per_sample.layout import probe_weights, verifying_weights
+from retain.per_sample.lent import versions
+from retain.per_sample.passes import score_weights
+from retain.per_sample.plan import Habits, Plan, make_plan
+from retain.per_sample.shares import Shares
+from retain.per_sample.switches import repeatable, unrounded, without_autocast
+from retain.per_sample.tally import Tally
+from retain.samples.batches import Batch
 
 REMEMBERED = 64  # plans that are remembered
+
+Ahead = tuple[int, "Known"]  # the wiring of a few samples' graph, and what they showed
 
 
 class Trust(IntEnum):
@@ -43,6 +61,11 @@ class Known:
     plan: Plan
     trust: Trust
     habits: Habits = field(default_factory=Habits)
+
+    def grown(self, graph: Graph, samples: int) -> Known | None:
+        """The same, stretched to a graph of more samples: a guess. None where that is no use."""
+        plan = self.plan.grown(graph, samples) if self.plan.likely else None
+        return None if plan is None else Known(plan, Trust.GROWN, self.habits)
 
 
 class KnownPlans:
@@ -75,3 +98,126 @@ class KnownPlans:
             del self._known[next(iter(self._known))]
         trust = Trust.GROWN if known.plan.frontier.wandering else Trust.KEPT
         self._known[graph.signature, samples] = replace(known, trust=trust)
+
+
+class Ladder:
+    """Finds a plan for each batch, and computes the batch by it when that may be trusted."""
+
+    def __init__(self, forward: Forward, tally: Tally, check: SelfCheck | None) -> None:
+        self._forward, self._tally, self._check = forward, tally, check
+        self.plans = KnownPlans()
+
+    def look_ahead(self, batch: Batch) -> Ahead | None:
+        """What a few samples show, before a whole batch's activations stand beside theirs.
+
+        Of the first batch only. Whatever is wrong with it is found, and said, when the batch itself
+        is looked at.
+        """
+        if self._check is None or self._check.begun or batch.samples <= FEW:
+            return None
+        with suppress(RetainError, RuntimeError, ValueError, IndexError), unrounded():
+            few, part, _ = self._forward.few(batch, None, FEW)
+            # the power of two of half precision is to be settled by the whole batch
+            if few.precision.dtype != torch.float16:
+                known = self._probe(few, FEW)
+                self._check.of_few(self._along(few, FEW, known), part, None)
+                return few.wiring, known
+        return None
+
+    def climb(
+        self, graph: Graph, batch: Batch, target: Tensor | None, ahead: Ahead | None
+    ) -> tuple[Graph, Known]:
+        """A plan for this graph, and the graph; anew, if other forwards wrote to what it holds."""
+        known = self.plans.recall(graph, batch.samples)
+        if known is not None:
+            return graph, known
+        tensors = [*self._forward.model.parameters(), *self._forward.model.buffers()]
+        before = versions(tensors)
+        known = _grown_from(ahead, graph, batch.samples) or self._found(graph, batch, target)
+        if versions(tensors) != before:
+            graph, _ = self._forward(batch, target)
+        return graph, known
+
+    def compute(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> Known:
+        """Fill the tally by this plan, verified if it must be, or by another; which one it was."""
+        samples = batch.samples
+        if known.trust.enough:
+            self._fill(graph, samples, known)
+            return known
+        scores = graph.scores
+        weights = verifying_weights(samples, graph.precision, scores.dtype, scores.device)
+        expected, seen = Shares(known.plan, graph.precision), Shares(known.plan, graph.precision)
+        with unrounded():
+            with without_autocast():
+                backward = self._along(graph, samples, known)
+                backward.look(score_weights(graph)[0] * weights, expected.see)
+            self._fill(graph, samples, known, also=seen)
+        if not seen.agree(expected, weights):
+            # the few samples were laid out in another way than the batch: look at the batch itself
+            graph, _ = self._forward(batch, target)
+            probed = self._probe(graph, samples)
+            self._fill(graph, samples, probed)
+            return probed
+        verified = replace(known, trust=Trust.VERIFIED)
+        if seen.prove(expected, weights):
+            verified = replace(verified, plan=known.plan.proved)
+        self.plans.keep(graph, samples, verified, proved=True)
+        return verified
+
+    def _found(self, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
+        """How to go through a new graph, and how far that may be trusted for this batch."""
+        check = self._check if self._check is not None and self._check.due(graph) else None
+        if self.plans.is_ragged(graph) and check is None:
+            return self._probe(graph, batch.samples)
+        with unrounded():
+            return self._learned(graph, batch, target, check)
+
+    def _learned(
+        self, graph: Graph, batch: Batch, target: Tensor | None, check: SelfCheck | None
+    ) -> Known:
+        """What a few samples show about the graph of a batch, or else the batch itself."""
+        samples = min(FEW, batch.samples)
+        few, part, cut = self._forward.few(batch, target, samples)
+        small = self._probe(few, samples)
+        if check is not None:
+            check.of_few(self._along(few, samples, small), part, cut)
+        alike = few.wiring == graph.wiring
+        if samples < batch.samples:
+            grown = small.grown(graph, batch.samples) if alike else None
+            if grown is not None:
+                return grown
+            known, fewer = self._probe(graph, batch.samples), few
+        else:
+            # texts that are packed are cut out into one row
+            same = alike and small.plan.fits(graph)
+            known = small if same else self._probe(graph, samples)
+            fewer = self._forward.few(batch, target, samples - 1)[0]
+        proved = (
+            fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
+        )
+        self.plans.keep(graph, batch.samples, known, proved=proved)
+        return known
+
+    def _probe(self, graph: Graph, samples: int) -> Known:
+        """A plan read off this very graph."""
+        scores = graph.scores
+        weights = probe_weights(samples, graph.precision, scores.dtype, scores.device)
+        held = {at for p in self._forward.model.parameters() if (at := address(p))}
+        with unrounded(), repeatable():
+            return Known(make_plan(graph, weights, held), Trust.PROBED)
+
+    def _fill(
+        self, graph: Graph, samples: int, known: Known, *, also: Shares | None = None
+    ) -> None:
+        see = None if also is None else also.see
+        self._tally.fill(self._along(graph, samples, known), score_weights(graph), also=see)
+
+    def _along(self, graph: Graph, samples: int, known: Known) -> PerSampleBackward:
+        return PerSampleBackward(graph, known.plan, self._tally.sums, samples, known.habits)
+
+
+def _grown_from(ahead: Ahead | None, graph: Graph, samples: int) -> Known | None:
+    """What a few samples of this batch showed already, if that can be stretched to all."""
+    if ahead is None or ahead[0] != graph.wiring:
+        return None
+    return ahead[1].grown(graph, samples)

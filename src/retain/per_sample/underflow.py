@@ -7,7 +7,7 @@ the smallest vanish all the same, and the importance with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from retain.per_sample.fallback import some
 from retain.per_sample.graph import Graph
 from retain.per_sample.passes import gradients_at
 from retain.per_sample.same import distance
+from retain.per_sample.switches import without_autocast
+from retain.per_sample.truth import Truth
 from retain.saying import warn
 
 HALF = torch.finfo(torch.float16)
@@ -25,7 +27,28 @@ GONE = 0.1  # of a parameter's sums: rounding of numbers within the range takes 
 REMEDY = "Observe without autocast, or in bfloat16, which has the range of float32."
 
 
-def is_coarse(graph: Graph, weights: Tensor) -> bool:
+def look_for_underflow(
+    graph: Graph,
+    rows: Sequence[Tensor],
+    sums: Mapping[str, Tensor],
+    truth: Truth,
+    again: Callable[[], Graph],
+) -> None:
+    """Warn of gradients in the graph of a few samples that float16 makes nothing of.
+
+    `again` makes the graph once more, which may then be in float32.
+    """
+    if graph.precision.dtype != torch.float16:
+        return
+    with without_autocast():
+        if not any(_is_coarse(graph, row) for row in rows):
+            return
+        wide = again()
+        narrow = wide.precision.dtype == torch.float16
+        _warn(sums, None if narrow else truth.in_graph(wide, rows, sums))
+
+
+def _is_coarse(graph: Graph, weights: Tensor) -> bool:
     """Whether an output or gradient in a float16 graph is so small as to be rounded away."""
     wanted = [
         (node, output)
@@ -34,17 +57,17 @@ def is_coarse(graph: Graph, weights: Tensor) -> bool:
         if node._input_metadata[output].dtype == torch.float16
     ]
     gradients = (g for g in gradients_at(graph, weights, wanted) if g is not None)
-    return any(map(_is_coarse, gradients)) or _is_coarse(graph.output)
+    return any(map(_is_small, gradients)) or _is_small(graph.output)
 
 
-def _is_coarse(tensor: Tensor) -> bool:
+def _is_small(tensor: Tensor) -> bool:
     if tensor.dtype != torch.float16 or not tensor.numel():
         return False
     small = int((tensor.abs() < HALF.smallest_normal).sum())
     return not small**0.5 * SPACING <= COARSE * float(tensor.float().norm())
 
 
-def warn_of_underflow(found: Mapping[str, Tensor], truth: Mapping[str, Tensor] | None) -> None:
+def _warn(found: Mapping[str, Tensor], truth: Mapping[str, Tensor] | None) -> None:
     """Say which sums of a coarse graph are not what float32 makes of them.
 
     Where nothing but float16 is to be had (`truth` is None), which of them are zero.

@@ -1,0 +1,91 @@
+"""The forward pass of a batch, and the graph that it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+
+from retain.errors import RetainError
+from retain.per_sample.blame import BROKEN, raise_size
+from retain.per_sample.graph import Graph
+from retain.per_sample.halving import shortage
+from retain.per_sample.lent import Writes, weights_aside
+from retain.per_sample.reference import scored
+from retain.per_sample.scaled import Exponent
+from retain.per_sample.scores import Score
+from retain.per_sample.switches import without_autocast
+from retain.samples.batches import Batch
+from retain.samples.outputs import OutputPicker, checked, output_of
+
+FEW = 3  # samples that are looked at closely: the fewest that tell a pattern from a coincidence
+
+
+class Forward:
+    """Makes graphs: of a batch, or of its first few samples, with the scores that are wanted."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        score: Score,
+        output: OutputPicker,
+        exponent: Exponent,
+    ) -> None:
+        self.model, self.parameters, self.output = model, parameters, output
+        self._score, self._exponent = score, exponent
+        self.written: list[Tensor] | None = None  # weights that a pass writes to; None: unknown
+
+    @property
+    def score(self) -> Score:
+        """What is differentiated: the score, times the power of two that half precision needs."""
+        return self._exponent.of(self._score)
+
+    def __call__(
+        self, batch: Batch, target: Tensor | None = None, *, whatever: bool = False
+    ) -> tuple[Graph, Tensor | None]:
+        """The graph of a batch, and the target of its scores; of `whatever` the model gives."""
+        with torch.enable_grad():
+            output = output_of(self.model, batch, self.output)
+            output = output if whatever else checked(output, batch.samples)
+            scores, target = self.scores(output, target, batch)
+            return Graph(scores, self.parameters, output.detach()), target
+
+    def scores(
+        self, output: Tensor, target: Tensor | None, batch: Batch
+    ) -> tuple[Tensor, Tensor | None]:
+        """The scores of an output, and the target that they were made with."""
+        with without_autocast():
+            return scored(self.score, output, target, batch)
+
+    def few(
+        self, batch: Batch, target: Tensor | None, samples: int
+    ) -> tuple[Graph, Batch, Tensor | None]:
+        """The first few samples of a batch: their graph, they, and their targets."""
+        part, cut = batch.take(0, samples), None if target is None else target[:samples]
+        try:
+            return self(part, cut)[0], part, cut
+        except RetainError:
+            raise
+        except BROKEN as error:
+            if shortage(error):
+                raise
+            raise_size(self.model, batch, part)
+
+    def look_for_writes(self, batch: Batch) -> None:
+        """Find, once, the weights that a pass writes to: those of `nn.Embedding(max_norm=…)`."""
+        if self.written is not None:
+            return
+        # what is wrong with the batch, the pass itself will say
+        wrong = suppress(*BROKEN)
+        with Writes(self.model) as writes, torch.enable_grad(), wrong:
+            batch.take(0, FEW).call(self.model)
+        self.written = writes.weights
+
+    @contextmanager
+    def written_aside(self) -> Iterator[None]:
+        """Give such weights back as they were."""
+        with weights_aside(self.written or ()):
+            yield
