@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -263,6 +264,37 @@ INPUTS = {
     "made from a leaf": lambda x, before, net: x.requires_grad_() * 2,
     "made by a layer of the same model": lambda x, before, net: net.first(x),
 }
+
+
+@pytest.mark.parametrize("looped", ["first.weight", "middle.weight"])
+@pytest.mark.parametrize("samples", [1, 2, 6])
+def test_inputs_that_the_model_itself_made_are_there_for_every_pass(
+    looped: str, samples: int
+) -> None:
+    """A loop, a look at the price, and the user afterwards: each goes back to the same layer."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.last(torch.tanh(net.middle(x)))
+
+    torch.manual_seed(0)
+    net = Net(forward, first=nn.Linear(6, 6), middle=nn.Linear(6, 5), last=nn.Linear(5, 3)).double()
+    parameters = dict(net.named_parameters())
+    parameters[looped].register_hook(lambda g: g / (1 + g.norm()))
+    engine = PerSample(net, parameters, SquaredNorm())
+    for _ in range(2):
+        raw = torch.randn(samples, 6).double()
+        given = net.first(raw).tanh()
+        with borrowed(net), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sums = {name: value.clone() for name, value in engine(Batch.of(given)).items()}
+        expected = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        for row in raw.split(1):
+            score = forward(net, net.first(row).tanh()).square().sum()
+            for name, g in zip(parameters, torch.autograd.grad(score, list(parameters.values()))):
+                expected[name] += g.abs()
+        for name, value in expected.items():
+            torch.testing.assert_close(sums[name], value, rtol=1e-9, atol=1e-9)
+        given.sum().backward()
 
 
 @pytest.mark.parametrize("kind", INPUTS)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
-
-from retain.per_sample.nodes import is_custom
 
 
 def inputs_first(root: Node) -> list[Node]:
@@ -28,12 +28,23 @@ def inputs_first(root: Node) -> list[Node]:
     return order
 
 
-def leaves_below(root: Node) -> list[Tensor]:
-    """The tensors in which the graph below a node ends: parameters, and inputs with gradients."""
-    variables = (getattr(node, "variable", None) for node in inputs_first(root))
+def leaves_of(nodes: Iterable[Node]) -> list[Tensor]:
+    """The tensors in which these nodes end: parameters, and inputs with gradients."""
+    variables = (getattr(node, "variable", None) for node in nodes)
     return [variable for variable in variables if variable is not None]
 
 
-def has_functions(root: Node) -> bool:
-    """Whether any operation below a node is a user's own Function, whose backward may do more."""
-    return any(map(is_custom, inputs_first(root)))
+def beginning() -> int:
+    """A number that no operation has which autograd records from now on in this thread."""
+    with torch.enable_grad():
+        node = torch.zeros((), requires_grad=True).clone().grad_fn
+    assert node is not None
+    return node._sequence_nr()
+
+
+def any_older(nodes: Iterable[Node], beginning: int) -> bool:
+    """Whether any of these was there already: then a pass must not let go what it saved.
+
+    An input that parts of the same model have made is differentiated in one pass after the other.
+    """
+    return any(node._sequence_nr() < beginning for node in nodes)

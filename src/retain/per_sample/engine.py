@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import NonFiniteError
-from retain.per_sample.below import leaves_below
+from retain.per_sample.below import inputs_first, leaves_of
 from retain.per_sample.check import SelfCheck
 from retain.per_sample.dear import Dearness, Used
 from retain.per_sample.fallback import some
@@ -100,7 +100,7 @@ class PerSample:
         """Whether an input was made by some of the parameters."""
         own = {id(p) for p in self.parameters.values()}
         return given.grad_fn is not None and any(
-            id(leaf) in own for leaf in leaves_below(given.grad_fn)
+            id(leaf) in own for leaf in leaves_of(inputs_first(given.grad_fn))
         )
 
     def _finite(self, batch: Batch) -> dict[str, Tensor]:

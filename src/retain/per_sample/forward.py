@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain.errors import RetainError
+from retain.per_sample.below import beginning
 from retain.per_sample.blame import BROKEN, raise_size
 from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
@@ -47,11 +48,12 @@ class Forward:
         self, batch: Batch, target: Tensor | None = None, *, whatever: bool = False
     ) -> tuple[Graph, Tensor | None]:
         """The graph of a batch, and the target of its scores; of `whatever` the model gives."""
+        since = beginning()
         with torch.enable_grad():
             output = output_of(self.model, batch, self.output)
             output = output if whatever else checked(output, batch.samples)
             scores, target = self.scores(output, target, batch)
-            return Graph(scores, self.parameters, output.detach()), target
+            return Graph(scores, self.parameters, output.detach(), since=since), target
 
     def scores(
         self, output: Tensor, target: Tensor | None, batch: Batch

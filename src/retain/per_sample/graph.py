@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from retain.per_sample.below import inputs_first
+from retain.per_sample.below import any_older, inputs_first
 from retain.per_sample.nodes import arguments, is_custom, operation
 from retain.per_sample.precision import Precision, narrowest
 
@@ -20,8 +20,11 @@ Output = tuple[Node, int]
 class Graph:
     """The graph behind `scores`: a node comes after everything that it was computed from."""
 
-    def __init__(self, scores: Tensor, parameters: Mapping[str, Tensor], output: Tensor) -> None:
+    def __init__(
+        self, scores: Tensor, parameters: Mapping[str, Tensor], output: Tensor, *, since: int = 0
+    ) -> None:
         assert scores.grad_fn is not None
+        self._since = since
         self.scores = scores
         self.output = output  # F(x), detached
         self.order = inputs_first(scores.grad_fn)
@@ -46,6 +49,11 @@ class Graph:
     def has_functions(self) -> bool:
         """Whether any operation is a user's own Function, whose backward may do more."""
         return any(map(is_custom, self.order))
+
+    @cached_property
+    def goes_further_back(self) -> bool:
+        """Whether it holds operations from before `since`, which other graphs hold as well."""
+        return any_older(self.order, self._since)
 
     @cached_property
     def wiring(self) -> int:

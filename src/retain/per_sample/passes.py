@@ -50,8 +50,9 @@ def gradients_at(
     """∂(Σ weights·scores) with respect to each wanted result, and nothing else computed.
 
     The graph is kept, so that the operations can be asked again; or else its activations are
-    let go as the pass no longer needs them.
+    let go as the pass no longer needs them. What other graphs hold too is kept anyway.
     """
+    keep = keep or graph.goes_further_back
     edges = [GradientEdge(node, output) for node, output in wanted]
     if not edges:
         return []

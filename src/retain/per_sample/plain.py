@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from retain.per_sample.below import any_older, beginning, inputs_first
 from retain.per_sample.forward import Forward
 from retain.per_sample.lent import taken_gradients
 from retain.per_sample.prices import LONG, seconds_on
@@ -37,15 +38,19 @@ class PlainPass:
         with forward.written_aside(), torch.enable_grad():
             if forward.written:  # whoever trains does not find them as they were
                 output_of(forward.model, batch, forward.output)
+            since = beginning()
             start = self.clock()
             output = checked(output_of(forward.model, batch, forward.output), batch.samples)
             scores, _ = forward.scores(output, target, batch)
+            total = scores.sum()
             ahead = self.clock() - start
             if ahead > LONG:
                 back = 2 * ahead
             else:
+                keep = total.grad_fn is not None and any_older(inputs_first(total.grad_fn), since)
+                start = self.clock()
                 with without_autocast():
-                    _ = torch.autograd.grad(scores.sum(), parameters, allow_unused=True)
-                back = self.clock() - start - ahead
+                    _ = torch.autograd.grad(total, parameters, retain_graph=keep, allow_unused=True)
+                back = self.clock() - start
         taken_gradients(self._parameters)
         return ahead + back * self.scores

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
-from retain.per_sample.below import has_functions, leaves_below
+from retain.per_sample.below import any_older, beginning, inputs_first, leaves_of
 from retain.per_sample.graph import Graph
 from retain.per_sample.lent import gradients_aside, taken_gradients
+from retain.per_sample.nodes import is_custom
 from retain.per_sample.passes import gradients_at
 from retain.per_sample.scores import Score
 from retain.per_sample.switches import without_autocast
@@ -39,6 +41,7 @@ def sums_by_loop(
     with gradients_aside(model):
         for k in range(batch.samples):
             one = batch.take(k, k + 1)
+            since = beginning()
             with torch.enable_grad():
                 out = output_of(model, one, output)
                 with without_autocast():
@@ -46,12 +49,13 @@ def sums_by_loop(
                     scores = scored(score, out, cut, one)[0].reshape(-1)
             if outputs is not None:
                 outputs.append(out.detach())
-            leaves = _with_side_doors(scores, parameters)
+            nodes = [] if scores.grad_fn is None else inputs_first(scores.grad_fn)
+            leaves, shared = _with_side_doors(nodes, parameters), any_older(nodes, since)
             for index, s in enumerate(scores):
-                last = index == len(scores) - 1
+                keep = shared or index < len(scores) - 1
                 with without_autocast():
                     given = (
-                        torch.autograd.grad(s, leaves, retain_graph=not last, allow_unused=True)
+                        torch.autograd.grad(s, leaves, retain_graph=keep, allow_unused=True)
                         if leaves
                         else ()
                     )
@@ -62,17 +66,17 @@ def sums_by_loop(
     return {name: sums[name] for name in parameters}
 
 
-def _with_side_doors(scores: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    """The parameters, and behind them whatever else the graph ends in, if it may lead to them.
+def _with_side_doors(nodes: Sequence[Node], parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    """The parameters, and behind them whatever else these nodes end in, if it may lead to them.
 
     A parameter may get a gradient, or some more of it, from a backward that an operation calls
     inside of its own; and autograd runs only what leads to what is asked for.
     """
     asked = list(parameters.values())
-    if not asked or scores.grad_fn is None:
+    if not asked:
         return asked
-    below = {id(leaf): leaf for leaf in leaves_below(scores.grad_fn)}
-    if all(id(p) in below for p in asked) and not has_functions(scores.grad_fn):
+    below = {id(leaf): leaf for leaf in leaves_of(nodes)}
+    if all(id(p) in below for p in asked) and not any(map(is_custom, nodes)):
         return asked
     own = {id(p) for p in asked}
     return [*asked, *(leaf for number, leaf in below.items() if number not in own)]
