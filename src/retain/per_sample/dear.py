@@ -19,7 +19,7 @@ from retain.per_sample.fallback import (
 from retain.per_sample.forward import Forward
 from retain.per_sample.hooks import hooked
 from retain.per_sample.plain import PlainPass
-from retain.per_sample.prices import LONG, Prices, slow_routes, usual
+from retain.per_sample.prices import LONG, Price, Prices, slow_routes, usual
 from retain.per_sample.tally import Tally
 from retain.per_sample.trust import Known, Trust
 from retain.samples.batches import Batch
@@ -32,6 +32,8 @@ class Used(NamedTuple):
 
     kind: int
     known: Known
+    forward: float  # seconds that its forward pass took
+    later: float  # that the next batch of this kind will take, which need not be looked at
 
 
 class Dearness:
@@ -55,6 +57,9 @@ class Dearness:
         told = "loop" in routes.values() and not slow
         if told or not self._prices.due(used.kind, seconds):
             return
+        # most are cheap beyond doubt, which no plain pass has to show
+        if not slow and not Price.at_most(used.later, used.forward, plain.scores).dear:
+            return
 
         def another() -> float:
             start = plain.clock()
@@ -63,7 +68,7 @@ class Dearness:
             return plain.clock() - start
 
         price = self._prices.look(
-            seconds, lambda: plain.seconds(batch, target), another, plain.scores
+            min(seconds, used.later), lambda: plain.seconds(batch, target), another, plain.scores
         )
         if not price.dear:
             return

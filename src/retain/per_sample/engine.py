@@ -65,12 +65,12 @@ class PerSample:
         self._exponent = Exponent(power)
         self._halving, self._stated = Halving(), Stated()
         forward = Forward(model, self.parameters, score, output or first_tensor, self._exponent)
-        tally = Tally(self.parameters, power)
+        self._plain = PlainPass(forward)
+        tally = Tally(self.parameters, power, self._plain.clock)
         self._forward, self._tally = forward, tally
         company = Company(model, lambda: forward.output)
         self._check = SelfCheck(Truth(forward, power), tally, company) if check else None
         self._ladder = Ladder(forward, tally, self._check)
-        self._plain = PlainPass(forward)
         prices = Prices()
         self._loop = Loop(forward, tally, prices, self._plain)
         self._dearness = Dearness(forward, tally, prices, self._plain)
@@ -129,39 +129,46 @@ class PerSample:
         with self._forward.written_aside():
             target, used = self._compute(batch, target)
         if used is not None:
-            seconds = self._plain.clock() - start
-            self._dearness.look(used, batch, target, seconds, lambda: self._compute(batch, target))
+            took = self._plain.clock() - start
+            self._dearness.look(used, batch, target, took, lambda: self._compute(batch, target))
         return target
 
     def _compute(self, batch: Batch, target: Tensor | None) -> tuple[Tensor | None, Used | None]:
         """Fill the tally; the target, and what the batch was computed by if by a plan."""
         forward, check, ladder = self._forward, self._check, self._ladder
+        begun = self._plain.clock()
         if writes_across(forward.written or (), batch, lambda part: forward(part)[0]):
             self._norms = self._loop.fill(batch, target)
             self._exponent.undo(self._tally.sums.values())
             return target, None
         # a target that has to be drawn, the whole batch draws first
         ahead = ladder.look_ahead(batch) if isinstance(self.score, UNLABELLED) else None
+        start = self._plain.clock()
         graph, target = forward(batch, target)
+        seconds = self._plain.clock() - start
         if self._exponent.settle(graph):
             graph, _ = forward(batch, target)
         self.precision = self._stated.of(graph, {self.parameters[n].dtype for n in graph.leaves})
         self._norms = self._squared_norms(graph)
         self._plain.scores = len(graph.scores) if graph.scores.ndim > 1 else 1
+        used = None
         if batch.samples == 1:
             self._tally.fill_with_one(graph)
             if check is not None:
                 check.of_one(graph, batch, target)
-            self._exponent.undo(self._tally.sums.values())
-            return target, None
-        graph, known = ladder.climb(graph, batch, target, ahead)
-        known = ladder.compute(graph, batch, target, known)
-        if check is not None:
-            check.of_outputs(graph, batch)
-        self._tally.follow_side_doors()
-        self._loop.complete(graph, batch, target, known.plan.inseparable)
+        else:
+            graph, known = ladder.climb(graph, batch, target, ahead)
+            known = ladder.compute(graph, batch, target, known)
+            if check is not None:
+                check.of_outputs(graph, batch)
+            self._tally.follow_side_doors()
+            self._loop.complete(graph, batch, target, known.plan.inseparable)
+            every = self._plain.clock() - begun
+            alike = ladder.keeps(graph, batch.samples) and not forward.written
+            later = seconds + self._tally.seconds if alike else every
+            used = Used(graph.signature, known, seconds, later)
         self._exponent.undo(self._tally.sums.values())
-        return target, Used(graph.signature, known)
+        return target, used
 
     def _squared_norms(self, graph: Graph) -> Tensor:
         """Σₖ ‖F(xₖ)‖² of a batch, without another look at outputs whose norms are the scores."""

@@ -52,6 +52,14 @@ class Price:
         return self.seconds - CHEAP * self.plain > AROUND * self.scores
 
     @classmethod
+    def at_most(cls, seconds: float, forward: float, scores: int) -> Price:
+        """Not less than the price of a batch of which the forward pass took so long.
+
+        A backward pass, for each score, takes as long as a forward at least.
+        """
+        return cls(seconds, forward * (1 + scores), scores)
+
+    @classmethod
     def measured(
         cls, seconds: float, plain: Callable[[], float], again: Callable[[], float], scores: int = 1
     ) -> Price:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +21,14 @@ from retain.per_sample.switches import without_autocast
 class Tally:
     """Filled by passes along a plan; what they cannot fill is written down to be looped over."""
 
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], power: int) -> None:
-        self.parameters, self.power = parameters, power
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        power: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.parameters, self.power, self._clock = parameters, power, clock
+        self.seconds = 0.0  # that the last passes took which filled it
         self.sums = {name: Sum(p.shape, p.dtype, p.device, power) for name, p in parameters.items()}
         # name → how its sum was computed in the last batch: "linear", "masked", "loop", …
         self.routes: dict[str, str] = {}
@@ -66,6 +72,7 @@ class Tally:
         `also` sees the gradients at the frontier in the first. The graph is let go in the last,
         unless `keep`.
         """
+        start = self._clock()
         self.clear()
         with without_autocast():
             for at, row in enumerate(rows, 1):
@@ -74,6 +81,7 @@ class Tally:
         self.routes.update(backward.routes)
         self.looped.update(dict.fromkeys(backward.unaskable, UNASKABLE))
         self._ask_hooks()
+        self.seconds = self._clock() - start
 
     def follow_side_doors(self) -> None:
         """Loop over parameters whose gradients came some other way than by the graph."""

@@ -138,6 +138,11 @@ class Ladder:
             graph, _ = self._forward(batch, target)
         return graph, known
 
+    def keeps(self, graph: Graph, samples: int) -> bool:
+        """Whether the next batch that makes this graph will be computed without another look."""
+        known = self.plans.recall(graph, samples)
+        return known is not None and known.trust.enough
+
     def compute(self, graph: Graph, batch: Batch, target: Tensor | None, known: Known) -> Known:
         """Fill the tally by this plan, verified if it must be, or by another; which one it was."""
         samples = batch.samples
