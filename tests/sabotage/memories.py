@@ -56,6 +56,14 @@ def never_consolidated(scene):
     scene.train(optimizer)
 
 
+@case("a strength that SGD cannot follow, so that weights are thrown away", says="overshoots")
+def too_strong(scene):
+    memory, optimizer = scene.memory(), scene.sgd()
+    memory.strength = 1e6
+    memory.attach(optimizer)
+    scene.train(optimizer)
+
+
 @case("penalty() is computed and not added", says="no gradient of it was asked for")
 def not_added(scene):
     memory, optimizer = scene.memory(), scene.sgd()

@@ -86,6 +86,17 @@ def unscaled(scale: float) -> str:
     )
 
 
+def overshoots(memory: Holder, name: str, times: float) -> str:
+    """The penalty's own step goes farther beyond θ* than the weight was off."""
+    return (
+        f"{_name(memory)} holds weights of '{name}' so hard that SGD overshoots: λΩ is "
+        f"{times:.3g} times what its learning rate can follow, so that each step throws them "
+        "farther from θ* than they were, and training diverges. Use "
+        'memory.attach(optimizer, form="proximal") or form="adaptive", which are stable for every '
+        "strength; or a strength or learning rate that is smaller by that factor."
+    )
+
+
 def lost(memory: Holder, optimizer: Optimizer) -> str:
     """An attached optimizer has other parameters now."""
     return (

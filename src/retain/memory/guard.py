@@ -19,6 +19,7 @@ from retain.memory.holder import Holder
 from retain.memory.lent_gradients import ledger_of
 from retain.memory.loss_scale import LossScale
 from retain.memory.movement import Distance, Movement, can_be_read
+from retain.memory.overshoot import Overshoot
 from retain.memory.places import Place, places_in
 from retain.memory.steps import listen, listeners
 from retain.memory.twins import holds_the_same
@@ -47,6 +48,7 @@ class Guard:
         self._averages = Averages(self._say)
         self._loss_scale = LossScale(self._say)
         self._elsewhere = Elsewhere(self._say)
+        self._overshoot = Overshoot(self._say)
         self._places: dict[str, Place] = {}
         self._places_of: tuple[object, object] = (None, None)  # the terms and the selection then
         self._known: WeakKeyDictionary[Optimizer, SteppedOptimizer] = WeakKeyDictionary()
@@ -197,6 +199,8 @@ class Guard:
                 self._cover(memory, optimizer)
             self._averages.see_statistics(memory.model)
             self._averages.see_buffers(optimizer)
+            if mark is not None and mark.form == "gradient":
+                self._overshoot.see(memory, optimizer, now.ours)
             self._see_twins(memory, optimizer)
         elif self._never_removed > 0 or self._in_use or asked:
             self._say_unprotected(memory, optimizer, asked=asked)
