@@ -24,7 +24,7 @@ def test_nothing_behind_the_name():
 def test_scenarios():
     assert load_tasks("digits", scenario="domain-incremental").scenario == "domain-incremental"
     assert load_tasks("permuted-digits", scenario="task-incremental").scenario == "task-incremental"
-    refused("digits", scenario="class-incremental", match="a head per task.*one head for all")
+    refused("digits", scenario="class-incremental", match="a head per task.*one for all")
     refused("digits", scenario="domain-incremental", classes_per_task=4, match="classes: 2, 4")
 
 
@@ -34,8 +34,8 @@ def test_options_that_do_not_fit():
     refused("digits", augmentation="crop-flop", match=r"Did you mean 'crop-flip'")
     refused("digits", classes_per_task=3, match="fewer than two classes")
     refused("digits", classes_per_task=1, match="fewer than two classes")
-    refused("digits", samples_per_class=0, match="at least 1")
-    refused("digits", val_fraction=1.5, match="between 0 and 1")
+    refused("digits", samples_per_class=0, match="expected int ≥ 1")
+    refused("digits", val_fraction=1.5, match="expected float ≥ 0 and ≤ 1")
     refused("digits", samples_per_class=1, val_fraction=0.2, match="2 of its 2 classes")
     refused("permuted-digits", class_order_seed=1, match="has all ten classes")
 
@@ -45,3 +45,18 @@ def test_single_options_win_over_the_others():
     sequence = load_tasks("digits", options, samples_per_class=3)
     assert len(sequence.tasks) == 2
     assert len(sequence.tasks[0].train) == 15
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"samples_per_class": 0}, "samples_per_class is 0; expected int ≥ 1"),
+        ({"samples_per_class": 1.5, "seed": "a"}, "samples_per_class is 1.5.*seed is 'a'"),
+        ({"image_size": True}, "image_size is True; expected int ≥ 1 .* or None"),
+        ({"val_fraction": float("nan")}, "val_fraction is nan; expected float ≥ 0 and ≤ 1"),
+        ({"augmentation": "crop"}, "augmentation is 'crop'; expected 'none' or 'crop-flip'"),
+    ],
+)
+def test_an_option_is_checked_by_what_its_field_says(given, said):
+    with pytest.raises(ConfigError, match=said):
+        load_tasks("digits", **given)

@@ -43,7 +43,7 @@ retain compare --tasks digits --recipe train.py:finetune --methods mas,l2-sp,wis
 @described_by(
     Config,
     FIELDS,
-    said={"methods": f"which methods; if left out {', '.join(USUAL)}; FineTune is always there"},
+    left_out={"methods": f"{', '.join(USUAL)}; FineTune is always there"},
 )
 def compare(
     *,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import nn
 
 from retain import MAS, LocalMAS
-from retain.cli.options import out_option, path
+from retain.cli.options import described_by, given, out_option, path
 from retain.cli.speaking import out, plainly
 from retain.errors import ConfigError, FileError
+from retain.experiment import Config
 from retain.experiment.machine import chosen_device, refuse_too_large
 from retain.models.from_file import model_from_file
 from retain.models.named import named_model
@@ -35,7 +36,13 @@ retain importance resnet18 --weights default --data photos --out omega.safetenso
 """
 
 
+# Options of a run that apply, and those of them that are others here.
+SETTINGS = ("weights", "image_size", "batch_size", "device")
+DEFAULTS: dict[str, Any] = {"image_size": PAPER_SIZE, "batch_size": 32}
+
+
 @plainly
+@described_by(Config, SETTINGS, left_out={name: str(value) for name, value in DEFAULTS.items()})
 def importance(
     *,
     model: Annotated[
@@ -48,29 +55,24 @@ def importance(
         ),
     ],
     file: Annotated[Path, out_option("The file to write, .safetensors.")],
-    weights: Annotated[
-        str | None, typer.Option(help="File of trained weights, or default for the library's own.")
-    ] = None,
-    image_size: Annotated[
-        int, typer.Option(help="Side of the square in the middle.", min=1, max=LARGEST)
-    ] = PAPER_SIZE,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1, max=LARGEST)] = 32,
     max_samples: Annotated[
         int | None, typer.Option(help="Stop after so many images.", min=1, max=LARGEST)
     ] = None,
     local: Annotated[bool, typer.Option("--local", help="l-MAS: by forward passes only.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    **written: Any,
 ) -> None:
     """Compute how much each weight of a model matters on a folder of images, without labels."""
-    refuse_too_large(image_size, batch_size)
-    if weights is not None and not weights.strip():
+    asked = Config("digits", **(DEFAULTS | given(Config, written, ())))  # no tasks are trained on
+    side = asked.image_size or PAPER_SIZE
+    refuse_too_large(side, asked.batch_size)
+    if asked.weights is not None and not asked.weights.strip():
         raise ConfigError("--weights is empty; give a file, or default.")
     _refuse_unwritable(file)
-    place = chosen_device(device)
-    examples = _images(data, image_size)
-    network = _model(model, weights).to(place)
+    place = chosen_device(asked.device)
+    examples = _images(data, side)
+    network = _model(model, asked.weights).to(place)
     memory = (LocalMAS if local else MAS)(network)
-    memory.observe(examples.batches(batch_size, device=place), max_samples=max_samples)
+    memory.observe(examples.batches(asked.batch_size, device=place), max_samples=max_samples)
     memory.observed.save(file)
     out.print(memory.observed.summary())
     out.print(f"Written to {file}", soft_wrap=True)

@@ -60,7 +60,7 @@ def described_by(
     names: Iterable[str] | None = None,
     *,
     defaults: bool = True,
-    said: Mapping[str, str] | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """A decorator: the command's `**written` becomes an option for each field of the model.
 
@@ -68,11 +68,12 @@ def described_by(
         model: whose fields they are.
         names: only these fields, in this order.
         defaults: whether the help tells the fields' defaults.
-        said: what the help says in place of a field's own description.
+        left_out: what happens where an option is left out; by default what the fields say, if the
+            help tells defaults.
     """
     fields = fields_of(model)
     parameters = [
-        _parameter(name, fields[name], model, defaults, (said or {}).get(name))
+        _parameter(name, fields[name], defaults, (left_out or {}).get(name))
         for name in (names or fields)
         if flag_of(name, fields[name])
     ]
@@ -86,15 +87,14 @@ def described_by(
     return with_options
 
 
-def _parameter(
-    name: str, field: Any, model: type, defaults: bool, said: str | None
-) -> inspect.Parameter:
+def _parameter(name: str, field: Any, defaults: bool, left_out: str | None) -> inspect.Parameter:
     flag = flag_of(name, field)
     kind = _kind(field.annotation)
     is_mapping = _is_mapping(field.annotation)
-    help_ = _sentence(said or field.description)
+    own = _left_out(field) if defaults else ""
+    help_ = _sentence(_told(field.description, own if left_out is None else left_out))
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
-    if defaults and default not in NOTHING and default != {}:
+    if defaults and left_out is None and default not in NOTHING and default != {}:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         help_ += f" [dim]\\[default: {shown}][/]"
     option = typer.Option(flag, help=help_, show_default=False)
@@ -103,6 +103,16 @@ def _parameter(
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def _left_out(field: Any) -> str:
+    """What the field says happens where it is left out."""
+    said: str = (field.json_schema_extra or {}).get("left_out", "")
+    return said
+
+
+def _told(description: str, left_out: str) -> str:
+    return f"{description}; if left out {left_out}" if left_out else description
 
 
 def _sentence(description: str) -> str:
@@ -300,7 +310,8 @@ def _row(name: str, field: Any) -> str:
     default = "" if field.is_required() else field.get_default(call_default_factory=True)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     said = "" if default in NOTHING or default == {} else f"`{shown}`"
-    return f"| `{name}` | {option} | {said} | {field.description.replace('|', chr(92) + '|')} |"
+    told = _told(field.description, _left_out(field)).replace("|", r"\|")
+    return f"| `{name}` | {option} | {said} | {told} |"
 
 
 def with_table(page: str, model: type, order: Iterable[str], name: str = "options") -> str:

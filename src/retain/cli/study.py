@@ -32,14 +32,11 @@ retain study adaptation --data digits --adapt-to 0,1 --out adaptation
 
 retain study table2 --resume --workers 4 --out table2
 """
-# Where a run's option means something else, or has another default.
-SAID = {
-    "model": "in place of AlexNet, or of the stand-ins' small networks",
-    "weights": "weights to start from: default (pre-trained), a file, or none",
-    "seeds": "every method runs once per seed",
-    "image_size": "side of the square that image files are cropped to",
-    "strengths": "λ by method, as in retain run: mas=1,ewc=400, mas=0.1:1:10, auto",
-    "forms": "of quadratic penalties: gradient (the paper's), proximal, adaptive",
+# What stands in the protocol, where a study has another default than a run.
+LEFT_OUT = {
+    "model": "AlexNet, or the stand-ins' small networks",
+    "weights": "default; none starts from random weights",
+    "forms": "gradient, as in the paper",
 }
 
 # Options that say nothing without --data; a code file has to be named to be run.
@@ -52,7 +49,7 @@ ALONE = {
 
 @plainly
 @described_by(Workforce)
-@described_by(Config, SETTINGS, defaults=False, said=SAID)
+@described_by(Config, SETTINGS, defaults=False, left_out=LEFT_OUT)
 @described_by(Asked)
 def study(
     *,

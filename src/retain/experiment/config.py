@@ -96,13 +96,14 @@ class Config(TaskChoices):
     strengths: Annotated[Mapping[str, Any], BeforeValidator(_by_method)] = option(
         dict,
         "λ by method; several (mas=0.1:1:10) are a sweep, auto has it chosen on each new task "
-        "without old data; if left out each method's own, measured default",
+        "without old data",
+        left_out="each method's own, measured default",
         json_schema_extra=spelled("--strength", "mas=1,ewc=400"),
     )
     forms: Annotated[tuple[Form, ...], Several] = option(
         (),
-        "of quadratic penalties: gradient, proximal, adaptive; several for a comparison; if left "
-        "out each method's own default",
+        "of quadratic penalties: gradient, proximal, adaptive; several for a comparison",
+        left_out="each method's own default",
         json_schema_extra=spelled("--form", "adaptive"),
     )
     importance_on: Annotated[tuple[ImportanceData, ...], Several] = option(

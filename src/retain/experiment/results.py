@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError
 from typing_extensions import TypedDict
 
 from retain import __version__, atomic
@@ -170,39 +170,45 @@ class Record(Run):
         return Run(**{name: value for name, value in known.items() if value is not None})
 
 
-class ConfigOnFile(TypedDict, total=False):
-    """The config in results.json: of a run all fields of `Config`, of a study what it has to say.
+def _on_file(kind: Any) -> Any:
+    """What JSON makes of an option's type: of a tuple a list, of a choice of words one."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return str
+    if origin is tuple:
+        return list[_on_file(inside[0])]  # type: ignore[misc]
+    if origin is Annotated or type(None) in inside:
+        return _on_file(inside[0])
+    return Whole if kind is int else kind
 
-    Here stands what a reader of the file looks at; whatever else there is stays as it is.
-    """
 
-    __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
+class StudyOnFile(TypedDict, total=False):
+    """What the results.json of a study says in its config beside the options of its runs."""
 
-    title: str | None
     study: str | None
     stand_in: str | None
     splits: str | None
     sample: str | None
-    tasks: str | None
-    model: str | None
-    scenario: str | None
-    optimizer: str | None
-    device: str | None
-    weights: str | None
-    augmentation: str | None
-    lr: float | None
-    epochs: Whole | None
-    batch_size: Whole | None
-    image_size: Whole | None
-    samples_per_class: Whole | None
-    methods: list[str] | None
     sweeps: dict[str, list[float]] | None
-    seeds: list[Whole] | None
     departures: list[str] | None
     adapt_to: list[str] | None
     waiting: list[str] | None
     skipped: dict[str, str] | None
     altered: dict[str, str] | None
+
+
+# The options of a run that a reader of the file looks at; whatever else there is stays as it is.
+LOOKED_AT = (
+    "title", "tasks", "model", "scenario", "optimizer", "device", "weights", "augmentation", "lr",
+    "epochs", "batch_size", "image_size", "samples_per_class", "methods", "seeds",
+)  # fmt: skip
+_OPTIONS = {name: vars(Config)["__pydantic_fields__"][name].annotation for name in LOOKED_AT}
+ConfigOnFile: Any = TypedDict(  # type: ignore[misc]
+    "ConfigOnFile",
+    {name: _on_file(kind) | None for name, kind in _OPTIONS.items()} | get_type_hints(StudyOnFile),
+    total=False,
+)
+ConfigOnFile.__pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[attr-defined]
 
 
 class Content(BaseModel):
@@ -217,7 +223,9 @@ class Content(BaseModel):
     model_config = RECORDED
 
     versions: dict[str, str]
-    config: ConfigOnFile
+    config: Annotated[
+        dict[str, Any], GetPydanticSchema(lambda _, schema_of: schema_of(ConfigOnFile))
+    ]
     runs: list[Record]
 
 
@@ -387,7 +395,7 @@ class Results:
 
     def content(self) -> Content:
         """What its results.json says, for the report: nothing has to be read for it."""
-        config: Any = self.config.to_json()
+        config = self.config.to_json()
         runs = [Record.of(run) for run in self.runs]
         return Content(versions=self.versions, config=config, runs=runs)
 

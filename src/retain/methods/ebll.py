@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from retain.methods.lwf import DistillsOldHeads, LwFOptions
 from retain.methods.method import Setting, drawn_generator, numbered
-from retain.methods.ranges import Count, NotNegative, Positive, Size
 from retain.models import AutoEncoder, TaskNetwork
+from retain.ranges import Count, NotNegative, Positive, Size
 from retain.tasks import Minibatch, TaskSequence
 
 

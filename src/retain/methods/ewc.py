@@ -8,7 +8,7 @@ from typing import Literal
 import retain
 from retain.memory.body import Memory
 from retain.methods.quadratic import Quadratic, QuadraticOptions
-from retain.methods.ranges import NotNegative, Share
+from retain.ranges import NotNegative, Share
 from retain.tasks import TaskSequence
 
 FisherKind = Literal["sampled", "exact", "empirical"]

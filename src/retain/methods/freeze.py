@@ -9,7 +9,7 @@ from torch import nn
 
 from retain.errors import ConfigError
 from retain.methods.method import Method
-from retain.methods.ranges import Count
+from retain.ranges import Count
 from retain.tasks import TaskSequence
 
 IN_A_ROW = (nn.Sequential, nn.ModuleList)  # subclasses have a meaning of their own

@@ -17,10 +17,10 @@ import retain
 from retain.errors import ConfigError
 from retain.methods.l2_sp import near, squared_distance
 from retain.methods.method import Form, Method, Setting, numbered, under
-from retain.methods.ranges import NotNegative, Share
 from retain.methods.start import shared_weights
 from retain.models import TaskNetwork
 from retain.parameters import Weights
+from retain.ranges import NotNegative, Share
 from retain.tasks import Minibatch, TaskSequence
 
 EPSILON = 1e-8  # where no task's Fisher says anything, the mode is the mean

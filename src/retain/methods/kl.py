@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retain.methods.lwf import LwF, LwFOptions, distillation
-from retain.methods.ranges import Positive
+from retain.ranges import Positive
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from retain.memory.attachment import Attachment, Handle, Held
 from retain.memory.optimizers import optimizers_in
 from retain.methods.method import Form
-from retain.methods.ranges import NotNegative
 from retain.methods.start import FromStart
 from retain.parameters import Selection
 from retain.penalty import Hold
+from retain.ranges import NotNegative
 from retain.tasks import TaskSequence
 
 

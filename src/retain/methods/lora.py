@@ -10,8 +10,8 @@ from torch import nn
 from retain.errors import ModelError
 from retain.extras import needs as needed
 from retain.methods.method import Method, Setting
-from retain.methods.ranges import Positive, Size
 from retain.models import TaskNetwork
+from retain.ranges import Positive, Size
 from retain.tasks import TaskSequence
 
 ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d)

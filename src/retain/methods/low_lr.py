@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from retain.methods.method import Method
-from retain.methods.ranges import Positive
+from retain.ranges import Positive
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from retain.methods.method import Method, Setting, drawn_generator
 from retain.methods.old_answers import OldAnswers
-from retain.methods.ranges import Count, NotNegative, Positive
 from retain.models import TaskNetwork
+from retain.ranges import Count, NotNegative, Positive
 from retain.tasks import Minibatch, TaskSequence
 
 

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from retain.memory.body import Memory
 from retain.memory.state import flattened, grouped
 from retain.methods.method import Form, Method, Setting
-from retain.methods.ranges import NotNegative
 from retain.models import TaskNetwork
+from retain.ranges import NotNegative
 from retain.tasks import TaskSequence
 
 PLAIN = "plain"

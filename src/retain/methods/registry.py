@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from retain import arguments
 from retain.closest import did_you_mean
@@ -24,10 +23,10 @@ from retain.methods.lwf import LwF
 from retain.methods.mas import LocalMASMethod, MASMethod
 from retain.methods.method import Method
 from retain.methods.model_soup import ModelSoup
-from retain.methods.ranges import Range
 from retain.methods.replay import Replay
 from retain.methods.si import SIMethod
 from retain.methods.wise_ft import WiSEFT
+from retain.ranges import described, fits
 
 # What the MAS paper compares, and what people do instead.
 _PAPER = (
@@ -77,43 +76,11 @@ def options_of(name: str, given: Mapping[str, Any]) -> Any:
             known = f"Its options: {', '.join(types)}." if types else "It has none."
             near = did_you_mean(option, types)
             problems.append(f"{name} has no option {option!r}.{near} {known}")
-        elif not _fits(value, types[option]):
-            expected = _described(types[option])
+        elif not fits(value, types[option]):
+            expected = described(types[option])
             problems.append(f"{name}.{option} is {shown(value)}; expected {expected}.")
         else:
             values[option] = value
     if problems:
         raise ConfigError(" ".join(problems))
     return kind(**values)
-
-
-def _described(expected: Any) -> str:
-    """A type as one would say it: a word, or the values that there are."""
-    arguments = get_args(expected)
-    if get_origin(expected) is Annotated:
-        return f"{_described(arguments[0])} {arguments[1]}"
-    if get_origin(expected) is Literal:
-        return " or ".join(map(repr, arguments))
-    if get_origin(expected) in (Union, UnionType):
-        return " or ".join(_described(one) for one in arguments)
-    if get_origin(expected) is tuple:
-        return f"several of {_described(arguments[0])}"
-    return "None" if expected is type(None) else str(getattr(expected, "__name__", expected))
-
-
-def _fits(value: object, expected: Any) -> bool:
-    """Whether an option's value is of the type that its dataclass says."""
-    arguments = get_args(expected)
-    if get_origin(expected) is Annotated:
-        kind, within = arguments
-        assert isinstance(within, Range)
-        return _fits(value, kind) and within.holds(value)  # type: ignore[arg-type]
-    if get_origin(expected) is Literal:
-        return value in arguments
-    if get_origin(expected) in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if get_origin(expected) is tuple:  # tuple[T, ...]
-        return isinstance(value, (tuple, list)) and all(_fits(v, arguments[0]) for v in value)
-    if isinstance(value, bool) or expected is bool:
-        return isinstance(value, bool) and expected is bool
-    return isinstance(value, (int, float) if expected is float else expected)

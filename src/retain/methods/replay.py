@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retain.methods.method import Method, Setting, drawn_generator, numbered
-from retain.methods.ranges import Positive, UpToOne
 from retain.models import TaskNetwork
+from retain.ranges import Positive, UpToOne
 from retain.tasks import Minibatch, TaskSequence
 
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 import retain
 from retain.memory.body import Memory
 from retain.methods.quadratic import Quadratic, QuadraticOptions
-from retain.methods.ranges import NotNegative, Positive
+from retain.ranges import NotNegative, Positive
 from retain.tasks import TaskSequence
 
 

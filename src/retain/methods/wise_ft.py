@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from retain.methods.ranges import UpToOne
 from retain.methods.start import FromStart, shared_weights
+from retain.ranges import UpToOne
 from retain.tasks import TaskSequence
 
 

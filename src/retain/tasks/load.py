@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from retain import arguments
 from retain.closest import did_you_mean
@@ -19,7 +19,7 @@ from retain.tasks.folders import folder_tasks
 from retain.tasks.from_file import code_tasks
 from retain.tasks.idx import FASHION_MNIST, MNIST, IdxSet, read_set
 from retain.tasks.images import Progress
-from retain.tasks.options import Augmentation, TaskOptions
+from retain.tasks.options import TaskOptions, unfit
 from retain.tasks.paper.tasks import USAGE as PAPER_USAGE
 from retain.tasks.paper.tasks import paper_tasks
 from retain.tasks.task import Scenario, TaskSequence
@@ -27,7 +27,6 @@ from retain.tasks.whole import tasks_by_classes
 
 TaskLoader = Callable[[str, TaskOptions, Progress | None], TaskSequence]
 LONGEST_NUMBER = 5  # digits of a number of tasks
-SCENARIOS: tuple[Scenario, ...] = ("task-incremental", "domain-incremental")
 
 
 def load_tasks(
@@ -92,12 +91,9 @@ def _chosen(options: TaskOptions, given: dict[str, Any]) -> TaskOptions:
             f"No option of tasks is called {', '.join(unknown)}.{hints} Known: {', '.join(known)}."
         )
     options = replace(options, **given)
-    if options.augmentation not in get_args(Augmentation):
-        raise ConfigError(
-            f"Unknown augmentation {options.augmentation!r}."
-            f"{did_you_mean(options.augmentation, get_args(Augmentation))} "
-            f"Known: {', '.join(get_args(Augmentation))}."
-        )
+    problems = list(unfit(options))
+    if problems:
+        raise ConfigError(" ".join(problems))
     return options
 
 
@@ -105,13 +101,6 @@ def _in_scenario(sequence: TaskSequence, wanted: Scenario | None) -> TaskSequenc
     """The sequence with the scenario that was asked for, if it can be played that way."""
     if wanted is None or wanted == sequence.scenario:
         return sequence
-    if wanted not in SCENARIOS:
-        raise ConfigError(
-            f"The scenario {wanted!r} is not there.{did_you_mean(wanted, SCENARIOS)} "
-            'Known: "task-incremental" (a head per task, the task is known at test) and '
-            '"domain-incremental" (one head for all tasks). Telling the classes of all tasks '
-            "apart without knowing the task (class-incremental) is not what these methods are for."
-        )
     sizes = sorted({len(task.classes) for task in sequence.tasks})
     if wanted == "domain-incremental" and len(sizes) > 1:
         raise ConfigError(

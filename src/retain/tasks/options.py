@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from retain.closest import did_you_mean
+from retain.header import shown
+from retain.ranges import Range, described, fits
 from retain.tasks.task import Scenario
 
 Augmentation = Literal["none", "crop-flip"]
@@ -12,15 +17,17 @@ LARGEST = 2**31 - 1  # of counts
 LARGEST_SEED = 2**53
 
 
-def option(default: Any, description: str, **more: Any) -> Any:
-    """A field with its default and what it is.
+def option(default: Any, description: str, *, left_out: str = "", **more: Any) -> Any:
+    """A field with its default, what it is, and what happens where nobody gives it.
 
     `more` is for those who check values or show options: bounds such as `ge`, by pydantic's names,
     and `json_schema_extra` for what the command line and the documentation want to know.
     """
+    extra = {**more.pop("json_schema_extra", {}), "left_out": left_out}
+    metadata = {"description": description, "json_schema_extra": extra, **more}
     if callable(default):
-        return field(default_factory=default, metadata={"description": description, **more})
-    return field(default=default, metadata={"description": description, **more})
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class TaskChoices:
     """What a run lets its user choose about tasks. Each field says what it is."""
 
     image_size: int | None = option(
-        None, "side of the square that image files are cropped to; 224 if left out",
+        None, "side of the square that image files are cropped to", left_out="224",
         ge=1, le=LARGEST,
     )  # fmt: skip
     augmentation: Augmentation = option(
@@ -41,14 +48,14 @@ class TaskChoices:
         ge=0, le=1024,
     )  # fmt: skip
     classes_per_task: int | None = option(
-        None,
-        "classes that a task gets; if left out two where one data set makes all the tasks, and "
-        "all the classes of a folder where each folder is a task",
+        None, "classes that a task gets",
+        left_out="two where one data set makes all the tasks, and all the classes of a folder "
+        "where each folder is a task",
         ge=1, le=LARGEST,
     )  # fmt: skip
     class_order_seed: int | None = option(
-        None, "shuffles the classes before they are dealt out to tasks; if left out they keep "
-        "their order", ge=0, le=LARGEST_SEED,
+        None, "shuffles the classes before they are dealt out to tasks",
+        left_out="they keep their order", ge=0, le=LARGEST_SEED,
     )  # fmt: skip
     samples_per_class: int | None = option(
         None, "use no more than this many examples of each class, in training and in test",
@@ -56,8 +63,9 @@ class TaskChoices:
     )  # fmt: skip
     scenario: Scenario | None = option(
         None,
-        "a head per task (task-incremental) or one for all (domain-incremental); if left out what "
-        "suits the tasks",
+        "a head per task (task-incremental) or one for all (domain-incremental); telling the "
+        "classes of all tasks apart (class-incremental) is not what these methods are for",
+        left_out="what suits the tasks",
     )
 
 
@@ -69,17 +77,36 @@ class TaskOptions(TaskChoices):
         0.0,
         "the part of train that becomes the validation split where the data has none of its own; "
         "0 leaves such tasks without one",
-    )
+        ge=0, le=1,
+    )  # fmt: skip
     halve_test: bool = option(
         True,
         "halve the official test sets of the paper's data into validation and test, as the survey "
         "does, or measure on them whole",
     )
     corrupt_fraction: float = option(
-        0.05, "how many of a folder's images may be unreadable; more is an error"
+        0.05, "how many of a folder's images may be unreadable; more is an error", ge=0, le=1
     )
     cache_bytes: int = option(
         4 * 2**30,
         "memory that decoded images may take in all; beyond it files are read again",
+        ge=0,
     )
     seed: int = option(0, "of the splits and the permutations; not of the training")
+
+
+def unfit(options: TaskOptions) -> Iterator[str]:
+    """A sentence for each option whose value is not what its field says."""
+    kinds = get_type_hints(TaskOptions)
+    for one in fields(options):
+        value, kind = getattr(options, one.name), kinds[one.name]
+        bounds = Range(one.metadata.get("ge", -math.inf), most=one.metadata.get("le", math.inf))
+        first, *rest = get_args(kind) if type(None) in get_args(kind) else (kind,)
+        bounded = first in (int, float)
+        known = (Annotated[first, bounds] if bounded else first, *rest)
+        if not any(fits(value, one_kind) for one_kind in known):
+            expected = " or ".join(described(one_kind).strip() for one_kind in known)
+            words = [word for word in get_args(first) if isinstance(value, str)]
+            near = did_you_mean(value, words) if words else ""
+            about = f" That is {one.metadata['description']}." if words else ""
+            yield f"{one.name} is {shown(value)}; expected {expected}.{near}{about}"

@@ -42,15 +42,9 @@ def held_out(labels: Tensor, fraction: float, *, seed: int) -> tuple[Tensor, Ten
 
 
 def few_per_class(labels: Tensor, count: int | None, *, seed: int) -> Tensor:
-    """Sorted indices of at most `count` examples of each class; of all of them if it is None.
-
-    Raises:
-        ConfigError: `count` is less than 1.
-    """
+    """Sorted indices of at most `count` examples of each class; of all of them if it is None."""
     if count is None:
         return torch.arange(len(labels))
-    if count < 1:
-        raise ConfigError(f"samples_per_class is {count}; expected at least 1, or None for all.")
     generator = torch.Generator().manual_seed(seed)
     chosen = [
         members[torch.randperm(len(members), generator=generator)[:count]]
