@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import retain
 from retain import atomic
+from retain.cli.app import app
 from retain.errors import FileError
 from tests.test_imports import SOURCE
 
@@ -231,3 +234,37 @@ def test_no_writer_has_a_way_of_its_own():
             if (name in WRITES and OWN_WAY.get(inside) != name and not to_memory) or opens:
                 wrong.append(f"{inside}:{node.lineno} {name}")
     assert not wrong
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("leads", "said"),
+    [
+        ("gone/x", "is a link to .*gone/x, (which does not exist|and there is no folder)"),
+        ("a", "a link that leads to itse"),
+    ],
+)
+def test_links_that_lead_nowhere_are_told_as_such(tmp_path, leads, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a").symlink_to(leads)
+    runner = CliRunner()
+    few = ["run", "--tasks", "digits", "--methods", "finetune"]
+    lines = [
+        [*few, "--out", "a"],
+        [*few, "--resume", "--out", "a"],
+        [*few, "--model", "a:made", "--out", "b"] if leads == "gone/x" else ["inspect", "a"],
+        ["inspect", "a"],
+        ["study", "table3", "--data", "digits", "--out", "a"],
+        ["demo", "--out", "a"],
+        ["run", "--tasks", "folders:x=a,y=a", "--out", "b"],
+        ["run", "--tasks", "digits", "--weights", "a", "--out", "b"],
+        ["importance", "resnet18", "--data", ".", "--out", "a"],
+    ]
+    Path("a.py").symlink_to(leads)
+    for line in lines:
+        done = runner.invoke(app, [word.replace("a:made", "a.py:made") for word in line])
+        assert done.exit_code == 2, (line, done.exception)
+        assert re.search(said, done.stderr.replace("\n", " ")), (line, done.stderr)
+    with pytest.raises(FileError, match=said):
+        retain.load("a", nn.Linear(2, 2))
+    assert {path.name for path in tmp_path.iterdir()} <= {"a", "a.py"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,6 +212,29 @@ def test_what_killed_writes_left_is_removed_and_what_others_write_is_not(path):
             writer.kill()
             writer.wait()
             writer.stdout.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_whole(path, monkeypatch):
+    """Its header is of one and its tensors of the next: no damage, so it is read again."""
+    write(path, samples=1)
+    opened, count = files.safe_open, 0
+
+    def replaced_meanwhile(*args, **kwargs):
+        nonlocal count
+        count += 1
+        before = opened(*args, **kwargs)
+        if count > 2:
+            return before
+        other = {name: tensor + count for name, tensor in TENSORS.items()}
+        files.write(path, "memory", other, {"method": "MAS", "samples": 1 + count})
+        with before as first, opened(*args, **kwargs) as second:
+            torn = {"metadata": first.metadata, "keys": first.keys, "get_tensor": second.get_tensor}
+            return contextlib.nullcontext(SimpleNamespace(**torn))
+
+    monkeypatch.setattr(files, "safe_open", replaced_meanwhile)
+    tensors, header = files.read(path, "memory")
+    assert (count, header["samples"]) == (3, 3)
+    assert torch.equal(tensors["a.weight"], TENSORS["a.weight"] + 2)
 
 
 def test_names_as_long_as_they_may_be(tmp_path):

@@ -113,6 +113,16 @@ def path(name: str, value: object, *, of: str = "a file") -> Path:
     return found
 
 
+def absent(path: Path) -> str:
+    """What is wrong with a path at which nothing is; it may be a link that leads nowhere."""
+    if not path.is_symlink():
+        return "does not exist"
+    target = os.path.realpath(path)
+    if os.path.islink(target):  # noqa: PTH114  (what cannot be followed any further)
+        return "is a link that leads to itself"
+    return f"is a link to {target}, which does not exist"
+
+
 def instance(name: str, value: T, kind: type | tuple[type, ...], expected: str) -> T:
     """`value`, if it is of a kind; `expected` says how to get one."""
     if not isinstance(value, kind):

@@ -46,9 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
         FileError: the folder is missing or not writable, the disk is full, or `path` is a folder, a
             device, or a file that may not be written to.
     """
-    target = Path(os.path.realpath(path))
-    try:
-        _refuse(path, target)
+    with _writable(path) as target:
         with _beside(target) as folder:
             unfinished = folder / target.name
             mode = _made(unfinished, target)
@@ -57,16 +55,35 @@ def replacing(path: Path) -> Iterator[Path]:
             _flush(unfinished)
             os.replace(unfinished, target)  # noqa: PTH105  (the same, and tests can see it fail)
         _flush(target.parent)
-    except FileError:
-        raise
-    except OSError as error:
-        raise cannot_write(path, error.strerror or error) from error
+
+
+def try_writing(path: Path) -> None:
+    """Find out now whether `path` could be written, and leave what is there.
+
+    Raises:
+        FileError: it could not.
+    """
+    with _writable(path) as target, _beside(target):
+        pass
 
 
 def write(path: Path, content: bytes | str) -> None:
     """Put `content` at `path`, text in UTF-8: see `replacing`."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[Path]:
+    """The file that is written, if it can be; what the system says within it is said in words."""
+    target = Path(os.path.realpath(path))
+    try:
+        _refuse(path, target)
+        yield target
+    except FileError:
+        raise
+    except OSError as error:
+        raise cannot_write(path, error.strerror or error) from error
 
 
 def cannot_write(path: Path, why: object) -> FileError:

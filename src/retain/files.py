@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from retain.sharding import any_sharded, whole
 VERSION = 2  # 1 had no digest
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
 DIGEST = "retain.sha256"  # and the one that says what its bytes were
+TORN = 20  # times that a file may be replaced while it is read
 HASHED = 1 << 26  # elements whose bytes are looked at together
 
 
@@ -100,10 +102,31 @@ def read(path: str | os.PathLike[str], *kinds: str) -> tuple[dict[str, Tensor], 
         InputError: a path that is none.
     """
     source = arguments.path("path", path)
+    for _ in range(TORN):
+        there = _which(source)
+        try:
+            return _read(source, kinds)
+        except FileError:
+            # It is opened twice, for its header and for its tensors: another process may have put
+            # another one in its place in between.
+            if _which(source) == there:
+                raise
+    return _read(source, kinds)
+
+
+def _which(path: Path) -> object:
+    """Which file is there; one that was written anew is another one."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
+def _read(source: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         if not source.is_file():
-            what = "is a folder, not a file" if source.is_dir() else "does not exist"
-            raise FileError(f"{source} {what}.")
+            what = "is no file" if source.exists() else arguments.absent(source)
+            raise FileError(f"{source} {'is a folder, not a file' if source.is_dir() else what}.")
         with safe_open(source, framework="pt") as opened:
             metadata = opened.metadata() or {}
             header = _header(source, metadata, kinds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import torch
 import typer
 from torch import nn
 
-from retain import MAS, LocalMAS
+from retain import MAS, LocalMAS, atomic
 from retain.cli.options import described_by, given, out_option, path
 from retain.cli.speaking import out, plainly
 from retain.errors import ConfigError, FileError
@@ -84,14 +83,9 @@ importance.__doc__ = (importance.__doc__ or "") + EXAMPLES
 def _refuse_unwritable(file: Path) -> None:
     """Find out now, and not after hours of computing."""
     try:
-        if file.is_dir():
-            raise IsADirectoryError("it is a folder")
-        with tempfile.TemporaryFile(dir=file.resolve().parent):
-            pass
-    except OSError as error:
-        raise FileError(
-            f"Cannot write {file}: {error}. Nothing was computed; choose another --out."
-        ) from None
+        atomic.try_writing(file)
+    except FileError as error:
+        raise FileError(f"{error} Nothing was computed; choose another --out.") from None
 
 
 def _model(spec: str, weights: str | None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -110,7 +111,7 @@ def confirm_code(models: Iterable[str], named: str | None, *, what: str = "model
     for spec in dict.fromkeys(models):
         if not is_code(spec) or spec == named:
             continue
-        path = Path(spec.rpartition(":")[0]).expanduser().resolve()
+        path = os.path.realpath(Path(spec.rpartition(":")[0]).expanduser())
         question = f"The folder names the code file {path} for its {what}. Run it?"
         if not (sys.stdin.isatty() and typer.confirm(visible(question), err=True)):
             raise ConfigError(

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from retain import atomic
+from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment.config import Config
 from retain.experiment.disk import owned
@@ -63,6 +63,8 @@ def made(folder: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
+            if folder.is_symlink() and not folder.exists():
+                raise FileError(f"{folder} {arguments.absent(folder)}.")
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(owned(folder))
         except (OSError, ValueError) as error:
@@ -91,7 +93,7 @@ def previous(folder: Path) -> Results:
             f"There is no {FILE} in {folder}, though unfinished jobs are: it was removed. Leave "
             "--resume out to start again; the numbers come out the same."
         )
-    held = "does not exist" if not folder.exists() else "is not a folder"
+    held = "is not a folder" if folder.exists() else arguments.absent(folder)
     if folder.is_dir():
         held = f"holds other files, and no {FILE}" if any(folder.iterdir()) else "is empty"
     raise ConfigError(

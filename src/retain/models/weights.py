@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from retain import arguments
 from retain.errors import FileError
 
 # Where training scripts put the weights beside other things, and what wrappers put before names.
@@ -51,7 +52,7 @@ def read_weights(path: Path) -> Any:
         FileError: missing, unreadable, or more than tensors.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else arguments.absent(path)
         raise FileError(
             f"The file of weights {path} {what}. Give a safetensors or torch file, or "
             '"default" for the weights that torchvision or timm offers for the model.'

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
 
@@ -63,7 +64,7 @@ def function_from_file(spec: str, what: str) -> Callable[..., Any]:
 
 def _module(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"The {what} file {path} does not exist; expected {USAGE}.")
+        raise ConfigError(f"The {what} file {path} {arguments.absent(path)}; expected {USAGE}.")
     name = f"retain_{what}_file_{path.stem}"
     found = importlib.util.spec_from_file_location(name, path)
     if found is None or found.loader is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from retain import arguments
 from retain.errors import ConfigError, FileError
 from retain.tasks.crops import PAPER_SIZE, Crops
 from retain.tasks.images import ImageFile, MemoryBudget, Progress
@@ -85,7 +86,8 @@ def scanned(name: str, root: Path) -> ImageFolder:
         FileError: everything that is wrong with the layout, at once.
     """
     if not root.is_dir():
-        raise FileError(f"The folder of {name}, {root}, does not exist or is not a folder.")
+        what = "is not a folder" if root.exists() else arguments.absent(root)
+        raise FileError(f"The folder of {name}, {root}, {what}.")
     there = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     absent = [split for split in REQUIRED if split not in there]
     if absent:
