@@ -5,7 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+import retain
+from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Watched, relative_errors
 
@@ -46,3 +50,35 @@ def test_sums_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
             total[parameter] = total.get(parameter, 0) + part
     errors = relative_errors(total, _one_by_one(name), watched.specimen)
     assert not {parameter: e for parameter, e in errors.items() if not e <= 1e-5}
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_batches_of_two_are_known_the_next_time(labels: bool) -> None:
+    """A sample alone makes another graph of a recurrent layer; two of them prove the plan."""
+    torch.manual_seed(0)
+    model = nn.LSTM(4, 6, batch_first=True)
+    kind = {"fisher": "empirical"} if labels else {}
+    memory = (retain.EWC if labels else retain.MAS)(model, **kind)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+
+    def observe(n: int) -> int:
+        calls.clear()
+        x = torch.randn(n, 5, 4)
+        memory.observe([(x, torch.randint(6, (n, 5)))] if labels else x, progress=False)
+        return len(calls)
+
+    for n in (2, 4):
+        observe(n)
+    assert observe(2) == observe(4)
+
+
+def test_a_batch_taken_twice() -> None:
+    raw = {"x": torch.arange(6).view(2, 3), "more": ["a", "b"], "scale": torch.ones(1)}
+    batch = Batch.of(raw)
+    twice = batch.doubled()
+    assert twice is not None
+    assert twice.samples == 4
+    assert torch.equal(twice.kwargs["x"], raw["x"].repeat(2, 1))
+    assert torch.equal(twice.take(2, 4).kwargs["x"], raw["x"])
+    assert torch.equal(twice.kwargs["scale"], raw["scale"])

@@ -196,12 +196,22 @@ class Ladder:
             # texts that are packed are cut out into one row
             same = alike and small.plan.fits(graph)
             known = small if same else self._probe(graph, samples)
-            fewer = self._forward.few(batch, target, samples - 1)[0]
+            fewer = self._other(batch, target)
         proved = (
             fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
         )
         self.plans.keep(graph, batch.samples, known, proved=proved)
         return known
+
+    def _other(self, batch: Batch, target: Tensor | None) -> Graph:
+        """The graph of another number of samples than the few of a batch: fewer, but not one.
+
+        A single sample often makes a graph of its own; so two are taken twice.
+        """
+        doubled = batch.doubled() if batch.samples == FEW - 1 else None
+        if doubled is None:
+            return self._forward.few(batch, target, batch.samples - 1)[0]
+        return self._forward(doubled, None if target is None else torch.cat([target, target]))[0]
 
     def _probe(self, graph: Graph, samples: int) -> Known:
         """A plan read off this very graph."""

@@ -251,6 +251,32 @@ class Batch:
             padding=None if self.padding is None else self.padding[start:stop],
         )
 
+    def doubled(self) -> Batch | None:
+        """The samples, and the same again after them; None where rows are no samples."""
+        if self.rows is not None:
+            return None
+
+        def again(path: Path, part: Any) -> Any:
+            if path in self.shared:
+                return part
+            if isinstance(part, Tensor):
+                dim = self._dim(path)
+                held = part.ndim > dim and part.shape[dim] == self.samples
+                return _as_leaf(part, torch.cat([part, part], dim)) if held else part
+            if path in self.lists and len(part) == self.samples:
+                return part + part
+            return DESCEND
+
+        labels, padding = self.labels, self.padding
+        if labels is not None and labels.shape[:1] == (self.samples,):
+            labels = torch.cat([labels, labels])
+        return self._changed(
+            rebuilt(self._parts(), again),
+            labels=labels,
+            samples=2 * self.samples,
+            padding=None if padding is None else torch.cat([padding, padding]),
+        )
+
     def _cut(self, path: Path, tensor: Tensor, start: int, stop: int) -> Tensor:
         rows = None if self.rows is None else self.rows.cut(path, tensor, start, stop)
         if rows is not None:
