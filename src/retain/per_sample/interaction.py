@@ -151,13 +151,14 @@ class Company:
         return output
 
 
-def _random_state(batch: Batch) -> tuple[bytes, ...]:
+def _random_state(batch: Batch) -> tuple[object, ...]:
     """How the generators stand that everybody draws from, on the CPU and where the batch lies."""
     states = [torch.get_rng_state()]
     devices = {t.device for t in batch.inputs().values() if t.device.type == "cuda"}
     states += [torch.cuda.get_rng_state(device) for device in devices]
-    others = (random.getstate(), np.random.get_state())
-    return (*(state.numpy().tobytes() for state in states), *(repr(s).encode() for s in others))
+    name, keys, *rest = np.random.get_state(legacy=True)
+    drawn = (random.getstate(), name, np.asarray(keys).tobytes(), *rest)
+    return (*(state.numpy().tobytes() for state in states), *drawn)
 
 
 def _lengthened(alone: Tensor, together: Tensor) -> Tensor:

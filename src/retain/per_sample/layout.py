@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from retain.per_sample.precision import Precision
 
+GLANCED_AT = 64  # elements of a gradient
 NOBODY = -1  # an element whose gradient is zero, which says nothing about its owner
 
 
@@ -120,35 +122,62 @@ def find_blocks(probes: list[Tensor], weights: list[Tensor], precision: Precisio
     ones, *others = probes
     if ones.numel() == 0 or ones.ndim == 0:
         return []
-    samples, weights = len(weights[0]), weights[1:]
+    samples, glance = len(weights[0]), _Glance(probes, weights, precision)
     fitting = []
     for dim, size in enumerate(ones.shape):
-        if size % samples:
+        layouts = [
+            Blocks(dim, size // samples // inner, samples, inner)
+            for inner in (_divisors(size // samples) if size % samples == 0 else ())
+        ]
+        layouts = [layout for layout in layouts if not glance.refuses(layout)]
+        if not layouts:
             continue
-        index = torch.arange(size, device=ones.device)
-        few = [_thinned(probe, dim) for probe in probes]
         largest = _lines(ones.abs(), dim)
         floor = precision.zero * largest.max()
-        for inner in _divisors(size // samples):
-            layout = Blocks(dim, size // samples // inner, samples, inner)
-            owner = index // inner % samples
+        index = torch.arange(size, device=ones.device)
+        for layout in layouts:
+            owner = index // layout.inner % samples
             own = layout.split(largest, 0).amax((0, 2))[owner]  # what noise is relative to
             allowed = precision.layout * own + floor
-            factors = [w[owner] for w in weights]
-            # a glance at a few elements refuses nearly every wrong one
-            if all(_scaled(few[0], f, p, allowed, dim) for f, p in zip(factors, few[1:])) and all(
-                _scaled(ones, f, p, allowed, dim) for f, p in zip(factors, others)
-            ):
+            if all(_scaled(ones, w[owner], p, allowed, dim) for w, p in zip(weights[1:], others)):
                 fitting.append(layout)
     return fitting
 
 
-def _thinned(tensor: Tensor, dim: int) -> Tensor:
-    """Some four indices of every dimension but `dim`, which stays whole."""
-    for other, size in enumerate(tensor.shape):
-        if other != dim and size > 4:
-            tensor = tensor[(slice(None),) * other + (slice(None, None, size // 4),)]
-    return tensor
+class _Glance:
+    """Refuses nearly every layout that does not explain all elements, by a few of them.
+
+    Which are the largest ones of as many parts, looked at as plain numbers: a tensor operation for
+    each layout that there might be takes longer than all of a small gradient.
+    """
+
+    def __init__(self, probes: list[Tensor], weights: list[Tensor], precision: Precision) -> None:
+        ones = probes[0]
+        sizes = ones.abs().flatten()
+        parts = min(GLANCED_AT, len(sizes))
+        long = len(sizes) // parts
+        where = sizes[: parts * long].view(parts, long).argmax(1)
+        places = where + long * torch.arange(parts, device=where.device)
+        self._places: list[int] = places.tolist()
+        self._of_ones, *self._others = (probe.flatten()[places].tolist() for probe in probes)
+        self._weights: list[list[float]] = [w.tolist() for w in weights[1:]]
+        # twice of what is allowed anywhere, as these numbers are rounded in another way
+        self._allowed = 2 * (precision.layout + precision.zero) * float(sizes.max())
+        self._strides = [ones.shape[dim + 1 :].numel() for dim in range(ones.ndim)]
+        self._sizes = ones.shape
+
+    def refuses(self, layout: Blocks) -> bool:
+        """Whether an element is not as many times what it was as its owner's score."""
+        if not math.isfinite(self._allowed):
+            return False
+        stride, size = self._strides[layout.dim], self._sizes[layout.dim]
+        for at, one, *others in zip(self._places, self._of_ones, *self._others):
+            owner = at // stride % size // layout.inner % layout.samples
+            for other, weights in zip(others, self._weights):
+                factor = weights[owner]
+                if not abs(other - one * factor) <= self._allowed * factor:
+                    return True
+        return False
 
 
 def _lines(sizes: Tensor, dim: int) -> Tensor:
