@@ -6,6 +6,7 @@ shapes where parameters meet the data; only who owns which row does, or what the
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import retain
 from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Watched, batch_of, one_off
@@ -235,6 +237,28 @@ def test_hooks_on_gradients() -> None:
         assert not watched.complaint(watched.specimen.batch(n))
     watched.engine(watched.specimen.batch(5))
     assert watched.per_sample.routes["1.weight"] == "linear"
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_hooks_that_become_others(power: int) -> None:
+    """A mask that changes counts as it is; a hook that no longer multiplies is noticed."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(12, 24), torch.randn(8, 12)
+    kind = {"fisher": "exact"} if power == 2 else {}
+    memory = (retain.EWC if power == 2 else retain.MAS)(model, **kind)
+    hook = {"is": lambda g: g}
+    model.weight.register_hook(lambda g: hook["is"](g))
+    plain = (retain.EWC if power == 2 else retain.MAS)(copy.deepcopy(model), **kind)
+    truth = plain.observe(x, progress=False).observed["weight"]
+    signs = torch.randn(24, 12)
+    for _ in range(3):  # the mean over three batches of the same
+        memory.observe(x, progress=False)
+        hook["is"] = lambda g: g * signs
+    expected = truth * (1 + 2 * signs.abs() ** power) / 3
+    assert torch.allclose(memory.observed["weight"], expected, rtol=1e-4)
+    hook["is"] = lambda g: g / (1 + g.norm())
+    with pytest.warns(UserWarning, match="'weight'.*hook"):
+        memory.observe(x, progress=False)
 
 
 def test_hooks_that_look_at_the_whole_gradient() -> None:
