@@ -215,6 +215,45 @@ def test_a_pickle_made_meanwhile_needs_nothing_of_ours(model):
         assert b"retain" not in pickle.dumps(nn.Sequential(model))
 
 
+def replaced(model):
+    model[2] = copy.deepcopy(model[2])
+
+
+def followed_by_another(model):
+    model[2] = nn.Sequential(model[2], copy.deepcopy(model[1]), nn.Linear(4, 4).double())
+
+
+@pytest.mark.parametrize("change", [replaced, followed_by_another])
+@pytest.mark.parametrize("every", [1, 2])
+def test_calls_of_a_layer_that_was_replaced_meanwhile_are_named(model, x, change, every):
+    """Ω stays that of the layers that were there, over the samples that they saw."""
+    expected = retain.LocalMAS(copy.deepcopy(model)).observe(x, progress=False).observed
+    memory = retain.LocalMAS(model)
+
+    def serve():
+        with torch.no_grad(), memory.observing(every=every):
+            for _ in range(every):
+                model(x)
+            change(model)
+            for _ in range(4):
+                model(x)
+
+    with pytest.warns(UserWarning, match=r"calls since 2\.weight, 2\.bias left their place"):
+        serve()
+    assert memory.observed.samples == len(x)
+    for name, omega in expected.items():
+        assert torch.allclose(memory.observed[name], omega), name
+
+
+def test_a_layer_that_is_added_beside_those_that_are_observed_changes_nothing(model, x):
+    memory = retain.LocalMAS(model)
+    with torch.no_grad(), memory.observing():
+        model(x)
+        model[1].extra = nn.Linear(2, 2)
+        model(x)
+    assert memory.observed.samples == 2 * len(x)
+
+
 def test_calls_of_a_model_that_was_compiled_meanwhile_are_named(model, x):
     memory = retain.LocalMAS(model)
     block = memory.observing()

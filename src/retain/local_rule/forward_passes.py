@@ -32,12 +32,14 @@ class Passes:
     Attributes:
         routes: what was found for every parameter.
         heads: whether heads take part.
-        names: of the wanted parameters, by `id`.
+        parameters: the wanted ones, by name.
+        names: the same, by `id`.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], *, heads: bool) -> None:
         self.heads = heads
         self.routes: dict[str, str] = dict.fromkeys(parameters, NO_RULE)
+        self.parameters = dict(parameters)
         self.names = {id(p): name for name, p in parameters.items()}
         self._owners: dict[LayerUse, Ownership | None] = {}
         self._met = NOTHING_YET

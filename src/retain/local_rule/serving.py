@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import is_
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from retain.header import shown
 from retain.local_rule.forward_passes import Passes
 from retain.local_rule.observation import Observation
 from retain.local_rule.served_call import listen, listen_no_more
+from retain.parameters import named_parameters
 from retain.samples.calls import served_batch
 from retain.samples.owners import padding_said
 
@@ -111,6 +113,7 @@ class CallObserver:
         self._called = False
         self._to_say: dict[str, None] = {}  # a set in order
         self._settled = False  # whether an observed call met nothing new
+        self._parameters: list[nn.Parameter] = []  # of the model, when it was last looked at
 
     @property
     def open(self) -> bool:
@@ -137,6 +140,12 @@ class CallObserver:
         if not self.turns.taken():
             return None
         try:
+            if gone := self._gone():
+                self.note(
+                    f"calls since {', '.join(gone)} left their place in the model, as when a layer "
+                    "is replaced. What was observed is of the model as it was"
+                )
+                return None
             batch = served_batch(args, kwargs, self.model, batch_dim=self.batch_dim)
             if self.padding_mask is not None:
                 named = {str(path[-1]): tensor for path, tensor in batch.inputs().items()}
@@ -154,6 +163,17 @@ class CallObserver:
         except Exception as error:
             self.note(f"{type(error).__name__}: {error}")
         return None
+
+    def _gone(self) -> list[str]:
+        """The wanted parameters that are not where they were, as in a layer that was replaced."""
+        now = list(self.model.parameters())
+        if len(now) == len(self._parameters) and all(map(is_, now, self._parameters)):
+            return []
+        found = named_parameters(self.model)
+        gone = [name for name, p in self.passes.parameters.items() if found.get(name) is not p]
+        if not gone:
+            self._parameters = now
+        return gone
 
     def note(self, why: str) -> None:
         """Keep something to be said when the last block is left."""
