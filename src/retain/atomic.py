@@ -97,7 +97,7 @@ def _refuse(path: Path, target: Path) -> None:
     if path.is_symlink() and target.is_symlink():  # realpath ends in what it cannot follow
         raise cannot_write(path, "it is a link that leads to itself")
     if not target.parent.is_dir():
-        raise cannot_write(path, f"{leads}there is no folder {target.parent}")
+        raise FileError(f"Cannot write {path}: {leads}there is no folder {target.parent}.")
     if target.is_dir():
         raise cannot_write(path, f"{leads}that is a folder, not a file")
     if target.exists() and not target.is_file():

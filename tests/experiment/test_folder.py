@@ -6,11 +6,13 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -189,3 +191,25 @@ def test_ctrl_c_while_the_command_starts_is_a_word(seconds, tmp_path):
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert b"Interrupted" in err
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_that_was_removed_and_begun_anew_is_not_written_to(tmp_path, workers):
+    """Neither the results of the run that is there now, nor its checkpoints, nor its lock."""
+    config, out = tiny(methods=("finetune", "si"), seeds=(0, 1)), tmp_path / "out"
+    begun = []
+
+    class Removing(Watcher):
+        def at(self, job, task):
+            if not begun and (out / "results.json").exists():
+                shutil.rmtree(out)
+                out.mkdir()
+                begun.append(stack.enter_context(owned(out)))
+                (out / "results.json").write_text("another's")
+
+    with ExitStack() as stack:
+        with pytest.raises(FileError, match="what is there now is not this run's"):
+            run(config, out=out, progress=Removing(), workers=workers)
+        assert sorted(path.name for path in out.iterdir()) == [".lock", "results.json"]
+        assert (out / "results.json").read_text() == "another's"
+        begun[0].refuse_another()  # it still is that run's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +36,10 @@ class Standing(NamedTuple):
 class Checkpoint:
     """The file of one job. It is gone once the job is done."""
 
-    def __init__(self, folder: Path, job: Job) -> None:
+    def __init__(self, folder: Path, job: Job, *, before: Callable[[], None] | None = None) -> None:
+        """The checkpoint of `job` in the folder of its run; `before` is called before a write."""
         self.job = job
+        self.before = before
         self.path = folder / CHECKPOINTS / f"{job.label}{SUFFIX}"
 
     def save(self, standing: Standing) -> None:
@@ -45,6 +48,8 @@ class Checkpoint:
         Raises:
             FileError: it cannot be written; the last one is still there.
         """
+        if self.before is not None:
+            self.before()
         tensors = {f"network.{name}": tensor for name, tensor in standing.network.items()}
         tensors |= {f"method.{name}": tensor for name, tensor in standing.method.items()}
         files.write(self.path, KIND, tensors, {"run": json.dumps(standing.run.to_json())})

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retain.errors import ConfigError
+from retain.errors import ConfigError, FileError
 
 DIGEST = "sha256"  # the last field of a file of JSON: of all the others, as they are laid out
 LAID_OUT = b'{\n "'  # how such a file begins, and one that another program wrote anew does not
@@ -109,8 +109,32 @@ class Owner(NamedTuple):
         return f"process {self.process} on {self.host}, for {age}"
 
 
+class NotOwnedError(FileError):
+    """The folder was removed, and what is there now is another run's."""
+
+
+class Ownership(NamedTuple):
+    """A folder that is a run's own, as long as it is the folder that it was."""
+
+    lock: Path
+    descriptor: int
+
+    def refuse_another(self) -> None:
+        """See that the folder was not removed, and made anew by somebody else, meanwhile.
+
+        Raises:
+            NotOwnedError: it was.
+        """
+        folder = self.lock.parent
+        if folder.exists() and not _is_there(self.lock, self.descriptor):
+            raise NotOwnedError(
+                f"{folder} was moved or removed while it was written to, and what is there now is "
+                "not this run's. Give the same command again, with another --out."
+            )
+
+
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path) -> Iterator[Ownership]:
     """Within it no other process, and no other thread, may own the folder.
 
     The lock is the operating system's, on a file that names the owner, so one that was killed
@@ -129,10 +153,11 @@ def owned(folder: Path) -> Iterator[None]:
         os.pwrite(descriptor, json.dumps(Owner.of_this_process()).encode(), 0)
         os.fsync(descriptor)  # workers on other machines know the folder by it
         with _signs_of_life(path):
-            yield
+            yield Ownership(path, descriptor)
     finally:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            if _is_there(path, descriptor):
+                path.unlink()
         os.close(descriptor)
 
 
@@ -202,5 +227,5 @@ def _taken(descriptor: int, owner: Owner | None) -> bool:
 def _is_there(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False

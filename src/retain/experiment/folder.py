@@ -7,11 +7,12 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment.config import Config
-from retain.experiment.disk import owned
+from retain.experiment.disk import Ownership, owned
 from retain.experiment.results import FILE, Results
 
 CHECKPOINTS = "checkpoints"
@@ -32,9 +33,16 @@ def how_to_go_on(command: str, folder: Path) -> str:
     )
 
 
+class Begun(NamedTuple):
+    """The results to go on with, and whose the folder is."""
+
+    results: Results
+    ownership: Ownership
+
+
 @contextlib.contextmanager
-def opened(folder: Path, config: Config, resume: bool, needed: int) -> Iterator[Results]:
-    """Within it the folder is this run's own; the results to go on with.
+def opened(folder: Path, config: Config, resume: bool, needed: int) -> Iterator[Begun]:
+    """Within it the folder is this run's own.
 
     Args:
         folder: made if it does not exist (without `resume`).
@@ -48,14 +56,14 @@ def opened(folder: Path, config: Config, resume: bool, needed: int) -> Iterator[
     """
     find = _the_same if resume else _fresh
     find(folder, config)  # before anything is made there
-    with made(folder):
+    with made(folder) as ownership:
         results = find(folder, config)  # another run may have ended meanwhile
         _try_writing(folder, needed)
-        yield results
+        yield Begun(results, ownership)
 
 
 @contextlib.contextmanager
-def made(folder: Path) -> Iterator[None]:
+def made(folder: Path) -> Iterator[Ownership]:
     """Within it the folder is there, and no other run may write to it.
 
     Raises:
@@ -66,12 +74,12 @@ def made(folder: Path) -> Iterator[None]:
             if folder.is_symlink() and not folder.exists():
                 raise FileError(f"{folder} {arguments.absent(folder)}.")
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(owned(folder))
+            ownership = held.enter_context(owned(folder))
         except (OSError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise _unwritable(folder, error) from None
-        yield
+        yield ownership
 
 
 def _unwritable(folder: Path, error: Exception) -> ConfigError:

@@ -15,7 +15,7 @@ from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, StateError
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
-from retain.experiment.disk import LOCK
+from retain.experiment.disk import LOCK, NotOwnedError, Ownership
 from retain.experiment.folder import how_to_go_on, opened, remove_half_written
 from retain.experiment.job import Job, jobs
 from retain.experiment.learner import carry_out, steps_of
@@ -122,15 +122,15 @@ def run_by(
         refuse_what_does_not_fit(config, sequence)
         _refuse_too_large_model(config, sequence)
         network = stage.network(config.seeds[0])
-        results = Results(config)
+        results, ownership = Results(config), None
         if folder is not None:
             needed = _bytes_needed(network, len(sequence.tasks))
-            results = held.enter_context(opened(folder, config, resume, needed))
+            results, ownership = held.enter_context(opened(folder, config, resume, needed))
             _refuse_other_runs(results, stage, folder / FILE)
         with worthwhile_threads(
             network, sequence.input_shape, config.batch_size, sequence.input_dtype
         ):
-            _carry_out_all(stage, _Books(results, folder, resume), hands)
+            _carry_out_all(stage, _Books(results, folder, resume, ownership), hands)
     return results
 
 
@@ -141,13 +141,17 @@ class _Books:
     results: Results
     folder: Path | None
     resume: bool
+    ownership: Ownership | None
 
     def checkpoint(self, job: Job) -> Checkpoint | None:
-        return None if self.folder is None else Checkpoint(self.folder, job)
+        if self.folder is None or self.ownership is None:
+            return None
+        return Checkpoint(self.folder, job, before=self.ownership.refuse_another)
 
     def record(self, place: int, run: Run) -> None:
         self.results.runs[place : place + 1] = [run]
-        if self.folder is not None:
+        if self.folder is not None and self.ownership is not None:
+            self.ownership.refuse_another()
             with uninterrupted():
                 self.results.write(self.folder)
 
@@ -166,6 +170,8 @@ def _carry_out_all(stage: Stage, books: _Books, hands: Crew | None) -> None:
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted. {_how_to_go_on(books.folder)}") from None
     except FileError as error:  # of our own files: what a job does wrong is in its record
+        if isinstance(error, NotOwnedError):
+            raise
         raise UnwrittenError(f"{error} {_how_to_go_on(books.folder)}") from error
     except StateError as error:  # of workers, for the same reason
         raise WorkersLostError(f"{error} {_how_to_go_on(books.folder)}") from error

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment import Config, Interrupted, Results, UnwrittenError, WorkersLostError
-from retain.experiment.disk import OccupiedError
+from retain.experiment.disk import NotOwnedError, OccupiedError
 from retain.experiment.folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
@@ -111,7 +111,7 @@ def _part_after_part(
         watch.begin(part.name)
         try:
             results[part.name] = _run(part, out, watch, hands)
-        except (UnwrittenError, WorkersLostError, OccupiedError):
+        except (UnwrittenError, WorkersLostError, OccupiedError, NotOwnedError):
             raise
         except RetainError as error:
             watch.say(f"{part.name}: not run. {error}")

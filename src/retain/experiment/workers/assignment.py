@@ -73,7 +73,11 @@ class Assignment:
         """The job's checkpoint; None where none is kept, or the folder is not seen from here."""
         if self.folder is None or self.lock() != self.owner:
             return None
-        return _Guarded(self)
+        return Checkpoint(self.folder, self.job, before=self._refuse_another)
+
+    def _refuse_another(self) -> None:
+        if self.lock() != self.owner:
+            raise AbandonedError
 
     def lock(self) -> str | None:
         """What the folder's lock file says; None where there is none to be seen."""
@@ -81,20 +85,6 @@ class Assignment:
             with contextlib.suppress(OSError):
                 return (self.folder / LOCK).read_text(encoding="utf-8")
         return None
-
-
-class _Guarded(Checkpoint):
-    """A checkpoint that is written as long as the folder is the run's."""
-
-    def __init__(self, assignment: Assignment) -> None:
-        assert assignment.folder is not None
-        super().__init__(assignment.folder, assignment.job)
-        self.assignment = assignment
-
-    def save(self, standing: Any) -> None:
-        if self.assignment.lock() != self.assignment.owner:
-            raise AbandonedError
-        super().save(standing)
 
 
 class Telling(Watcher):
