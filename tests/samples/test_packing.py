@@ -221,3 +221,18 @@ def test_one_text_per_row_is_not_packed():
         assert_same(omega(model, [batch]), truth, within=1e-8)
     same = {"input_ids": torch.stack(texts(5, 5)), "position_ids": torch.arange(5)[None]}
     assert omega(model, [same]).samples == 2
+
+
+def test_positions_go_on_behind_a_hole_in_the_mask():
+    """Positions that are left out inside of a text, as in a prompt that was edited, end no text."""
+    model, some = ready(DECODERS["gpt2"]), texts(4, 5)
+    truth = one_by_one(model, some, lambda text: first(model(input_ids=text[None])))
+    batch = {key: torch.zeros(2, 7, dtype=torch.long) for key in ("input_ids", "attention_mask")}
+    batch["position_ids"] = torch.zeros(2, 7, dtype=torch.long)
+    for row, (text, places) in enumerate(zip(some, ([0, 1, 3, 4], [1, 2, 4, 5, 6]), strict=True)):
+        batch["input_ids"][row, places] = text
+        batch["attention_mask"][row, places] = 1
+        batch["position_ids"][row, places] = torch.arange(len(text))
+    found = omega(model, [batch])
+    assert found.samples == 2
+    assert_same(found, truth, within=1e-8)

@@ -211,8 +211,10 @@ def _is_counting(values: Tensor, ids: Tensor) -> bool:
 def _by_restarts(inputs: Mapping[str, Tensor], positions: Tensor) -> Tensor:
     """The texts [B, T] that begin where positions do not go on, among those that count."""
     kept = _kept(inputs, positions)
+    at = torch.arange(positions.shape[1], device=kept.device).expand_as(kept)
+    last = torch.where(kept, at, NOBODY).cummax(1).values[:, :-1]  # of those before, if any
     began = torch.ones_like(kept)
-    began[:, 1:] = (positions[:, 1:] <= positions[:, :-1]) | ~kept[:, :-1]
+    began[:, 1:] = (positions[:, 1:] <= positions.gather(1, last.clamp(min=0))) | (last == NOBODY)
     return _numbers(began, kept)
 
 
