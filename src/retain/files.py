@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retain import arguments, atomic
+from retain import arguments, atomic, readable
 from retain.errors import FileError, InputError
 from retain.saying import warn
 from retain.sharding import any_sharded, whole
@@ -25,6 +25,7 @@ VERSION = 2  # 1 had no digest
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
 DIGEST = "retain.sha256"  # and the one that says what its bytes were
 TORN = 20  # times that a file may be replaced while it is read
+OTHER = "its digest is not that of what it holds. Take a copy that is whole, or make it again."
 HASHED = 1 << 26  # elements whose bytes are looked at together
 
 
@@ -49,6 +50,8 @@ def write(
 def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
     """Put weights by name into `path`, a safetensors file as any other, whole or not at all.
 
+    Its metadata hold a digest, which `read_weights` looks at.
+
     Raises:
         FileError: the folder is missing or not writable, or the disk is full.
         InputError: a path that is none.
@@ -56,7 +59,7 @@ def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -
     _refuse_names(tensors)
     with _by_one(tensors) as ready:
         if ready is not None:
-            _write(path, ready, {"format": "pt"})
+            _write(path, ready, {"format": "pt", DIGEST: _digest("", ready)})
 
 
 def _refuse_names(tensors: Mapping[str, Tensor]) -> None:
@@ -124,9 +127,9 @@ def _which(path: Path) -> object:
 
 def _read(source: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        if not source.is_file():
-            what = "is no file" if source.exists() else arguments.absent(source)
-            raise FileError(f"{source} {'is a folder, not a file' if source.is_dir() else what}.")
+        if why := readable.why_not(source):
+            raise FileError(f"{source} {why}.")
+        readable.refuse_holes(source)
         with safe_open(source, framework="pt") as opened:
             metadata = opened.metadata() or {}
             header = _header(source, metadata, kinds)
@@ -139,6 +142,21 @@ def _read(source: Path, kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict
         ) from error
     _refuse_damage(source, metadata, header, tensors)
     return tensors, header
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file of any program; of ours, they are what was written.
+
+    Raises:
+        FileError: a digest that is not that of what it holds.
+        SafetensorError: it is none.
+    """
+    with safe_open(path, framework="pt") as opened:
+        expected = (opened.metadata() or {}).get(DIGEST)
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    if expected not in (None, _digest("", tensors)):
+        raise FileError(f"{path} is damaged: {OTHER}")
+    return tensors
 
 
 def _write(
@@ -173,10 +191,7 @@ def _refuse_damage(
             "cannot be told. Save it again."
         )
     elif expected != _digest(metadata[MARK], tensors):
-        raise FileError(
-            f"{source} is damaged: its digest is not that of what it holds. Take a copy that is "
-            "whole, or make it again."
-        )
+        raise FileError(f"{source} is damaged: {OTHER}")
 
 
 def _header(source: Path, metadata: Mapping[str, str], kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class Fields:
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """A shape for each of several names."""
         found: Mapping[str, list[int]] = self._of(
-            name, _named(_all(is_count)), "a shape for each parameter", {}
+            name, _named(_is_shape), "a shape for each parameter", {}
         )
         return {parameter: tuple(shape) for parameter, shape in found.items()}
 
@@ -149,6 +149,12 @@ def is_number(value: object) -> bool:
 def _is_correlation(value: object) -> bool:
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value is None or (fits and -1.001 <= value <= 1.001)  # type: ignore[operator]
+
+
+def _is_shape(value: object) -> bool:
+    """Whether a tensor can have it, also where one of its sides is 0."""
+    fits = _all(is_count)(value)
+    return fits and math.prod(max(side, 1) for side in value) <= LARGEST  # type: ignore[attr-defined]
 
 
 def _is_text(value: object) -> bool:

@@ -105,18 +105,33 @@ def shape_of(p: Tensor) -> torch.Size | None:
     return None if is_lazy(p) else p.shape
 
 
+def shape_there(p: Tensor) -> str:
+    """The same in a message."""
+    shape = shape_of(p)
+    return "without a shape yet" if shape is None else str(tuple(shape))
+
+
 def unusable(weights: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
     """What is wrong with those of the weights that are no finite real numbers, one phrase each."""
     wrong = []
     for name in names:
         weight = weights[name]
-        if not weight.is_floating_point():
+        if is_lazy(weight):
+            wrong.append(f"{name} has no shape yet")
+        elif weight.is_nested or weight.layout is not torch.strided:
+            wrong.append(f"{name} is not dense")
+        elif not weight.is_floating_point():
             wrong.append(f"{name} is {str(weight.dtype).removeprefix('torch.')}")
         elif weight.is_meta:
             wrong.append(f"{name} is on the meta device, without values")
-        elif not bool(torch.isfinite(weight).all()):
+        elif not is_finite(weight):
             wrong.append(f"{name} holds NaN or infinity")
     return wrong
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity; those of 8 bits cannot be asked as they are."""
+    return bool(torch.isfinite(tensor.float() if tensor.dtype.itemsize == 1 else tensor).all())
 
 
 def what_became_of(model: nn.Module, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import overload
 
+import torch
 from torch import Tensor, nn
 
 from retain import arguments
@@ -12,7 +13,16 @@ from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
 from retain.memory.memory_file import apart, by_canonical_name
-from retain.parameters import Weights, canonical, merged_copy, refuse_unmerged, summed_in, unusable
+from retain.parameters import (
+    Weights,
+    canonical,
+    merged_copy,
+    refuse_unmerged,
+    shape_of,
+    shape_there,
+    summed_in,
+    unusable,
+)
 from retain.saying import warn
 
 NAMED = 5  # parameters in a warning
@@ -78,7 +88,7 @@ def repair(
         raise InputError(
             f"memory is a {type(memory).__name__}; expected a memory or an Importance."
         )
-    if not importance:
+    if not any(omega.numel() for omega in importance.values()):
         raise StateError("The memory has no importance yet: observe data and call consolidate().")
     before = _state(base, "base")
     if isinstance(tuned, nn.Module):
@@ -100,6 +110,7 @@ def _repaired(
     _refuse_others(before, {c: tuned[n] for c, n in names.items()}, importance)
     weights = sum(omega.numel() for omega in importance.values())
     mean = sum(float(omega.double().sum()) for omega in importance.values()) / weights
+    largest = max(float(omega.double().max()) for omega in importance.values() if omega.numel())
     result = {name: tensor.detach().clone() for name, tensor in tuned.items()}
     if mean == 0 or amount == 0:
         return result
@@ -111,9 +122,15 @@ def _repaired(
         now = result[names[name]]
         wide = summed_in(now.dtype)
         start = before[name].to(now.device, wide)
-        keep = 1 + amount / mean * omega.to(now.device, wide)
-        # θ* + Δ / (1 + amount · Ω / mean Ω)
+        share = (omega.to(summed_in(omega.dtype)) / largest).to(now.device, wide)
+        keep = 1 + min(amount * (largest / mean), torch.finfo(wide).max) * share
+        # θ* + Δ / (1 + amount · Ω / mean Ω), where no Ω is too small or too large for its type
         now.copy_(start + (now.to(wide) - start) / keep)
+    if bad := unusable({name: result[names[name]] for name in shrunk}, shrunk):
+        raise InputError(
+            f"Nothing can be repaired: {'; '.join(bad)} in the result. The types of base and tuned "
+            "are too far apart: one holds numbers that are infinite in the other."
+        )
     return result
 
 
@@ -134,8 +151,8 @@ def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tenso
         for what, weights in (("base", base), ("tuned", tuned)):
             if name not in weights:
                 wrong.append(f"{name} is missing in {what}")
-            elif weights[name].shape != omega.shape:
-                shapes = f"{tuple(weights[name].shape)} in {what}"
+            elif shape_of(weights[name]) != omega.shape:
+                shapes = f"{shape_there(weights[name])} in {what}"
                 wrong.append(f"{name} is {shapes}, and {tuple(omega.shape)} in the memory")
     if wrong:
         raise InputError(

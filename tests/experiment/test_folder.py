@@ -18,10 +18,10 @@ import pytest
 
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results, disk, run
-from retain.experiment.checks import visible
 from retain.experiment.disk import LOCK, OccupiedError, owned
 from retain.experiment.folder import how_to_go_on
 from retain.experiment.progress import Watcher
+from retain.legible import visible
 
 from .tiny import accuracies, tiny
 

@@ -22,6 +22,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from retain import Importance
 from retain.cli.app import app
 from retain.studies.folder import gather
 from retain.studies.run import StudyOutcome
@@ -52,6 +53,10 @@ def written(folder: Path) -> dict[str, list[str]]:
     for number in range(2):
         Image.new("RGB", (20, 20), (number, 40, 80)).save(folder / "photos" / f"{number}.png")
     (folder / "mine.py").write_text(MODEL)
+    before = {"w": torch.tensor([1.0, 2.0])}
+    torch.save(before, folder / "before.pt")
+    torch.save({"w": torch.tensor([3.0, 4.0])}, folder / "after.pt")
+    Importance({"w": torch.ones(2)}, 3).save(folder / "small.safetensors")
     out = ["--out", str(folder / "out")]
     few = ["--samples-per-class", "4", "--batch-size", "4"]
     return {
@@ -63,6 +68,9 @@ def written(folder: Path) -> dict[str, list[str]]:
         "importance": [f"{folder / 'mine.py'}:made", "--data", str(folder / "photos"),
                        "--image-size", "8", "--out", str(folder / "omega.safetensors")],
         "inspect": [str(folder / "omega.safetensors")],
+        "compare": ["--tasks", "digits", *few, *out],
+        "repair": [str(folder / "before.pt"), str(folder / "after.pt"), "--memory",
+                   str(folder / "small.safetensors"), "--out", str(folder / "mended.safetensors")],
     }  # fmt: skip
 
 
@@ -93,8 +101,9 @@ def lines(count: int, seed: int, folder: Path) -> Iterator[list[str]]:
         line = list(usual[name])
         for option in dice.sample(options, min(len(options), dice.choice((1, 1, 2, 3)))):
             line += [option.opts[0]] if option.is_flag else [option.opts[0], dice.choice(ODD)]
-        if usual[name] and not usual[name][0].startswith("-") and dice.random() < 0.2:
-            line[0] = dice.choice(ODD)
+        named = [at for at, one in enumerate(usual[name][:2]) if not one.startswith("-")]
+        if name != "demo" and named[:1] == [0] and dice.random() < 0.2:
+            line[dice.choice([at for at in named if at in (0, len(named) - 1)])] = dice.choice(ODD)
         yield [name, *line]
 
 

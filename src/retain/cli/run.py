@@ -18,12 +18,12 @@ from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
-from retain.experiment.checks import visible
 from retain.experiment.config import FIELDS
 from retain.experiment.folder import previous
 from retain.experiment.learner import described
 from retain.experiment.results import FILE, Content
 from retain.experiment.workers.crew import Workforce
+from retain.legible import visible
 from retain.tasks.code_files import is_code
 from retain.tasks.load import is_code_of_tasks
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from retain.errors import RetainError
-from retain.experiment.checks import visible
+from retain.legible import visible
 from retain.starting import INTERRUPTED, loud_interrupt, quiet_interrupt
 
 P = ParamSpec("P")

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment.disk import DIGEST, Seal, seal_of
+from retain.readable import content_of
 from retain.saying import warn
 
 T = TypeVar("T")
@@ -41,8 +42,6 @@ PHRASES = {
 }
 
 
-# What a terminal obeys (but tabs and new lines), what turns text around, what is not UTF-8.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 MAPPINGS = ("dict_type", "mapping_type")
 
 
@@ -77,11 +76,6 @@ def shown(value: Any) -> str:
     except Exception:  # digits beyond Python's limit, or an object that cannot be written
         return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
-
-
-def visible(text: str) -> str:
-    """Text for a terminal: control characters, which it would obey, as Python writes them."""
-    return CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 def expected(error: ErrorDetails) -> str:
@@ -165,17 +159,10 @@ def loaded(path: Path, remedy: str) -> Any:
     A file that another program wrote anew, with a digest that does not fit, is read with a warning.
     """
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         text = content.decode("utf-8")
-    except FileNotFoundError:
-        raise
     except UnicodeDecodeError as error:
         raise FileError(f"{path} cannot be read as text: {error}. {remedy}") from None
-    except (OSError, ValueError) as error:  # not what is in it, but that one may not look
-        reason = getattr(error, "strerror", None) or error
-        raise FileError(
-            f"{path} cannot be opened: {reason}. Its content was not looked at."
-        ) from None
     try:
         return _sealed(json.loads(text, parse_constant=_no_number), content, path, remedy)
     except json.JSONDecodeError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from retain.errors import ConfigError
 from retain.models import TaskNetwork
+from retain.readable import memory_bytes
 
 
 def chosen_device(name: str) -> torch.device:
@@ -32,14 +32,6 @@ def chosen_device(name: str) -> torch.device:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(f"The device {name!r} cannot be used: {reason}") from None
     return device
-
-
-def memory_bytes() -> int | None:
-    """How much memory this machine has; None where it does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def refuse_too_large(image_size: int, batch_size: int) -> None:

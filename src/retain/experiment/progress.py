@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from retain.experiment.checks import visible
+from retain.legible import visible
 
 LOSS_EVERY = 0.5  # seconds between looks at the loss, each of which waits for the device
 LINE_EVERY = 10.0  # seconds between lines while files are read

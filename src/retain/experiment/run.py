@@ -21,7 +21,6 @@ from retain.experiment.job import Job, jobs
 from retain.experiment.learner import carry_out, steps_of
 from retain.experiment.machine import (
     chosen_device,
-    memory_bytes,
     refuse_too_large,
     reproducible,
     worthwhile_threads,
@@ -36,6 +35,7 @@ from retain.interrupts import uninterrupted
 from retain.methods.method import allocated
 from retain.models import TaskNetwork
 from retain.models.build import SMALL
+from retain.readable import memory_bytes
 from retain.tasks import TaskSequence
 
 LISTED = 20

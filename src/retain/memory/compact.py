@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from retain.header import Fields
 from retain.importance import Importance, not_importance
 from retain.memory.mas import MAS
 from retain.parameters import named_parameters
+from retain.readable import memory_bytes
 
 KIND = "passport"
 ROWS, COLUMNS, WHOLE = "rows", "columns", "whole"
@@ -48,7 +50,7 @@ def expanded(
         KeyError: a parameter that is not there.
         ValueError: sizes that do not fit the shapes.
     """
-    found = {}
+    found, room = {}, memory_bytes()
     bad = not_importance(kept)
     if bad:
         raise ValueError(bad)
@@ -58,15 +60,23 @@ def expanded(
     if flat:
         raise ValueError(f"{', '.join(flat)} is no row and no column")
     for name, shape in shapes.items():
-        if len(shape) < 2:
-            omega = kept[f"{WHOLE}/{name}"].float()
-        else:
-            rows, columns = kept[f"{ROWS}/{name}"].float(), kept[f"{COLUMNS}/{name}"].float()
-            total = rows.sum()
-            omega = torch.outer(rows, columns / total if total > 0 else columns)
-        if omega.numel() != torch.Size(shape).numel():
-            raise ValueError(f"{name} has {omega.numel()} numbers for the shape {tuple(shape)}")
+        parts = (WHOLE,) if len(shape) < 2 else (ROWS, COLUMNS)
+        given = [kept[f"{part}/{name}"] for part in parts]
+        numbers, expected = math.prod(part.numel() for part in given), math.prod(shape)
+        if numbers != expected:  # before so many are made
+            raise ValueError(f"{name} has {numbers} numbers for the shape {tuple(shape)}")
+        if room is not None and 4 * numbers > room:
+            needed = f"{4 * numbers / 1e9:,.0f} GB, and this machine has {room / 1e9:,.0f} GB"
+            raise ValueError(f"{name} {tuple(shape)} takes {needed}")
+        omega = given[0].float()
+        if len(given) == 2:
+            total = omega.sum()
+            if not total.isfinite():
+                raise ValueError(f"{name} has row sums that add up to infinity")
+            columns = given[1].float()
+            omega = torch.outer(omega, columns / total if total > 0 else columns)
         found[name] = omega.reshape(shape)
+        room = None if room is None else room - 4 * numbers
     return found
 
 

@@ -19,6 +19,8 @@ from retain.parameters import (
     merged_copy,
     named_parameters,
     refuse_unmerged,
+    shape_of,
+    shape_there,
     unusable,
 )
 from retain.samples.batches import Batch
@@ -44,9 +46,9 @@ def weights_in(other: object, held: Weights) -> Weights | None:
         return None
     wrong = [
         f"{name} {tuple(star.shape)} is "
-        + (f"{tuple(found[name].shape)} there" if name in found else "missing")
+        + (f"{shape_there(found[name])} there" if name in found else "missing")
         for name, star in held.items()
-        if name not in found or found[name].shape != star.shape
+        if name not in found or shape_of(found[name]) != star.shape
     ]
     if wrong:
         raise InputError(

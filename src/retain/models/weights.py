@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from retain import arguments
+from retain import files, readable
 from retain.errors import FileError
+from retain.header import shown
+from retain.parameters import is_finite
 
 # Where training scripts put the weights beside other things, and what wrappers put before names.
 WRAPPED_IN = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 LISTED = 20
+WHOLE = (
+    torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
+    torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
 
 
 def load_weights(model: nn.Module, path: Path, *, head: str | None = None) -> tuple[str, ...]:
@@ -51,15 +56,16 @@ def read_weights(path: Path) -> Any:
     Raises:
         FileError: missing, unreadable, or more than tensors.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else arguments.absent(path)
+    if why := readable.why_not(path):
         raise FileError(
-            f"The file of weights {path} {what}. Give a safetensors or torch file, or "
+            f"The file of weights {path} {why}. Give a safetensors or torch file, or "
             '"default" for the weights that torchvision or timm offers for the model.'
         )
+    readable.refuse_holes(path)
+    _refuse_damaged_archive(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return files.read_weights(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileError(
@@ -67,10 +73,39 @@ def read_weights(path: Path) -> Any:
             "in it. Where it comes from, save the weights only: torch.save(model.state_dict(), …) "
             f"or safetensors. (torch: {str(error).strip().splitlines()[0]})"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except FileError:
+        raise
+    # torch raises nearly anything on a damaged file: RuntimeError, KeyError, AttributeError …
+    except Exception as error:
+        said = str(error).strip() or type(error).__name__
         raise FileError(
-            f"{path} is not a readable file of weights (cut off, or another format): {error}"
+            f"{path} is not a readable file of weights (cut off, or another format): {said}"
         ) from error
+
+
+def _refuse_damaged_archive(path: Path) -> None:
+    """A file of torch is an archive, not compressed, with checksums; torch looks at neither."""
+    if not zipfile.is_zipfile(path):
+        return
+    damaged = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = sum(entry.file_size for entry in archive.infolist())
+            if held <= path.stat().st_size:
+                damaged = archive.testzip()
+    except Exception as error:  # zipfile raises nearly anything, too
+        raise FileError(f"{path} is damaged, or cut off: {error}. Copy it again.") from None
+    if damaged is not None:
+        raise FileError(
+            f"{path} is damaged: the checksum of {shown(damaged)} in it is not that of what it "
+            "holds. Copy it again."
+        )
+    if held > path.stat().st_size:
+        raise FileError(
+            f"{path} is no file of weights that torch wrote: it is packed, and {held / 1e9:,.3g} "
+            f"GB would come out of {path.stat().st_size / 1e9:,.3g} GB. Unpack it yourself, if you "
+            "know where it comes from."
+        )
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -90,17 +125,34 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(loaded, Mapping):
         raise FileError(f"{path} holds a {type(loaded).__name__}; expected tensors by name.")
-    others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
-    if others or not loaded:
-        raise FileError(
-            f"{path} holds no weights by name"
-            + (f"; {', '.join(others[:LISTED])} are no tensors." if others else ": it is empty.")
-        )
-    given = {str(name): tensor for name, tensor in loaded.items()}
+    wrong = [
+        f"{name if isinstance(name, str) else shown(name)} {why}"
+        for name, value in loaded.items()
+        if (why := _no_weight(name, value))
+    ]
+    if wrong or not loaded:
+        listed = ", ".join(wrong[:LISTED]) + " …" * (len(wrong) > LISTED)
+        said = f"; {listed}." if wrong else ": it is empty."
+        raise FileError(f"{path} holds no weights by name{said}")
+    given = dict(loaded)
+    readable.refuse_too_much(path, given.values())
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in given):
             given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
     return given
+
+
+def _no_weight(name: object, value: object) -> str:
+    """What keeps it from being a weight that has a name; "" where nothing does."""
+    if not isinstance(name, str):
+        return "is no name"
+    if not isinstance(value, Tensor):
+        return "is no tensor"
+    if value.is_nested or value.layout is not torch.strided or value.is_quantized:
+        return "is not dense"
+    if not (value.is_floating_point() or value.is_complex() or value.dtype in WHOLE):
+        return "holds no numbers"
+    return "is on the meta device, without numbers" if value.is_meta else ""
 
 
 def _of_backbone(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -138,9 +190,35 @@ def _differences(given: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    alike = [name for name in own if name in given and given[name].shape == own[name].shape]
+    of_another_type = [
+        f"{name} (file {_type(given[name])}, model {_type(own[name])})"
+        for name in alike
+        if _kind(given[name]) != _kind(own[name])
+    ]
+    not_finite = [
+        name
+        for name in alike
+        if _kind(given[name]) == "real" and not is_finite(given[name].to(own[name].dtype))
+    ]
+    kinds = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "misshapen": misshapen,
+        "of another type": of_another_type,
+        "NaN or infinite": not_finite,
+    }
     return [
         f"  {kind} ({len(names)}): {', '.join(names[:LISTED])}{' …' * (len(names) > LISTED)}"
         for kind, names in kinds.items()
         if names
     ]
+
+
+def _kind(tensor: Tensor) -> str:
+    """What copying it into another type must not change: a weight has no fraction to lose."""
+    return "real" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

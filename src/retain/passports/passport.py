@@ -16,6 +16,7 @@ from retain import arguments, atomic, files
 from retain.errors import FileError, InputError
 from retain.header import Fields
 from retain.importance import Importance
+from retain.legible import legible
 from retain.memory.compact import KIND, compacted, expanded, fingerprints
 from retain.memory.given_data import batches_in
 from retain.memory.mas import MAS
@@ -71,7 +72,7 @@ class Passport:
         return cls(omega, card, kept)
 
     def __str__(self) -> str:
-        card = self.card
+        card = legible(self.card)
         lines = [
             f"{card['name']}: {card['model']}, {card['parameters']:,} weights",
             f"observed: {card['samples']:,} samples of {card['data']}",
@@ -89,7 +90,7 @@ class Passport:
             InputError: a path that is none.
         """
         target = arguments.path("path", path)
-        atomic.write(target, _page(self.card))
+        atomic.write(target, _page(legible(self.card)))
         return target
 
 

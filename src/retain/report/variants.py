@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from retain import arguments, experiment
-from retain.experiment.checks import visible
 from retain.experiment.results import FILE, Content, Record, read_content
+from retain.legible import legible, visible
 from retain.report.format import METHODS, class_names, knob_name, method_name, number
 from retain.report.spread import Spread, mean_or_none, spread
 
@@ -178,20 +178,10 @@ def read(results: Source) -> ShownResults:
 
 def _shown(content: Content, source: str) -> ShownResults:
     # Here, once, for page, pictures and terminal: every text is one that can be written and seen.
-    content = Content.model_validate(_legible(content.model_dump()))
+    content = Content.model_validate(legible(content.model_dump()))
     source = visible(source)
     runs = tuple(_run(record) for record in content.runs)
     return ShownResults(source, content.versions, content.config, runs, _in_sequences(runs))
-
-
-def _legible(value: Any) -> Any:
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, Mapping):
-        return {_legible(key): _legible(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_legible(item) for item in value]
-    return value
 
 
 def _run(record: Record) -> ShownRun:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from retain import readable
 from retain.errors import FileError
 from retain.tasks.whole import WholeSet
 
@@ -82,8 +83,8 @@ def read_idx(path: Path, dims: int) -> Tensor:
     Raises:
         FileError: it is not such a file, or holds fewer or more bytes than it says.
     """
-    content = _content(path)
     header = 4 + 4 * dims
+    content = _content(path, header)
     expected = bytes([0, 0, UNSIGNED_BYTES, dims])
     if content[:4] != expected:
         raise FileError(
@@ -103,10 +104,24 @@ def read_idx(path: Path, dims: int) -> Tensor:
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).view(shape)
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, header: int) -> bytes:
+    """The header and what it says that follows, or a byte more where there is more.
+
+    A small file of gzip may unpack into more than any memory has.
+    """
+    if why := readable.why_not(path):
+        raise FileError(f"{path} {why}.")
+    room = readable.memory_bytes()
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
+            start: bytes = opened.read(header)
+            sides = [int.from_bytes(start[at : at + 4], "big") for at in range(4, header, 4)]
+            if room is not None and math.prod(sides) > room:
+                raise FileError(
+                    f"{path} says that it holds {' × '.join(map(str, sides))} numbers, and this "
+                    f"machine has {room / 1e9:,.0f} GB. Is it another file?"
+                )
+            return start + opened.read(math.prod(sides) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FileError(f"{path} is not a whole gzip file: {error}. Get it again.") from error
     except OSError as error:

@@ -18,13 +18,14 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from retain.errors import ConfigError, FileError
-from retain.experiment.checks import STRICT, checked, visible, wrong
+from retain.experiment.checks import STRICT, checked, wrong
 from retain.experiment.job import Job
 from retain.experiment.progress import Watcher
 from retain.experiment.results import Run
 from retain.experiment.workers.assignment import Assignment, Event, Hear
 from retain.experiment.workers.cluster import Cluster
 from retain.experiment.workers.processes import Processes
+from retain.legible import visible
 from retain.tasks.options import option
 
 ADDRESS = re.compile(r"[a-z]+://(\[[0-9A-Fa-f:.%]+\]|[\w.-]+):(\d{1,5})(/\S*)?")

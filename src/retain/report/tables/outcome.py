@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from retain.experiment.checks import visible
+from retain.legible import visible
 from retain.report.format import BOUNDS, many, percent
 from retain.report.tables.cost import kept_at_each_step
 from retain.report.tables.grid import Cell, Grid
