@@ -251,7 +251,7 @@ def test_files_that_are_not_weights(tmp_path, model_file, saved):
     with pytest.raises(FileError, match="holds a list"):
         loaded_from(model_file, path)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(FileError, match="epoch are no tensors"):
+    with pytest.raises(FileError, match="epoch is no tensor"):
         loaded_from(model_file, path)
     torch.save(saved, path)
     path.write_bytes(path.read_bytes()[:2000])

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from retain.cli.options import out_option, path
 from retain.cli.speaking import out, plainly
 from retain.files import write_weights
 from retain.integrations.peft.saved import merged_from
@@ -18,16 +19,30 @@ from retain.repair import warn_of_another_base
 
 @plainly
 def repair(
-    base: Annotated[Path, typer.Argument(help="Weights from before: safetensors or a torch file.")],
+    base: Annotated[
+        Path,
+        typer.Argument(
+            help="Weights from before: safetensors or a torch file.", parser=path, metavar="BASE"
+        ),
+    ],
     tuned: Annotated[
         Path,
-        typer.Argument(help="Weights after training that forgot, or a folder with an adapter."),
+        typer.Argument(
+            help="Weights after training that forgot, or a folder with an adapter.",
+            parser=path,
+            metavar="TUNED",
+        ),
     ],
     *,
     memory: Annotated[
-        Path, typer.Option(help="What a memory of the base model saved, or `retain importance`.")
+        Path,
+        typer.Option(
+            help="What a memory of the base model saved, or `retain importance`.",
+            parser=path,
+            metavar="PATH",
+        ),
     ],
-    file: Annotated[Path, typer.Option("--out", help="The file to write, .safetensors.")],
+    file: Annotated[Path, out_option("The file to write, .safetensors.")],
     amount: Annotated[
         float, typer.Option(help="How far to go back: 0 is the tuned model, larger is nearer base.")
     ] = 1.0,
