@@ -163,7 +163,7 @@ def test_a_folder_that_is_gone_is_not_said_to_hold_anything(finished, tmp_path):
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
     (tmp_path / "results.json").mkdir()
-    with pytest.raises(FileError, match=r"cannot be opened: Is a directory") as told:
+    with pytest.raises(FileError, match=r"is a folder, not a file") as told:
         Results.read(tmp_path)
     assert "damaged" not in str(told.value)
     assert "remove" not in str(told.value)
