@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -334,3 +335,31 @@ def test_a_scheduler_that_goes_in_the_middle(two, tmp_path):
             scheduler=two.scheduler_address)  # fmt: skip
     closing[0].join()
     assert Results.read(tmp_path).runs
+
+
+class Told:
+    """A connection to a worker that is given one assignment."""
+
+    def __init__(self, place):
+        self.waiting, self.said = [SimpleNamespace(place=place)], []
+        self.send = self.said.append
+
+    def recv(self):
+        if not self.waiting:
+            raise EOFError
+        return self.waiting.pop()
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt("x"), GeneratorExit("x"), BaseException("x")])
+def test_whatever_somebodys_code_raises_in_a_worker_fails_its_job_alone(monkeypatch, end):
+    def ends(*_args):
+        raise end
+
+    monkeypatch.setattr(processes_module.Worker, "do", ends)
+    monkeypatch.setattr(processes_module.signal, "signal", lambda *_: None)
+    connection = Told(place=3)
+    processes_module._serve(connection)
+    (_, place, why) = connection.said[1]
+    assert [event[0] for event in connection.said] == ["ready", "gone", "done"]
+    assert place == 3
+    assert why.startswith(f"{type(end).__name__}: x")

@@ -35,7 +35,7 @@ RUN = ("run", "--tasks", "digits", "--methods", "finetune,ewc,si,mas", *FEW)
 STUDY = ("study", "table3", "--data", "digits", "--seeds", "0", *FEW)
 # What a command imports: a process then begins at once, and is not killed while it still does that.
 PRELOADED = ["retain.cli.app", "retain.report", "torch._dynamo", "sklearn.datasets", __name__]
-UNFINISHED = (".*.tmp", ".probe-*", ".lock", "checkpoints/*")
+UNFINISHED = (".*.tmp", ".retain-probe", ".lock", "checkpoints/*")
 HELD = 200_000  # weights of the memory that is saved
 
 
