@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import retain
 from retain.borrowed import borrowed
-from retain.per_sample import PerSample
+from retain.per_sample import PerSample, dear, prices
+from retain.per_sample.plain import PlainPass
 from retain.per_sample.prices import AROUND, KINDS, Price, Prices
 from retain.per_sample.scores import SquaredNorm
 from retain.samples.batches import Batch
@@ -76,14 +77,14 @@ def test_what_surrounds_a_batch_is_not_dear() -> None:
 
 def test_looking_at_prices_stays_cheap() -> None:
     """Of many kinds of batches the first ones are timed, then a few."""
-    prices, looks = Prices(), 0
+    told_by, looks = Prices(), 0
     for kind in range(200):
-        if prices.due(kind, 1e-3):
+        if told_by.due(kind, 1e-3):
             looks += 1
-            prices.look(1e-3, lambda: 1e-3, lambda: 1e-3, 1)
-            prices._looking += 4e-3  # the time that it would have taken
+            told_by.look(1e-3, lambda: 1e-3, lambda: 1e-3, 1)
+            told_by._looking += 4e-3  # the time that it would have taken
     assert KINDS <= looks <= KINDS + 5
-    assert not prices.due(0, 1.0)
+    assert not told_by.due(0, 1.0)
 
 
 class Masked(nn.Module):
@@ -187,3 +188,26 @@ def test_the_work_around_a_batch_is_bounded() -> None:
         memory.observe(x, progress=False)
     profile.disable()
     assert pstats.Stats(profile).total_calls < 3700 * times  # type: ignore[attr-defined]
+
+
+def test_a_long_first_batch_is_judged_by_the_next_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There code is loaded and ways are tried; and that rows were looked for is no reason."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(dear, "WARM", 0.0)
+    monkeypatch.setattr(Price, "dear", property(lambda price: True))
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(6, 8)
+    assert not told(model, x)
+    said = told(model, x, x.flip(0), x)
+    assert len(said) == 1
+    assert "what is done around each" in said[0]
+
+
+def test_what_is_surely_cheap_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+    monkeypatch.setattr(PlainPass, "seconds", lambda *_: timed.append(1) or 1.0)
+    monkeypatch.setattr(prices, "AROUND", 1.0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(6, 8)
+    assert not told(model, x, x)
+    assert not timed

@@ -19,7 +19,7 @@ from retain.per_sample.fallback import (
 from retain.per_sample.forward import Forward
 from retain.per_sample.hooks import hooked
 from retain.per_sample.plain import PlainPass
-from retain.per_sample.prices import LONG, Price, Prices, slow_routes, usual
+from retain.per_sample.prices import LONG, WARM, Price, Prices, slow_routes, usual
 from retain.per_sample.tally import Tally
 from retain.per_sample.trust import Known, Trust
 from retain.samples.batches import Batch
@@ -32,8 +32,9 @@ class Used(NamedTuple):
 
     kind: int
     known: Known
+    kept: bool  # whether the next batch of this kind need not be looked at
     forward: float  # seconds that its forward pass took
-    later: float  # that the next batch of this kind will take, which need not be looked at
+    later: float  # that the next batch of this kind will take
 
 
 class Dearness:
@@ -55,7 +56,12 @@ class Dearness:
         plain, routes = self._plain, self._tally.routes
         slow = slow_routes(routes)
         told = "loop" in routes.values() and not slow
-        if told or not self._prices.due(used.kind, seconds):
+        if told:
+            return
+        fresh = used.kept and used.known.trust is not Trust.KEPT
+        if fresh and not slow and used.later > WARM:
+            return  # code was loaded and ways were tried: the next one of this kind will tell
+        if not self._prices.due(used.kind, seconds):
             return
         # most are cheap beyond doubt, which no plain pass has to show
         if not slow and not Price.at_most(used.later, used.forward, plain.scores).dear:
@@ -78,19 +84,19 @@ class Dearness:
                 self._tally.looped.update(dict.fromkeys(slow, DEAR))
                 another()
                 return
-        self._prices.dear(self._tally.routes, price, batch.samples, self._why(used.known))
+        self._prices.dear(self._tally.routes, price, batch.samples, self._why(used))
 
-    def _why(self, known: Known) -> str:
+    def _why(self, used: Used) -> str:
         """The reason why closed forms cost more than they should."""
         if self._forward.written:
             written = {id(weight) for weight in self._forward.written}
             every = self._forward.model.named_parameters()
             return WRITES.format(some(name for name, p in every if id(p) in written))
-        if known.trust is not Trust.KEPT:
+        if not used.kept:
             return LOOKED_AT
         if asked := hooked(self._tally.parameters):
             return ASKED.format(some(asked))
-        often = max(known.plan.groups, key=lambda group: len(group.uses), default=None)
+        often = max(used.known.plan.groups, key=lambda group: len(group.uses), default=None)
         if often is not None and len(often.uses) > MANY:
             return MANY_USES.format(some(often.names), len(often.uses))
         return MUCH_AROUND

@@ -164,9 +164,9 @@ class PerSample:
             self._tally.follow_side_doors()
             self._loop.complete(graph, batch, target, known.plan.inseparable)
             every = self._plain.clock() - begun
-            alike = ladder.keeps(graph, batch.samples) and not forward.written
-            later = seconds + self._tally.seconds if alike else every
-            used = Used(graph.signature, known, seconds, later)
+            kept = ladder.keeps(graph, batch.samples)
+            later = seconds + self._tally.seconds if kept and not forward.written else every
+            used = Used(graph.signature, known, kept, seconds, later)
         self._exponent.undo(self._tally.sums.values())
         return target, used
 
