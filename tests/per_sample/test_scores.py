@@ -110,3 +110,15 @@ def test_one_parameter_of_two_names_is_counted_once() -> None:
         truth = sums_by_loop(model, Batch.of(x), parameters, SquaredNorm(), output=first_tensor)
     for name in parameters:
         torch.testing.assert_close(found[name], truth[name])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 2, 3), (3, 2, 1, 0)])
+def test_the_gradient_of_the_norm_lies_in_memory_as_the_output_does(order):
+    """Else whatever comes before it copies, once for every sample."""
+    back = [order.index(dim) for dim in range(4)]
+    output = torch.randn([(5, 3, 4, 2)[dim] for dim in order]).permute(back).requires_grad_()
+    scores = SquaredNorm()(output)
+    torch.testing.assert_close(scores, output.square().sum((1, 2, 3)))
+    (gradient,) = torch.autograd.grad(scores.sum(), output)
+    torch.testing.assert_close(gradient, 2 * output)
+    assert gradient.stride() == output.stride()

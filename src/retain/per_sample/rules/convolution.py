@@ -127,7 +127,9 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
     ways: dict[str, Callable[[Tensor, Tensor], Contribution]] = {"each": each}
     if columns <= HELD and max(inputs.numel(), grad.numel()) <= HELD:
         ways["patches"] = lambda x, d: _patches(x, d, weight, settings)
-    if n * weight.numel() <= HELD and not (settings.groups > 1 and _channels_last(inputs)):
+    # with channels last the samples are rearranged, which is worth it where channels are separate
+    copied = inputs.numel() if settings.groups > 1 and _channels_last(inputs) else 0
+    if n * weight.numel() <= HELD and copied <= HELD:
         ways["groups"] = lambda x, d: _as_groups(x, d, weight, settings)
     if len(ways) == 1:
         return each(inputs, grad)

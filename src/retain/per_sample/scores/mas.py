@@ -21,9 +21,15 @@ class SquaredNorm:
         As the distance from nothing: its backward is one pass over the output, that of a square
         takes three.
         """
+        # the gradient lies as the numbers do only if they are contiguous, in whatever order
+        order = list(range(output.ndim))
+        if not output.is_contiguous():
+            order.sort(key=output.stride, reverse=True)
+            output = output.permute(order)
         nothing = output.new_zeros(()).expand_as(output)
         squares = F.mse_loss(output, nothing, reduction="none")
-        return squares.sum(tuple(range(1, output.ndim))) if output.ndim > 1 else squares
+        over = [at for at, dim in enumerate(order) if dim != 0]
+        return squares.sum(over) if over else squares
 
 
 class Norm:
