@@ -132,3 +132,19 @@ def test_what_is_shipped_can_be_read(name):
     assert path.stat().st_size < 600_000
     assert card["stability"] > 0.5
     assert card["samples"] > 100
+
+
+def test_odd_names_are_text_on_the_card_and_on_its_page(model, tmp_path):
+    odd = "<script>hit()</script> caf\udce9 \u202eabc\x1b[2J"
+    retain.passport(model, batches(), name=odd, described=odd, progress=False).save(
+        tmp_path / "odd"
+    )
+    again = retain.passports.Passport.load(tmp_path / "odd")
+    page = again.write_page(tmp_path / "odd.html").read_text(encoding="utf-8")
+    assert page.count("caf\\udce9") == 4
+    assert "<script" not in page
+    assert "script-src" not in page  # none is allowed
+    assert "default-src 'none'" in page
+    for said in (str(again), page):
+        assert said.encode()
+        assert not {"\u202e", "\x1b"} & set(said)

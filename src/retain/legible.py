@@ -18,12 +18,22 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda found: repr(found.group())[1:-1], text)
 
 
+def in_one_line(text: str) -> str:
+    """`visible`, and with new lines and tabs as Python writes them: a name takes one line."""
+    return visible(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def legible(value: Any) -> Any:
-    """Plain data in which every text is `visible`, names included."""
+    """Plain data in which every text is `visible`; names are `in_one_line`, errors have theirs."""
     if isinstance(value, str):
-        return visible(value)
+        return in_one_line(value)
     if isinstance(value, Mapping):
-        return {legible(key): legible(item) for key, item in value.items()}
+        return {
+            legible(key): visible(item)
+            if key == "error" and isinstance(item, str)
+            else legible(item)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [legible(item) for item in value]
     return value

@@ -23,6 +23,8 @@ METHODS = (
     "a" * 300,
     "caf\udce9",
     "\x1b[2J\x00",
+    "two\nlines",
+    "\u202eabc",
     "mas",
 )
 TASKS = ('"><img src=x onerror=window.hit=1>', "$\\frac{1}{0}$", "[/x]", "../up", "\udcff")
@@ -60,6 +62,8 @@ def test_markup_and_formulas_are_text(written):
     page = written[0].read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert page.count("<script>") == 1
+    assert r"two\nlines" in page
+    assert "\u202e" not in page
     for vector in (path.read_text(encoding="utf-8") for path in written if path.suffix == ".svg"):
         assert "<script" not in vector
         assert "<img" not in vector

@@ -85,10 +85,10 @@ def read_weights(path: Path) -> Any:
 
 def _refuse_damaged_archive(path: Path) -> None:
     """A file of torch is an archive, not compressed, with checksums; torch looks at neither."""
-    if not zipfile.is_zipfile(path):
-        return
     damaged = None
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             held = sum(entry.file_size for entry in archive.infolist())
             if held <= path.stat().st_size:

@@ -254,7 +254,8 @@ def _said(correlation: float | None) -> str:
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+ style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
@@ -264,6 +265,7 @@ body {{ padding: 0 1rem; overflow-wrap: anywhere }}
 th, td {{ padding: .2rem .7rem; text-align: right; white-space: nowrap }}
 th, td {{ border-bottom: 1px solid #ddd }}
 th:first-child, td:first-child {{ text-align: left }}
+td:first-child {{ white-space: normal; min-width: 8rem; max-width: 24rem }}
 .bar {{ display: inline-block; height: .7em; background: #0072B2 }}
 pre {{ white-space: pre-wrap; background: #f6f6f6; padding: .7rem }}
 </style></head><body>
