@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -139,6 +140,11 @@ def test_weights_that_swell_are_refused(tmp_path):
         archive.writestr("packed/data/0", bytes(1 << 22))
     with pytest.raises(FileError, match=r"0.00419 GB would come out of"):
         read_state(tmp_path / "packed.pt")
+    parts = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 2)  # an archive on two disks
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "half.pt").write_bytes(parts + end)
+    with pytest.raises(FileError, match="is damaged, or cut off"):
+        read_state(tmp_path / "half.pt")
 
 
 # ---- weights that are none ----
