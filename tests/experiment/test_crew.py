@@ -363,3 +363,15 @@ def test_whatever_somebodys_code_raises_in_a_worker_fails_its_job_alone(monkeypa
     assert [event[0] for event in connection.said] == ["ready", "gone", "done"]
     assert place == 3
     assert why.startswith(f"{type(end).__name__}: x")
+
+
+@pytest.mark.parametrize("error", [EOFError(), BlockingIOError(11, "unavailable")])
+def test_workers_that_cannot_be_started_are_told_of(monkeypatch, tmp_path, error):
+    """As when the process that starts them was killed."""
+
+    def fails(_self):
+        raise error
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", fails)
+    with pytest.raises(WorkersLostError, match=r"No worker process could be started.*Go on with"):
+        run(asked(), out=tmp_path, progress=False, workers=2)

@@ -118,9 +118,17 @@ class Processes:
         process = self.context.Process(  # type: ignore[attr-defined]
             target=_serve, args=(there,), daemon=False
         )
-        with _without_interrupts():
-            process.start()
-        there.close()
+        try:
+            with _without_interrupts():
+                process.start()
+        except (EOFError, OSError) as error:
+            here.close()
+            raise StateError(
+                f"No worker process could be started ({type(error).__name__}): what starts them "
+                "was ended, or there are too many processes."
+            ) from error
+        finally:
+            there.close()
         self.workers.append(_Process(process, here))
         return self.workers[-1]
 
