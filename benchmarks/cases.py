@@ -112,15 +112,15 @@ BERT = SMALL | {"intermediate_size": 1536}
 TRANSFORMER = 1.4  # of which a loop over samples keeps the matrix products large
 
 CASES = [
-    Case("MLP 784-400-400-10", 256, mlp, vectors(784), 1.05, core=True),
+    Case("MLP 784-400-400-10", 256, mlp, vectors(784), 1.15, core=True),
     Case("AlexNet", 32, torchvision("alexnet"), images(224), 1.0, core=True),
-    Case("ResNet-18", 16, torchvision("resnet18"), images(224), 1.1, core=True),
-    Case("ResNet-50", 8, torchvision("resnet50"), images(224), 1.1),
+    Case("ResNet-18", 16, torchvision("resnet18"), images(224), 1.05, core=True),
+    Case("ResNet-50", 8, torchvision("resnet50"), images(224), 1.05),
     Case("ViT-S/16", 16, timm("vit_small_patch16_224"), images(224), 1.05, TRANSFORMER, core=True),
     Case("Swin-T", 8, torchvision("swin_t"), images(224), 1.25, TRANSFORMER),
     Case(
         "GPT-2 6×384, tied", 8,
-        transformers("GPT2LMHeadModel", **GPT2), tokens(128, 50257), 1.1, TRANSFORMER,
+        transformers("GPT2LMHeadModel", **GPT2), tokens(128, 50257), 1.05, TRANSFORMER,
     ),
     Case(
         "GPT-2 6×384, untied", 8,
@@ -135,9 +135,9 @@ CASES = [
         "BERT-like 6×384", 8,
         transformers("BertForSequenceClassification", **BERT), tokens(128, 30522), 1.1, TRANSFORMER,
     ),
-    Case("MobileNetV2", 16, torchvision("mobilenet_v2"), images(224), 1.25),
-    Case("EfficientNet-B0", 16, torchvision("efficientnet_b0"), images(224), 1.25),
-    Case("ConvNeXt-T", 16, torchvision("convnext_tiny"), images(224), 1.25),
+    Case("MobileNetV2", 16, torchvision("mobilenet_v2"), images(224), 1.1),
+    Case("EfficientNet-B0", 16, torchvision("efficientnet_b0"), images(224), 1.1),
+    Case("ConvNeXt-T", 16, torchvision("convnext_tiny"), images(224), 1.1),
 ]  # fmt: skip
 
 

@@ -241,6 +241,28 @@ def test_a_missed_target_is_explained_by_the_section_about_it(tmp_path):
     assert report.heading(used[0], rows) == "Ω — A, n = 2: 2.00 (≤ 1)"
 
 
+def test_a_piece_that_takes_too_long_is_cut_off():
+    everything = module("everything")
+    assert everything.run([sys.executable, "-c", ""], None)
+    assert not everything.run([sys.executable, "-c", "raise SystemExit(1)"], 30)
+    assert not everything.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.1)
+
+
+def test_the_worst_are_those_furthest_from_their_targets(tmp_path, monkeypatch):
+    everything, records = module("everything"), module("records")
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    rows = [
+        records.Row("fine", "Ω", "plain", 1.0, target=1.1),
+        records.Row("near", "Ω", "plain", 1.2, target=1.1),
+        records.Row("far", "Ω", "plain", 4.0, target=2.0),
+        records.Row("slow", "gain", "vmap", 1.0, target=4.0, at_least=True),
+    ]
+    records.keep(rows, tmp_path / "importance.json")
+    told = everything.worst("2026-01-01")
+    assert [one.rpartition(", ")[2] for one in told] == ["slow", "far", "near"]
+    assert everything.worst("9999-01-01") == []
+
+
 def test_everything_is_measured_into_a_file_that_the_page_reads():
     everything, report = module("everything"), module("report")
     scripts = {script for script, *_ in everything.pieces().values()}
