@@ -63,8 +63,11 @@ class Dearness:
             return  # code was loaded and ways were tried: the next one of this kind will tell
         if not self._prices.due(used.kind, seconds):
             return
-        # most are cheap beyond doubt, which no plain pass has to show
-        if not slow and not Price.at_most(used.later, used.forward, plain.scores).dear:
+        # Most are cheap beyond doubt, which no plain pass has to show. But a first pass that writes
+        # to weights writes more than later ones, and what surrounds it is not in `later`.
+        later = seconds if self._forward.written else used.later
+        doubtful = slow or self._forward.written
+        if not doubtful and not Price.at_most(later, used.forward, plain.scores).dear:
             return
 
         def another() -> float:
@@ -74,7 +77,7 @@ class Dearness:
             return plain.clock() - start
 
         price = self._prices.look(
-            min(seconds, used.later), lambda: plain.seconds(batch, target), another, plain.scores
+            min(seconds, later), lambda: plain.seconds(batch, target), another, plain.scores
         )
         if not price.dear:
             return
