@@ -158,6 +158,7 @@ class PerSample:
                 check.of_one(graph, batch, target)
         else:
             graph, known = ladder.climb(graph, batch, target, ahead)
+            kind = graph.signature  # a pass lets go of what it is made of
             known = ladder.compute(graph, batch, target, known)
             if check is not None:
                 check.of_outputs(graph, batch)
@@ -166,7 +167,7 @@ class PerSample:
             every = self._plain.clock() - begun
             kept = ladder.keeps(graph, batch.samples)
             later = seconds + self._tally.seconds if kept and not forward.written else every
-            used = Used(graph.signature, known, kept, seconds, later)
+            used = Used(kind, known, kept, seconds, later)
         self._exponent.undo(self._tally.sums.values())
         return target, used
 
