@@ -285,6 +285,97 @@ def fsdp_kept_small(rank, folder):
         same(retain.load(path, network(7)).importance, expected.importance, tolerance=1e-6)
 
 
+def trainer_checkpoints(rank, folder):
+    """Trainer with a sharded model: one rank writes the memory whole, and all take part in it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from transformers import Trainer
+
+    from retain.integrations.transformers import RetainCallback
+    from tests.integrations.transformers import tiny
+
+    class Sharded(Trainer):  # its own way to shard and to save needs an accelerator
+        def save_model(self, output_dir=None, _internal_call=False):
+            if self.args.should_save:
+                Path(output_dir).mkdir(parents=True, exist_ok=True)
+            dist.barrier()
+
+    torch.manual_seed(0)
+    model, items = tiny.sequence_classification()
+    memory = retain.MAS(model.eval(), strength=100.0)
+    batch = {k: torch.stack([i[k] for i in items])[rank::2] for k in items[0] if k != "labels"}
+    memory.observe([batch], progress=False).consolidate()
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (*model.bert.encoder.layer, model):
+        fully_shard(layer, mesh=mesh)
+    trainer = tiny.trainer(
+        model,
+        items,
+        folder / "run",
+        kind=Sharded,
+        callbacks=[RetainCallback(memory)],
+        optimizers=tiny.sgd(model),
+        max_steps=2,
+        max_grad_norm=0.0,
+        save_strategy="steps",
+        save_steps=2,
+        save_only_model=True,
+    )
+    trainer.accelerator.prepare_model = lambda prepared, **_: prepared
+    trainer.train()
+    written = folder / "run" / "checkpoint-2" / "retain.safetensors"
+    dist.barrier()
+    unsharded = tiny.sequence_classification()[0]
+    again = retain.MAS(unsharded)
+    again.load_state_dict(retain.load(written, unsharded).state_dict())
+    assert again.importance.samples == len(items)
+    for name, omega in again.importance.items():
+        assert torch.equal(omega, memory.importance[name].full_tensor()), name
+
+
+def lora_sharded(rank, folder):
+    """Adapters that are sharded are refused by name, made before or after."""
+    from peft import LoraConfig, get_peft_model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    from retain.integrations.peft import LoraPenalty
+
+    net, (x, _) = network(), samples()
+    memory = retain.MAS(net).observe(x[rank::2], progress=False).consolidate()
+    model = get_peft_model(net, LoraConfig(r=2, target_modules=["0"])).double()
+    before = LoraPenalty(memory, model)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    for refused in (before.penalty, before.drift, lambda: LoraPenalty(memory, model)):
+        with raised(StateError, "Adapters are sharded", "on each: 0."):
+            refused()
+
+
+def zero(rank, folder):
+    """ZeroRedundancyOptimizer: each rank steps its own part, as one process steps all."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    x, y = samples(16)
+    for form in FORMS:
+        alone, expected = of_one_process(x)
+        model = nn.parallel.DistributedDataParallel(network())
+        memory = retain.MAS(model, strength=3.0).observe(x[rank::2], progress=False).consolidate()
+        ours = ZeroRedundancyOptimizer(model.parameters(), torch.optim.Adam, lr=0.05)
+        theirs = torch.optim.Adam(alone.parameters(), lr=0.05)
+        memory.attach(ours, form=form)
+        expected.attach(theirs, form=form)
+        for _ in range(3):
+            for net, optimizer, part in (
+                (model, ours, slice(rank, None, 2)),
+                (alone, theirs, slice(None)),
+            ):
+                optimizer.zero_grad()
+                cross_entropy(net(x[part]), y[part]).backward()
+                optimizer.step()
+        for p, q in zip(model.parameters(), alone.parameters()):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
 def died(rank, folder):
     """One rank is gone: the other hears of it within the time of the process group."""
     x, _ = samples()
@@ -295,14 +386,16 @@ def died(rank, folder):
         assert memory.observed.samples == len(x)
 
 
-SCENARIOS = (shards, every_kind, disagreeing, ddp, fsdp, fsdp_kept_small)
+SCENARIOS = (shards, every_kind, disagreeing, ddp, zero, fsdp, fsdp_kept_small)
+OF_TRAINERS = (trainer_checkpoints, lora_sharded)
 
 
 def main():
     folder, wanted = Path(sys.argv[1]), sys.argv[2:]
+    sys.path.insert(0, str(Path(__file__).parents[3]))
     dist.init_process_group("gloo", timeout=timedelta(seconds=60 if wanted != ["died"] else 5))
     rank = dist.get_rank()
-    chosen = [one for one in (*SCENARIOS, died) if one.__name__ in wanted]
+    chosen = [one for one in (*SCENARIOS, *OF_TRAINERS, died) if one.__name__ in wanted]
     for scenario in chosen:
         scenario(rank, folder)
         print(f"rank {rank}: {scenario.__name__} done", flush=True)

@@ -38,6 +38,12 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert memory.strength == 3.0
 
 
+def test_trainer_and_lora_with_a_sharded_model(tmp_path):
+    for needed in ("transformers", "peft"):
+        pytest.importorskip(needed, reason="the extra for trainers is not installed")
+    torchrun(tmp_path, *(scenario.__name__ for scenario in run.OF_TRAINERS))
+
+
 @pytest.mark.slow
 def test_a_rank_that_died(tmp_path):
     torchrun(tmp_path, "died")

@@ -319,6 +319,19 @@ def test_an_optimizer_that_steps_elsewhere(tmp_path):
     callback.on_optimizer_step(optimizer=wrapped)
 
 
+def test_a_rank_that_does_not_see_the_folder(tmp_path, monkeypatch):
+    """Of a sharded memory it gives its part, and another one writes."""
+    from retain.integrations.transformers import callback as module
+
+    model, _, memory = remembered()
+    monkeypatch.setattr(module, "any_sharded", lambda _: True)
+    asked = []
+    monkeypatch.setattr(memory, "save", asked.append)
+    state = type("State", (), {"global_step": 2, "is_world_process_zero": False})()
+    RetainCallback(memory).on_save(tiny.arguments(tmp_path), state, None, model=model)
+    assert [path.name for path in asked] == ["retain.safetensors"]
+
+
 def test_observed_but_not_consolidated(tmp_path):
     model, items, memory = remembered()
     memory.observe([{"input_ids": items[0]["input_ids"][None]}], progress=False)

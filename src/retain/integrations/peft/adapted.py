@@ -13,7 +13,7 @@ from retain.errors import ModelError, StateError
 from retain.extras import needs
 from retain.integrations.peft.low_rank import Factor, Product, View
 from retain.parameters import canonical, is_adapters, unwrapped
-from retain.sharding import is_sharded
+from retain.sharding import any_sharded, is_sharded
 
 ROOT = "base_model.model."  # what PeftModel puts in front of every name
 BEFORE = (  # what to do about weights that are quantised
@@ -90,6 +90,20 @@ class AdaptedModel:
     plain: Mapping[str, nn.Parameter]
     layers: tuple[AdapterLayer, ...]
     standing_in: Mapping[int, str | None]  # id of a `modules_to_save` → the copy that is active
+
+    def refuse_sharded(self) -> None:
+        """Nothing, if every rank has all of the adapters.
+
+        Raises:
+            StateError: they are sharded over the ranks: a row of B A needs all of A.
+        """
+        sharded = [one.name for one in self.layers if any_sharded(one.module.parameters())]
+        if sharded:
+            raise StateError(
+                f"Adapters are sharded over the ranks (fully_shard), and LoraPenalty needs all of "
+                f"them on each: {', '.join(sharded)}. Train with DistributedDataParallel, or hold "
+                "the weights themselves: merge the adapters and use memory.attach(optimizer)."
+            )
 
     def refuse_changed(self) -> None:
         """Nothing, if what moves the weights is what was found.

@@ -72,7 +72,8 @@ class LoraPenalty:
     Raises:
         ModelError: layers that are not LoRA's, Ω of another model, adapters on weights without Ω;
             names all of them.
-        StateError: something was observed but never consolidated.
+        StateError: something was observed but never consolidated, or the model is sharded
+            (`fully_shard`).
 
     Examples:
         >>> from peft import LoraConfig, get_peft_model
@@ -267,6 +268,7 @@ class LoraPenalty:
         if disabled not in self._found:
             self._found[disabled] = find(self.model)
         found = self._found[disabled]
+        found.refuse_sharded()
         known = self._made
         if (
             known is None

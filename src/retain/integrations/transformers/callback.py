@@ -168,7 +168,9 @@ class RetainCallback(TrainerCallback, ExportableState):
         """Write the memory into the folder of the checkpoint."""
         # Of a memory that is sharded, every rank gives its part, and one writes.
         if state.is_world_process_zero or any_sharded(self.memory.model.parameters()):
-            newest = max(_folders(args, state), key=lambda folder: folder.stat().st_mtime)
+            found = _folders(args, state)
+            # A rank on another machine, that only gives its part, may not see the folder.
+            newest = max(found, key=_written, default=Path(args.output_dir))
             self.memory.save(newest / self.file)
 
     def _let_go(self) -> None:
@@ -226,6 +228,10 @@ def _folders(args: Any, state: Any) -> list[Path]:
     name, root = f"checkpoint-{state.global_step}", Path(args.output_dir)
     given = [Path(args.resume_from_checkpoint)] if args.resume_from_checkpoint else []
     return [path for path in (*given, root / name, *root.glob(f"*/{name}")) if path.is_dir()]
+
+
+def _written(folder: Path) -> float:
+    return folder.stat().st_mtime
 
 
 def _is_of(folder: Path, state: Any) -> bool:
