@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+import retain
+from retain.errors import ModelError
 from retain.memory import movement as movement_module
 from retain.memory.movement import TOGETHER, Distance, Movement, alike
 
@@ -98,3 +100,21 @@ def test_as_many_states_as_are_kept(monkeypatch):
         movement.record(net.parameters())
     net.weight.data = first
     assert movement.moved(dict(net.named_parameters()), closely=True) == ["weight"]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_vocabulary_that_was_cut_is_told_with_its_shapes(written, tmp_path):
+    """transformers resizes embeddings through `.data`: the parameter stays the same object."""
+    model = nn.Sequential(nn.Embedding(30, 16), nn.Flatten(), nn.Linear(80, 3))
+    ids = torch.randint(0, 20, (6, 5))
+    memory = retain.MAS(model).observe(ids, progress=False).consolidate()
+    model[0].weight.data = model[0].weight.data[:20].clone()
+    if written:
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for asked in (memory.penalty, memory.drift, lambda: memory.attach(optimizer)):
+        with pytest.raises(ModelError, match=r"0\.weight was \(30, 16\) and is \(20, 16\)"):
+            asked()
+    memory.save(tmp_path / "memory.safetensors")  # what is remembered is not lost
+    assert "0.weight" in str(memory.check())

@@ -344,7 +344,13 @@ class Guard:
 
     def _say_moved(self, memory: Holder, moved: list[str]) -> None:
         anchor = memory.anchor
-        away = {name: Distance.of(self._places[name].parameter, anchor[name]) for name in moved}
+        here = {name: self._places[name].parameter for name in moved}
+        # One that has another shape by now is told of where it is held.
+        away = {
+            name: Distance.of(p, anchor[name])
+            for name, p in here.items()
+            if shape_of(p) == anchor[name].shape
+        }
         if any(distance.moved for distance in away.values()):  # not back at the anchor
             since = self._stepped or bool(self._settled)
             self._say("moved", alarms.moved(memory, away, stepped=since))

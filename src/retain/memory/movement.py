@@ -31,11 +31,12 @@ class Movement:
     def __init__(self) -> None:
         self._versions: dict[int, int] = {}  # by the id of the parameter, as below
         self._probes: dict[int, tuple[Tensor, Tensor]] = {}  # indices, and what was there
+        self._sizes: dict[int, int] = {}  # of those that have probes
         self._past: dict[int, _Past] = {}  # what was there before that
 
     def start(self, parameters: Collection[nn.Parameter]) -> None:
         """Record these parameters, and no others."""
-        self._versions, self._probes, self._past = {}, {}, {}
+        self._versions, self._probes, self._sizes, self._past = {}, {}, {}, {}
         usable = [p for p in parameters if can_be_read(p)]
         for p in usable[:: max(1, len(usable) // PROBED)]:
             self._probes[id(p)] = spread(p), torch.empty(0)
@@ -46,7 +47,8 @@ class Movement:
         for p in parameters:
             self._versions[id(p)] = version(p)
             if id(p) in self._probes:
-                indices, _before = self._probes[id(p)]
+                indices = self._probes[id(p)][0] if self._is_as_large(p) else spread(p)
+                self._sizes[id(p)] = local(p.detach()).numel()
                 now = elements(p, indices)
                 self._probes[id(p)] = indices, now
                 self._past.setdefault(id(p), _Past()).add(now)
@@ -59,10 +61,15 @@ class Movement:
         written = [n for n, p in parameters.items() if self._versions.get(id(p)) != version(p)]
         if not written and not closely:
             return []
-        known = {name: p for name, p in parameters.items() if id(p) in self._probes}
+        # One that has another size by now (a vocabulary was cut) is told of where it is held.
+        known = {name: p for name, p in parameters.items() if self._is_as_large(p)}
         differing = [name for name, p in known.items() if self._differs(p)]
         back = not differing and any(name in known for name in written)
         return [] if back else list(dict.fromkeys([*written, *differing]))
+
+    def _is_as_large(self, p: nn.Parameter) -> bool:
+        """Whether elements of it are known, and it has the size that it had then."""
+        return id(p) in self._sizes and self._sizes[id(p)] == local(p.detach()).numel()
 
     def _differs(self, p: nn.Parameter) -> bool:
         indices, before = self._probes[id(p)]
