@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import retain
 from retain.experiment import run
 from retain.experiment.config import AUTO
 from retain.experiment.foresight import Drifting, OldHeads, lost
@@ -14,6 +15,7 @@ from retain.experiment.progress import Watcher
 from retain.experiment.stage import Stage
 from retain.experiment.strength_search import parts_chosen
 from retain.methods import METHODS
+from retain.models.network import TaskNetwork
 from tests.experiment.tiny import tiny
 
 SHARED = {"tasks": "permuted-digits=3", "lr": 1e-3, "optimizer": "adam", "batch_size": 16}
@@ -140,3 +142,65 @@ def test_a_method_that_merges_goes_on_merging_whatever_is_chosen():
         one.learn_next()
     assert len(one.method.models) == len(one.method.fishers) == 5
     assert all(step["strength"] for step in one.run.strength_search)
+
+
+# ---- outputs on another scale ----
+
+SCALE = 16.0  # a power of two, so that all roundings are the same
+RECIPE = """
+import torch.nn.functional as F
+
+
+def finetune(model, optimizer, loader):
+    for _ in range(4):
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs) / SCALE, labels).backward()
+            optimizer.step()
+"""
+
+
+class Louder(torch.nn.Linear):
+    def forward(self, features):
+        return SCALE * super().forward(features)
+
+
+def test_larger_outputs_beside_a_temperature_lead_to_the_same_choice(tmp_path, monkeypatch):
+    def chosen(scale):
+        file = tmp_path / f"scaled_by_{scale:g}.py"
+        file.write_text(RECIPE.replace("SCALE", str(scale)))
+        asked = tiny(methods=("mas",), strengths={"mas": AUTO}, recipe=f"{file}:finetune",
+                     samples_per_class=60, lr=1e-3, optimizer="adam")  # fmt: skip
+        (one,) = run(asked, progress=False).runs
+        assert one.error is None
+        return one
+
+    plain = chosen(1.0)
+    add_head = TaskNetwork.add_head
+
+    def louder(network, classes):
+        number = add_head(network, classes)
+        network.heads[-1].__class__ = Louder
+        return number
+
+    monkeypatch.setattr(TaskNetwork, "add_head", louder)
+    loud = chosen(SCALE)
+    assert loud.accuracy == plain.accuracy
+    # Ω grows with the square of the outputs
+    assert loud.strength * SCALE**2 == pytest.approx(plain.strength)
+    assert len(plain.strength_search) > len(plain.tasks)  # something was chosen from
+
+
+def test_ewc_does_not_see_the_scale_either_where_it_is_told_of_the_temperature():
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(5, 3), torch.randn(40, 5)
+    loud = Louder(5, 3)
+    loud.load_state_dict(model.state_dict())
+    plain = retain.EWC(model, fisher="exact").observe(x, progress=False).observed
+    told = retain.EWC(loud, fisher="exact", output=lambda y: y / SCALE)
+    told.observe(x, progress=False)
+    untold = retain.EWC(loud, fisher="exact").observe(x, progress=False).observed
+    for name, fisher in plain.items():
+        assert torch.allclose(told.observed[name], fisher, rtol=1e-5)
+        # and no factor makes up for it: the softmax is a sharper one
+        assert (untold[name] / fisher).std() > 1
