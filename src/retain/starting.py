@@ -6,6 +6,7 @@ started to ignore Ctrl-C, as in the background of a script.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -53,7 +54,15 @@ def loud_interrupt() -> bool:
     return _exchange((_end,), _interrupt)
 
 
-def _exchange(before: tuple[Handler, ...], after: Handler) -> bool:
+def deaf_at_the_end() -> None:
+    """Register that Ctrl-C changes nothing once all work is done: neither message nor exit code.
+
+    While Python takes itself down it hears nothing any more, so that the system would end it.
+    """
+    atexit.register(_exchange, (signal.default_int_handler, _interrupt, _end), signal.SIG_IGN)
+
+
+def _exchange(before: tuple[Handler, ...], after: Handler | signal.Handlers) -> bool:
     if signal.getsignal(signal.SIGINT) not in before:
         return False
     try:

@@ -31,6 +31,11 @@ RUN = (
 )  # fmt: skip
 
 
+def hearing():
+    """Undo what whoever runs the tests in the background has set: that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(*words):
     """The command `retain`, in a group of processes of its own, as behind a terminal."""
     return subprocess.Popen(
@@ -40,6 +45,7 @@ def started(*words):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hearing,
     )
 
 

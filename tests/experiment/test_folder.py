@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -184,7 +185,10 @@ def test_names_that_are_not_utf_8_come_back(tmp_path):
 def test_ctrl_c_while_the_command_starts_is_a_word(seconds, tmp_path):
     command = [sys.executable, "-m", "retain", "run", "--tasks", "digits", "--epochs", "1000",
                "--out", str(tmp_path / "out")]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whatever started the tests
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=hearing
+    )
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from retain.starting import quiet_interrupt, tell_of_endings
+from retain.starting import deaf_at_the_end, quiet_interrupt, tell_of_endings
 
 NOT_INSTALLED = 2
 
@@ -16,6 +16,7 @@ def main() -> None:
     Ctrl-C is heard by commands (see `speaking.plainly`); before and after it ends the process.
     """
     quiet_interrupt()
+    deaf_at_the_end()
     try:
         from retain.cli.app import app
     except ImportError as error:

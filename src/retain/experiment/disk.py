@@ -113,7 +113,7 @@ class NotOwnedError(FileError):
     """The folder was removed, and what is there now is another run's."""
 
 
-class Ownership(NamedTuple):
+class OwnedFolder(NamedTuple):
     """A folder that is a run's own, as long as it is the folder that it was."""
 
     lock: Path
@@ -134,7 +134,7 @@ class Ownership(NamedTuple):
 
 
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[Ownership]:
+def owned(folder: Path) -> Iterator[OwnedFolder]:
     """Within it no other process, and no other thread, may own the folder.
 
     The lock is the operating system's, on a file that names the owner, so one that was killed
@@ -153,7 +153,7 @@ def owned(folder: Path) -> Iterator[Ownership]:
         os.pwrite(descriptor, json.dumps(Owner.of_this_process()).encode(), 0)
         os.fsync(descriptor)  # workers on other machines know the folder by it
         with _signs_of_life(path):
-            yield Ownership(path, descriptor)
+            yield OwnedFolder(path, descriptor)
     finally:
         with contextlib.suppress(OSError):
             if _is_there(path, descriptor):

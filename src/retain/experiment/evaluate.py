@@ -43,7 +43,7 @@ def _is_large(input_shape: tuple[int, ...], dtype: torch.dtype) -> bool:
 
 
 @dataclass(frozen=True)
-class Tally:
+class ClassScores:
     """How many examples of each class there are, and how many of them the network gets right."""
 
     right: Sequence[int]
@@ -71,7 +71,7 @@ def score(
     classes: int,
     size: int,
     precision: Autocast,
-) -> Tally:
+) -> ClassScores:
     """What the network gets right of `examples`, of so many classes, with the head of `task`."""
     before = network.task, network.training
     network.eval()
@@ -83,7 +83,7 @@ def score(
             right.index_add_(0, batch.labels, correct.long())
     network.task = before[0]
     network.train(before[1])
-    return Tally(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
+    return ClassScores(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
 
 
 def by_layer(importance: Mapping[str, Tensor] | None) -> dict[str, LayerImportance] | None:

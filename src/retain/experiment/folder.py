@@ -12,7 +12,7 @@ from typing import NamedTuple
 from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment.config import Config
-from retain.experiment.disk import Ownership, owned
+from retain.experiment.disk import OwnedFolder, owned
 from retain.experiment.results import FILE, Results
 
 CHECKPOINTS = "checkpoints"
@@ -37,7 +37,7 @@ class Begun(NamedTuple):
     """The results to go on with, and whose the folder is."""
 
     results: Results
-    ownership: Ownership
+    ownership: OwnedFolder
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def opened(folder: Path, config: Config, resume: bool, needed: int) -> Iterator[
 
 
 @contextlib.contextmanager
-def made(folder: Path) -> Iterator[Ownership]:
+def made(folder: Path) -> Iterator[OwnedFolder]:
     """Within it the folder is there, and no other run may write to it.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from retain.errors import RetainError
 from retain.experiment.checkpoint import Checkpoint, Standing
 from retain.experiment.config import AUTO, knob_value
-from retain.experiment.evaluate import Tally, by_layer
+from retain.experiment.evaluate import ClassScores, by_layer
 from retain.experiment.foresight import foresight
 from retain.experiment.job import Job
 from retain.experiment.machine import start_drawing
@@ -211,7 +211,7 @@ class Learner:
             self.run.importance_by_layer = by_layer(self.method.importance())
             self.run.status = "done"
 
-    def _by_class(self, scores: list[Tally]) -> dict[str, dict[str, float | None]]:
+    def _by_class(self, scores: list[ClassScores]) -> dict[str, dict[str, float | None]]:
         """Of each task with few enough classes to be listed, the accuracy on each of them."""
         return {
             task.name: score.by_class(task.classes)

@@ -15,7 +15,7 @@ from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, StateError
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
-from retain.experiment.disk import LOCK, NotOwnedError, Ownership
+from retain.experiment.disk import LOCK, NotOwnedError, OwnedFolder
 from retain.experiment.folder import how_to_go_on, opened, remove_half_written
 from retain.experiment.job import Job, jobs
 from retain.experiment.learner import carry_out, steps_of
@@ -141,7 +141,7 @@ class _Books:
     results: Results
     folder: Path | None
     resume: bool
-    ownership: Ownership | None
+    ownership: OwnedFolder | None
 
     def checkpoint(self, job: Job) -> Checkpoint | None:
         if self.folder is None or self.ownership is None:

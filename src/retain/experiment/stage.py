@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 
 from retain.experiment.config import Config
-from retain.experiment.evaluate import Tally, importance_size, pass_size, score
+from retain.experiment.evaluate import ClassScores, importance_size, pass_size, score
 from retain.experiment.machine import Autocast
 from retain.experiment.progress import Watcher
 from retain.experiment.recipe import recipe_from_file
@@ -71,7 +71,9 @@ class Stage:
             seed=seed,
         )
 
-    def score(self, network: TaskNetwork, task: int, examples: Examples | None = None) -> Tally:
+    def score(
+        self, network: TaskNetwork, task: int, examples: Examples | None = None
+    ) -> ClassScores:
         """What the network gets right of `examples`, by default the task's test split."""
         of = self.sequence.tasks[task]
         return score(

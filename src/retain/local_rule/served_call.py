@@ -21,7 +21,7 @@ from torch import nn
 from retain.borrowed import borrowing, eagerly
 from retain.local_rule.observation import Bystander, Observation
 
-Forward = Callable[..., Any]
+ForwardCall = Callable[..., Any]
 Begin = Callable[[tuple[Any, ...], dict[str, Any]], Observation | None]
 
 CALL = "_compiled_call_impl"  # what Module.__call__ calls, if it is set
@@ -60,16 +60,16 @@ def listen_no_more(module: nn.Module, begin: Begin) -> bool:
 class ServedCall:
     """Stands in for a model's call while anybody listens; returns what the model returns."""
 
-    def __init__(self, module: nn.Module, compiled: Forward | None) -> None:
+    def __init__(self, module: nn.Module, compiled: ForwardCall | None) -> None:
         self.compiled = compiled
         self.listeners: tuple[Begin, ...] = ()
-        self._plain: Forward = module._call_impl if compiled is None else compiled
+        self._plain: ForwardCall = module._call_impl if compiled is None else compiled
         self._process = os.getpid()
         self._thread = threading.local()
 
     # A copy of a model is not observed, also one that was made of what is in `vars(model)`.
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Forward | None:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> ForwardCall | None:
         return None
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

@@ -30,13 +30,13 @@ class Multipliers:
         """Multiply Σₖ|gₖ|ᵖ as the hooks multiply gₖ; False if they do anything else than multiply.
 
         Which factors they have is found by asking them about made-up gradients: g ↦ m g gives m for
-        ones, and m g for every other. Later it is enough that they make of the sum what m does, in
-        some of its rows, each time others.
+        ones, and m g for every other. Later it is enough that they make of the sum what m does: in
+        some of its rows, each time others, where what they make of it is taken; else in all.
         """
         known, total = self._of.get(name), powers.total
         if known is not None and known.dtype == total.dtype:
             found = _through(parameter, total.clone())
-            if self._is_product(found, known, total):
+            if self._is_product(found, known, total, all_rows=powers.power != 1):
                 # |m g|ᵖ = |m|ᵖ |g|ᵖ
                 if powers.power == 1:
                     torch.abs(found, out=total)
@@ -48,11 +48,11 @@ class Multipliers:
             total.mul_(powers.raised(known))
         return known is not None
 
-    def _is_product(self, found: Tensor, factor: Tensor, of: Tensor) -> bool:
+    def _is_product(self, found: Tensor, factor: Tensor, of: Tensor, *, all_rows: bool) -> bool:
         if found.shape != of.shape:
             return False
         self._turn += 1
-        if of.ndim and len(of) > ROWS:
+        if not all_rows and of.ndim and len(of) > ROWS:
             rows = slice(self._turn % ROWS, None, ROWS)
             found, factor, of = found[rows], factor[rows], of[rows]
         return float((factor * of).sub_(found).abs_().max()) == 0

@@ -84,8 +84,8 @@ def read_idx(path: Path, dims: int) -> Tensor:
         FileError: it is not such a file, or holds fewer or more bytes than it says.
     """
     header = 4 + 4 * dims
-    content = _content(path, header)
     expected = bytes([0, 0, UNSIGNED_BYTES, dims])
+    content = _content(path, header, expected)
     if content[:4] != expected:
         raise FileError(
             f"{path} is not an IDX file of unsigned bytes in {dims} dimension(s): it begins with "
@@ -104,8 +104,10 @@ def read_idx(path: Path, dims: int) -> Tensor:
     return torch.frombuffer(bytearray(content[header:]), dtype=torch.uint8).view(shape)
 
 
-def _content(path: Path, header: int) -> bytes:
+def _content(path: Path, header: int, magic: bytes) -> bytes:
     """The header and what it says that follows, or a byte more where there is more.
+
+    Of a file that does not begin with `magic`: the header, or what there is of it.
 
     A small file of gzip may unpack into more than any memory has.
     """
@@ -115,6 +117,8 @@ def _content(path: Path, header: int) -> bytes:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
             start: bytes = opened.read(header)
+            if not start.startswith(magic):
+                return start
             sides = [int.from_bytes(start[at : at + 4], "big") for at in range(4, header, 4)]
             if room is not None and math.prod(sides) > room:
                 raise FileError(
