@@ -226,6 +226,14 @@ DAMAGE = {
     "a strength beyond counting": lambda h, t: h.update(strength=10**400),
     "routes that are none": lambda h, t: h.update(routes=[1, 2]),
     "a negative shape": lambda h, t: h["fingerprint"].update({"0.bias": [-1]}),
+    "a norm of what is observed that is a list": lambda h, t: (
+        h.pop("squared_norms"),
+        h.update(observed_squared_norm=[], observed_samples=4),
+    ),
+    "precisions of what is observed that are a number": lambda h, t: (
+        h.pop("precisions"),
+        h.update(observed_precisions=7),
+    ),
     "negative Ω": lambda h, t: t["importance.0/0.bias"].neg_(),
     "Ω that is not finite": lambda h, t: t["importance.0/0.bias"].fill_(torch.nan),
     "Ω of whole numbers": lambda h, t: t.update({"importance.0/0.bias": torch.ones(5).int()}),

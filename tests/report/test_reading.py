@@ -144,6 +144,11 @@ EDITS: dict[str, Edit] = {
     "runs[3].importance_by_layer.backbone.0.weight.quantiles should be 7, but are 2": (
         lambda c: c["runs"][3]["importance_by_layer"]["backbone.0.weight"].update(quantiles=[1, 2])
     ),
+    "runs[3].importance_by_layer.backbone.0.weight.quantiles[6] should be 1e+300 or less": (
+        lambda c: c["runs"][3]["importance_by_layer"]["backbone.0.weight"].update(
+            quantiles=[0, 0, 0, 1, 1, 2, 1.7e308]
+        )
+    ),
     "runs[1].strength_search[0].accuracy should be a fraction": (
         lambda c: c["runs"][1].update(strength_search=[{"strength": 1, "accuracy": 7}])
     ),

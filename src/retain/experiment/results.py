@@ -32,6 +32,7 @@ REMEDY = (
 RECORDED = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 ByClass = dict[Word, dict[Word, Fraction | None]]
 Seconds = Annotated[float, Field(ge=0)]
+Element = Annotated[float, Field(ge=0, le=1e300)]  # of Ω; pictures cannot show larger ones
 
 
 class LayerImportance(TypedDict, total=False):
@@ -39,7 +40,7 @@ class LayerImportance(TypedDict, total=False):
 
     mean: float | None
     share: float | None
-    quantiles: list[float]
+    quantiles: list[Element]
 
 
 class TriedStrength(TypedDict, total=False):

@@ -36,12 +36,14 @@ def checked(header: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("frozen", "left_out"):
         if name in header:  # older files do not have them
             fields.texts(name)
-    if "squared_norms" in header:
-        fields.optional_numbers("squared_norms")
-        fields.optional_number("observed_squared_norm")
-    if "precisions" in header:
-        fields.several_texts("precisions")
-        fields.texts("observed_precisions")
+    for name, check in (
+        ("squared_norms", fields.optional_numbers),
+        ("observed_squared_norm", fields.optional_number),
+        ("precisions", fields.several_texts),
+        ("observed_precisions", fields.texts),
+    ):
+        if name in header:
+            check(name)
     fields.shapes("fingerprint")
     fields.flag("custom_output")
     settings = Fields(fields.mapping("settings"))
