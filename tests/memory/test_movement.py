@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -118,3 +120,23 @@ def test_a_vocabulary_that_was_cut_is_told_with_its_shapes(written, tmp_path):
             asked()
     memory.save(tmp_path / "memory.safetensors")  # what is remembered is not lost
     assert "0.weight" in str(memory.check())
+
+
+def test_a_memory_of_another_model_is_told_of_although_most_of_its_weights_are_scales(tmp_path):
+    """Those of norms are ones in every model, and large beside small matrices."""
+
+    def made():
+        model = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.Linear(64, 3))
+        with torch.no_grad():
+            for layer in (model[0], model[2]):
+                layer.weight.mul_(0.05)
+                layer.bias.zero_()
+        return model
+
+    one = made()
+    retain.MAS(one).observe(torch.randn(8, 8)).consolidate().save(tmp_path / "memory.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        retain.load(tmp_path / "memory.safetensors", one)
+    with pytest.warns(UserWarning, match="far from those that MAS remembers"):
+        retain.load(tmp_path / "memory.safetensors", made())

@@ -63,8 +63,10 @@ def test_markup_and_formulas_are_text(written):
     assert "<img src=x" not in page
     assert page.count("<script>") == 1
     assert r"two\nlines" in page
+    assert re.search('<span class="long">a{300}', page), "beside it no number is seen"
     assert "\u202e" not in page
     for vector in (path.read_text(encoding="utf-8") for path in written if path.suffix == ".svg"):
+        assert not re.search(r"<text[^>]*>[^<]*a{100}", vector), "wider than any picture"
         assert "<script" not in vector
         assert "<img" not in vector
     ids = re.findall(r'\bid="([^"]*)"', page)

@@ -87,13 +87,17 @@ class Guard:
         if memory is None or not self._places:
             return
         anchor = memory.anchor
-        total = Distance.over(
-            Distance.of(place.parameter, anchor[name])
+        away = [
+            (place.parameter.dim(), Distance.of(place.parameter, anchor[name]))
             for name, place in self._places.items()
             if shape_of(place.parameter) == anchor[name].shape
-        )
-        if not total.relative <= REPLACED:
-            self._say("loaded", alarms.loaded(memory, total))
+        ]
+        # Scales of norms are near 1 in every model, so the matrices are looked at by themselves.
+        for parts in ([d for _, d in away], [d for dim, d in away if dim > 1]):
+            total = Distance.over(parts)
+            if not total.relative <= REPLACED:
+                self._say("loaded", alarms.loaded(memory, total))
+                return
 
     def attached(self, attachments: Iterable[Attachment]) -> None:
         """Steps of their optimizers are protected from here on."""

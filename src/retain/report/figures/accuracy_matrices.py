@@ -67,7 +67,7 @@ def _draw(width: int, sequence: Sequence, variant: Variant, floor: float) -> Any
     top = TOP + (16 + 0.66 * longest if tilted else 20)
     size = cell * len(names)
     canvas = Canvas(width, top + HIGH * size + 2)
-    canvas.text(0, 11, variant.label, size=13, weight="bold")
+    canvas.heading(11, variant.label)
     canvas.text(0, 30, _ending(variant), color=MUTED)
     axes = canvas.plot(left, top, size, HIGH * size)
     _cells(

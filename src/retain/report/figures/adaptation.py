@@ -54,7 +54,7 @@ def _draw(width: int, shown: list[KeptByClass], titles: tuple[str, ...]) -> Any:
     axes = None
     for place, title in enumerate(titles):
         top = place * (TITLE + high + GAP)
-        canvas.text(0, top + 14, fitted(title, width, 13, "bold"), size=13, weight="bold")
+        canvas.heading(top + 14, title)
         axes = canvas.plot(left, top + TITLE, width - left - right, high, sharex=axes)
         axes.tick_params(labelbottom=place == len(titles) - 1)
         _rows(axes, [one.finals[place] for one in shown], styles)

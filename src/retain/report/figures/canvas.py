@@ -24,6 +24,10 @@ class Canvas:
         how = {"va": "center", "color": INK, "size": size * POINTS_PER_PIXEL} | self._place | how
         self.figure.text(x, y, said, **how)
 
+    def heading(self, y: float, said: str) -> None:
+        """Write a name in bold at the left, as much of it as fits."""
+        self.text(0, y, fitted(said, self.width, 13, "bold"), size=13, weight="bold")
+
     def plot(self, left: float, top: float, width: float, height: float, **how: Any) -> Any:
         """Axes of matplotlib in a box of the canvas."""
         box = (left, self.height - top - height, width, height)

@@ -51,7 +51,7 @@ def _draw(width: int, label: str, run: ShownRun) -> Any:
     left_out = ranked[MOST:]
     high = ROW * len(shown)
     canvas = Canvas(width, TOP + high + (24 if left_out else 4))
-    canvas.text(0, 11, label, size=13, weight="bold")
+    canvas.heading(11, label)
     canvas.text(0, 30, f"seed {run.seed}", color=MUTED)
     canvas.text(0, 54, "share of all Ω", color=MUTED)
     canvas.text(INSIDE * width, 54, "Ω of its weights", color=MUTED)
