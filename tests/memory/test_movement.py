@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -133,10 +134,17 @@ def test_a_memory_of_another_model_is_told_of_although_most_of_its_weights_are_s
                 layer.bias.zero_()
         return model
 
+    torch.manual_seed(0)
     one = made()
     retain.MAS(one).observe(torch.randn(8, 8)).consolidate().save(tmp_path / "memory.safetensors")
+    trained = copy.deepcopy(one)
+    with torch.no_grad():
+        for weight in (trained[0].weight, trained[2].weight):
+            away = torch.randn_like(weight)
+            weight.add_(away * (2.5 * weight.norm() / away.norm()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         retain.load(tmp_path / "memory.safetensors", one)
+        retain.load(tmp_path / "memory.safetensors", trained)
     with pytest.warns(UserWarning, match="far from those that MAS remembers"):
         retain.load(tmp_path / "memory.safetensors", made())

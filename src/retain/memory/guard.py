@@ -18,7 +18,7 @@ from retain.memory.growth import hold_grown
 from retain.memory.holder import Holder
 from retain.memory.lent_gradients import ledger_of
 from retain.memory.loss_scale import LossScale
-from retain.memory.movement import Distance, Movement, can_be_read
+from retain.memory.movement import Distance, Movement, can_be_read, unrelated
 from retain.memory.overshoot import Overshoot
 from retain.memory.places import Place, places_in
 from retain.memory.steps import listen, listeners
@@ -87,17 +87,20 @@ class Guard:
         if memory is None or not self._places:
             return
         anchor = memory.anchor
-        away = [
-            (place.parameter.dim(), Distance.of(place.parameter, anchor[name]))
+        pairs = [
+            (place.parameter, anchor[name])
             for name, place in self._places.items()
             if shape_of(place.parameter) == anchor[name].shape
         ]
-        # Scales of norms are near 1 in every model, so the matrices are looked at by themselves.
-        for parts in ([d for _, d in away], [d for dim, d in away if dim > 1]):
-            total = Distance.over(parts)
-            if not total.relative <= REPLACED:
-                self._say("loaded", alarms.loaded(memory, total))
-                return
+        total = Distance.over(Distance.of(p, star) for p, star in pairs)
+        # Scales of norms are near 1 in every model, so the matrices are looked at by themselves:
+        # training may take small ones far, and leaves a part of where they began.
+        matrices = [(p, star) for p, star in pairs if p.dim() > 1]
+        among = Distance.over(Distance.of(p, star) for p, star in matrices)
+        if not total.relative <= REPLACED:
+            self._say("loaded", alarms.loaded(memory, total))
+        elif not among.relative <= REPLACED and unrelated(matrices):
+            self._say("loaded", alarms.loaded(memory, among))
 
     def attached(self, attachments: Iterable[Attachment]) -> None:
         """Steps of their optimizers are protected from here on."""

@@ -17,6 +17,7 @@ PROBED = 4  # parameters of which some elements are remembered
 ELEMENTS = 16  # of each of these
 PAST = 1 << 16  # states of each that are known again, by 8 bytes
 TOGETHER = 256  # states that are hashed together
+UNRELATED = 0.1  # |cos| of the angle
 FACTOR = 0x5851F42D4C957F2D  # odd, and far from small
 
 
@@ -162,6 +163,21 @@ class Distance(NamedTuple):
         far = f"{self.moved:.3g}" if self.moved < 999.5 else f"{self.moved:,.0f}"
         share = f" ({self.share} {'‖θ*‖' if self.share.endswith('s') else 'of ‖θ*‖'})"
         return f"‖θ − θ*‖ = {far}" + (share if self.anchor else "")
+
+
+def unrelated(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
+    """Whether pairs of weights θ and θ*, taken together, are at a right angle, or nearly.
+
+    Those of two models that began at random are: |cos(θ, θ*)| is about 1/√n for n weights. What
+    was trained from θ* is not, however far it went: cos = 0.37 at 2.5 ‖θ*‖, off at a right angle.
+    """
+    product = here = there = 0.0
+    for p, star in pairs:
+        at = local(sharded_like(star.detach(), p)).to(p.device, summed_in(p.dtype)).flatten()
+        now = local(p.detach()).to(at.dtype).flatten()
+        product += float(now @ at)
+        here, there = here + float(now @ now), there + float(at @ at)
+    return bool(abs(product) < UNRELATED * (here * there) ** 0.5)
 
 
 def alike(p: Tensor, q: Tensor) -> bool:
