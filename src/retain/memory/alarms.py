@@ -25,6 +25,16 @@ def moved(memory: Holder, away: Mapping[str, Distance], *, stepped: bool) -> str
     )
 
 
+def moved_on(memory: Holder, names: Collection[str], samples: int) -> str:
+    """Samples were observed, and then the weights changed."""
+    return (
+        f"{listed(names)}: trained or replaced since {_name(memory)} observed its first "
+        f"{samples} samples. Their gradients are those of another network than the one that is "
+        "observed or consolidated now, and Ω would be of both. Call consolidate() before weights "
+        "change; or observe all data anew, with a new memory, when they have."
+    )
+
+
 def unprotected(
     memory: Holder, optimizer: Optimizer, names: Collection[str], *, asked: bool
 ) -> str:

@@ -138,8 +138,9 @@ class LocalMAS(ReadsBatches, Memory):
                 "asked of them. Use observe(data), or a padding_mask that is the name of an input."
             )
         parameters = self.selection.trainable(self.model)
-        if self._state.running is not None:
-            self._state.running.refuse_changed(parameters)
+        if self._state.running is None:
+            self._state = replace(self._state, running=Running())
+        self._sets_out(cast(Running, self._state.running), parameters)
         if self._listener is None or not self._listener.open:
             rule = cast(LocalRule, self._estimator(parameters))
             if (

@@ -210,4 +210,8 @@ def version(p: Tensor) -> int:
 def elements(p: Tensor, indices: Tensor) -> Tensor:
     """A copy of the elements of `p` at these indices of the flattened tensor."""
     with torch.inference_mode(False), torch.no_grad():
-        return torch.take(local(p.detach()), indices.to(p.device))
+        here = local(p.detach())
+        if here.element_size() > 1:
+            return torch.take(here, indices.to(p.device))
+        # Types of 8 bits have hardly any operations of their own.
+        return torch.take(here.view(torch.uint8), indices.to(p.device)).view(p.dtype).float()

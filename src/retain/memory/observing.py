@@ -13,19 +13,23 @@ from typing_extensions import Self
 
 from retain import arguments
 from retain.borrowed import borrowed
-from retain.errors import InputError, StateError
+from retain.errors import InputError, ModelError, StateError
 from retain.importance import Importance
+from retain.memory import alarms
 from retain.memory.consolidated import Consolidated, Merge, merged
+from retain.memory.coverage import listed
 from retain.memory.estimator import Estimator
 from retain.memory.footprint import warn_if_short
 from retain.memory.fresh import warn_of_fresh
 from retain.memory.given_data import batches_in, blaming, progress_of
+from retain.memory.outset import Outset
 from retain.memory.ranks import of_all_ranks, own_samples, several
 from retain.memory.remembered import Remembered
 from retain.memory.running_sums import Running
 from retain.memory.state import State
 from retain.memory.unheld import warn_of_zeros
 from retain.samples.outputs import OutputPicker, first_tensor
+from retain.saying import warn
 from retain.sharding import any_sharded, sharded_like
 
 
@@ -73,7 +77,7 @@ class Observing(Remembered):
         if self._state.running is None:
             warn_if_short(parameters, self.storage)
         running = self._state.running or Running()
-        running.refuse_changed(parameters)
+        self._sets_out(running, parameters)
         limits = [n for n in (max_samples, own_samples(data)) if n is not None]
         wanted = running.samples + min(limits, default=math.inf)
         if wanted == running.samples:  # all that the loader has for this rank is repeated
@@ -153,6 +157,7 @@ class Observing(Remembered):
         self._guard.look()
         if self._state.running is not None:
             self._state.running.refuse_changed(self.selection.matching(self.model))
+            self._say_moved_on(self._state.running)
         self._holding()
         warn_of_fresh(self.model, observed)
         terms = self._joined(observed, merge)
@@ -191,6 +196,32 @@ class Observing(Remembered):
         return (self.storage.term(means, self.selection.matching(self.model), anchor),)
 
     # ---- inside ----
+
+    def _sets_out(self, running: Running, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Before samples are added: know the weights of the first, or say if these are others.
+
+        Raises:
+            ModelError: the parameters are not those that were observed before.
+        """
+        running.refuse_changed(parameters)
+        if running.outset is None or not running.samples:
+            running.outset = Outset(parameters)
+        elif joined := running.outset.joined(parameters):
+            raise ModelError(
+                f"The model changed since it was observed: {listed(joined)} not there, frozen or "
+                f"left out for the first {running.samples} samples, so that there is no mean over "
+                "all of them. Call consolidate() first, or observe all data with a new memory."
+            )
+        self._say_moved_on(running)
+
+    def _say_moved_on(self, running: Running) -> None:
+        """Warn, once, if the weights are not those of the first sample any more."""
+        if running.outset is None or running.outset.said or not running.samples:
+            return
+        others = running.outset.others(self.selection.matching(self.model))
+        if others:
+            running.outset.said = True
+            warn(alarms.moved_on(self, others, running.samples))
 
     def _of_all_ranks(self, merge: Merge) -> Importance:
         def here() -> Importance:

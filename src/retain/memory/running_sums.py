@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from retain.errors import InputError, ModelError
 from retain.importance import Importance
 from retain.lazily import MadeWhenAsked
+from retain.memory.outset import Outset
 from retain.parameters import summed_in
 from retain.per_sample import WITHOUT_GRADIENT
 
@@ -24,6 +25,7 @@ class Running:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.alive: set[str] = set()  # parameters whose sum is known to be more than zero
+        self.outset: Outset | None = None  # the weights at the first sample, if they are known
         self.routes: dict[str, str] = {}
         self.precisions: tuple[str, ...] = ()
         with torch.inference_mode(False):
@@ -82,7 +84,11 @@ class Running:
         """
         wrong = [
             f"{name} was {tuple(total.shape)} and is "
-            + (str(tuple(parameters[name].shape)) if name in parameters else "not there")
+            + (
+                str(tuple(parameters[name].shape))
+                if name in parameters
+                else "gone, frozen or left out"
+            )
             for name, total in self.sums.items()
             if name not in parameters or parameters[name].shape != total.shape
         ]
@@ -139,7 +145,9 @@ class Running:
     def copy(self) -> Running:
         """The same, with sums of its own."""
         sums = {name: total.clone() for name, total in self.sums.items()}
-        return Running.restored(sums, self.samples, self.routes, self.squared_norm, self.precisions)
+        twin = Running.restored(sums, self.samples, self.routes, self.squared_norm, self.precisions)
+        twin.outset = self.outset
+        return twin
 
     @classmethod
     def restored(
