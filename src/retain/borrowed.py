@@ -303,7 +303,7 @@ class _Together:
                 self._held.__exit__(None, None, None)
 
 
-_here = threading.local()  # .borrowing: how often this thread does
+_here = threading.local()  # .borrowing: how often this thread does; .fused: see below
 
 
 @contextmanager
@@ -315,6 +315,16 @@ def _thawed() -> Iterator[None]:
             yield
         finally:
             _here.borrowing -= 1
+
+
+@contextmanager
+def fused() -> Iterator[None]:
+    """Inside of `borrowed`: recurrence is fused, as in the user's own calls, in this thread."""
+    before, _here.fused = getattr(_here, "fused", False), True
+    try:
+        yield
+    finally:
+        _here.fused = before
 
 
 @contextmanager
@@ -331,10 +341,10 @@ def _replaced_in_torch() -> Iterator[None]:
     def plainly(run: Any, _preserve_rng: Any, *args: Any) -> Any:
         return run(*args)
 
-    def in_steps(fused: Callable[..., Any]) -> Callable[..., Any]:
+    def in_steps(at_once: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            with _unfused:
-                return fused(*args)
+            with nullcontext() if getattr(_here, "fused", False) else _unfused:
+                return at_once(*args)
 
         return run
 

@@ -72,6 +72,30 @@ def test_few_live_rows_are_laid_out_as_their_neighbours(
     assert probed == [3]  # a few samples of the first batch, and never a whole batch
 
 
+@pytest.mark.parametrize("tokens", [2, 7, 8, 9])
+@pytest.mark.parametrize("samples", [2, 3])
+def test_few_live_rows_of_two_or_three_samples_are_looked_at_once(
+    tokens: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = FirstToken().double()
+    engine = engine_of(model)
+    plainly, probed = Ladder._probe, [0]
+
+    def counted(self: Ladder, graph: Graph, n: int) -> object:
+        probed[0] += 1
+        return plainly(self, graph, n)
+
+    monkeypatch.setattr(Ladder, "_probe", counted)
+    looks = []
+    for _ in range(3):
+        x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            assert_exact(engine(Batch.of(x)), truth(model, x))
+        looks.append(probed[0])
+    assert looks[0] == looks[1] == looks[2]
+
+
 def test_without_neighbours_the_batch_itself_is_looked_at() -> None:
     torch.manual_seed(0)
     model = FirstToken(siblings=False).double()

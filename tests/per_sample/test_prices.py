@@ -211,3 +211,29 @@ def test_what_is_surely_cheap_is_not_timed_again(monkeypatch: pytest.MonkeyPatch
     model, x = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(6, 8)
     assert not told(model, x, x)
     assert not timed
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="recurrence is not fused here")
+def test_the_plain_pass_has_recurrence_fused_and_a_slow_forward_is_no_bound() -> None:
+    """The engine takes it step by step; training does not, and its price is what counts."""
+    torch.manual_seed(0)
+    model, steps = nn.LSTM(4, 4, batch_first=True), []
+
+    def last(result: tuple[Tensor, object]) -> Tensor:
+        steps.append("Mkldnn" not in str(result[0].grad_fn.next_functions))
+        return result[0][:, -1]
+
+    engine = PerSample(model, dict(model.named_parameters()), SquaredNorm(), output=last)
+    batch = Batch.of(torch.randn(5, 6, 4))
+    with borrowed(model):
+        engine(batch)
+        assert steps[0]
+        engine._plain.seconds(batch, None)
+    assert not steps[-1]
+    assert engine._plain.forward_at_least(1.0) == 0.0
+    assert PlainPass(engine_of_linear()._forward).forward_at_least(1.0) == 1.0
+
+
+def engine_of_linear() -> PerSample:
+    model = nn.Linear(2, 2)
+    return PerSample(model, dict(model.named_parameters()), SquaredNorm())

@@ -156,8 +156,9 @@ class Observing(Remembered):
             raise StateError(self._nothing_to_consolidate())
         self._guard.look()
         if self._state.running is not None:
-            self._state.running.refuse_changed(self.selection.matching(self.model))
-            self._say_moved_on(self._state.running)
+            parameters = self.selection.matching(self.model)
+            self._state.running.refuse_changed(parameters)
+            self._say_moved_on(self._state.running, parameters)
         self._holding()
         warn_of_fresh(self.model, observed)
         terms = self._joined(observed, merge)
@@ -206,21 +207,22 @@ class Observing(Remembered):
         running.refuse_changed(parameters)
         if running.outset is None or not running.samples:
             running.outset = Outset(parameters)
-        elif joined := running.outset.joined(parameters):
+            return
+        joined = running.outset.joined(parameters)
+        if joined:
             raise ModelError(
                 f"The model changed since it was observed: {listed(joined)} not there, frozen or "
                 f"left out for the first {running.samples} samples, so that there is no mean over "
                 "all of them. Call consolidate() first, or observe all data with a new memory."
             )
-        self._say_moved_on(running)
+        self._say_moved_on(running, parameters)
 
-    def _say_moved_on(self, running: Running) -> None:
+    def _say_moved_on(self, running: Running, parameters: Mapping[str, nn.Parameter]) -> None:
         """Warn, once, if the weights are not those of the first sample any more."""
-        if running.outset is None or running.outset.said or not running.samples:
-            return
-        others = running.outset.others(self.selection.matching(self.model))
-        if others:
-            running.outset.said = True
+        outset = running.outset
+        others = outset.others(parameters) if outset is not None and not outset.said else []
+        if outset is not None and others:
+            outset.said = True
             warn(alarms.moved_on(self, others, running.samples))
 
     def _of_all_ranks(self, merge: Merge) -> Importance:

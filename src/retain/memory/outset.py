@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from retain.memory.movement import can_be_read, elements, spread
-from retain.parameters import shape_of
 from retain.sharding import is_sharded
 
 
@@ -23,27 +23,43 @@ class Outset:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.said = False
-        self._shapes = {name: shape_of(p) for name, p in parameters.items()}
-        self._elements = {n: elements(p, spread(p)) for n, p in parameters.items() if _usable(p)}
+        self._then = {name: _Seen.of(p) for name, p in parameters.items()}
 
     def joined(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Names of those that were not observed then."""
-        return [name for name in parameters if name not in self._shapes]
+        return [name for name in parameters if name not in self._then]
 
     def others(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Names of those that hold something else by now, in the coarser type of then and now."""
-        return [
-            name
-            for name, p in parameters.items()
-            if name in self._elements and shape_of(p) == self._shapes[name] and _usable(p)
-            if not _same(elements(p, spread(p)), self._elements[name])
-        ]
+        then = self._then
+        with torch.no_grad():
+            return [n for n, p in parameters.items() if (seen := then.get(n)) and seen.differs(p)]
 
 
-def _usable(p: nn.Parameter) -> bool:
-    return can_be_read(p) and not is_sharded(p)
+class _Seen(NamedTuple):
+    """A few elements of a parameter, and where they lie in it."""
 
+    kind: type
+    shape: torch.Size
+    where: Tensor
+    elements: Tensor
 
-def _same(now: Tensor, then: Tensor) -> bool:
-    coarse = then.dtype if then.element_size() < now.element_size() else now.dtype
-    return torch.equal(now.to(coarse), then.to(now.device, coarse))
+    @classmethod
+    def of(cls, p: nn.Parameter) -> _Seen | None:
+        """None where there is nothing to be looked at."""
+        if not can_be_read(p) or is_sharded(p):
+            return None
+        where = spread(p)
+        return cls(type(p), p.shape, where, elements(p, where))
+
+    def differs(self, p: nn.Parameter) -> bool:
+        """Whether others are there now; one of another shape is told of where it is observed."""
+        if p.shape != self.shape or type(p) is not self.kind or p.is_meta:
+            return False
+        usual = p.dtype.itemsize > 1 and p.device == self.where.device
+        now = torch.take(p, self.where) if usual else elements(p, self.where)
+        then = self.elements
+        if now.dtype != then.dtype or now.device != then.device:
+            coarse = then.dtype if then.element_size() < now.element_size() else now.dtype
+            now, then = now.to(coarse), then.to(now.device, coarse)
+        return not torch.equal(now, then)

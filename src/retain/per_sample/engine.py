@@ -167,7 +167,8 @@ class PerSample:
             every = self._plain.clock() - begun
             kept = ladder.keeps(graph, batch.samples)
             later = seconds + self._tally.seconds if kept and not forward.written else every
-            used = Used(kind, known, kept, seconds, later)
+            at_least = self._plain.forward_at_least(seconds)
+            used = Used(kind, known, kept, at_least, later)
         self._exponent.undo(self._tally.sums.values())
         return target, used
 

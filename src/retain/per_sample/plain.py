@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from contextlib import nullcontext
 
+import torch
+from torch import Tensor, nn
+
+from retain.borrowed import fused
 from retain.per_sample.below import any_older, beginning, inputs_first
 from retain.per_sample.forward import Forward
 from retain.per_sample.lent import taken_gradients
@@ -27,6 +30,14 @@ class PlainPass:
         """Seconds, of which only differences mean anything."""
         return seconds_on(self._device)
 
+    def forward_at_least(self, seconds: float) -> float:
+        """What a plain forward takes at least, if that in the engine took so many seconds.
+
+        Nothing is known of recurrence, which is fused there and taken step by step here.
+        """
+        every = self._forward.model.modules()
+        return 0.0 if any(isinstance(one, nn.RNNBase) for one in every) else seconds
+
     def seconds(self, batch: Batch, target: Tensor | None) -> float:
         """How long a plain forward and backward pass takes, with a backward for each score.
 
@@ -35,7 +46,9 @@ class PlainPass:
         """
         parameters = [p for p in self._parameters.values() if p.requires_grad]
         forward = self._forward
-        with forward.written_aside(), torch.enable_grad():
+        # on accelerators, fused recurrence in eval mode has no backward
+        own = fused() if self._device.type == "cpu" else nullcontext()
+        with own, forward.written_aside(), torch.enable_grad():
             if forward.written:  # whoever trains does not find them as they were
                 output_of(forward.model, batch, forward.output)
             since = beginning()

@@ -200,7 +200,30 @@ class Ladder:
         proved = (
             fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
         )
+        if proved and known.plan.likely and not known.plan.certain:
+            known = self._settled(known, graph, batch, target)
         self.plans.keep(graph, batch.samples, known, proved=proved)
+        return known
+
+    def _settled(self, known: Known, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
+        """The same, certain if nothing but the likely layouts fits where samples are taken twice.
+
+        In a few samples of which most gradients are zero (a class token) others fit as well.
+        """
+        doubled = batch.doubled()
+        if doubled is None:
+            return known
+        twice = None if target is None else torch.cat([target, target])
+        for samples in (doubled.samples, doubled.samples - 1):
+            # the length of a sequence may make others fit for one number of samples, not for two
+            larger, _, _ = self._forward.few(doubled, twice, samples)
+            alike = larger.wiring == graph.wiring
+            grown = known.plan.grown(larger, samples) if alike else None
+            if grown is None:
+                return known
+            found = self._probe(larger, samples).plan.frontier
+            if found.certain and found.layouts == grown.frontier.layouts:
+                return replace(known, plan=known.plan.proved)
         return known
 
     def _other(self, batch: Batch, target: Tensor | None) -> Graph:
