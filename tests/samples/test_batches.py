@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
+import retain
 from retain.errors import InputError
 from retain.samples.batches import Batch, tensors_in
 
@@ -161,3 +162,23 @@ def test_tensors_in_their_order():
     assert [id(t) for t in tensors_in({"x": (a, [b]), "y": "text", "z": c})] == [
         *map(id, (a, b, c))
     ]
+
+
+def test_what_is_cut_lies_in_memory_as_the_whole_did():
+    """Of a sequence-first batch as well: models ask for a view of their input."""
+
+    class Flattens(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x.view(-1, 3)).view(*x.shape[:2], 2).sum(0)
+
+    torch.manual_seed(0)
+    model, x = Flattens(), torch.randn(5, 4, 3)
+    assert Batch.of(x, batch_dim=1).take(1, 3).args[0].is_contiguous()
+    found = retain.MAS(model, batch_dim=1).observe([x], progress=False).observed
+    each = [torch.autograd.grad(model(x[:, [k]]).square().sum(), model.layer.weight)[0].abs()
+            for k in range(4)]  # fmt: skip
+    torch.testing.assert_close(found["layer.weight"], sum(each) / 4)

@@ -244,6 +244,24 @@ def test_pooled_outputs_and_images_are_left_alone():
     assert_same(omega(model, [padded(some, 10, dtype=torch.float64)]), truth)
 
 
+@pytest.mark.parametrize("choices", [2, 6])
+def test_several_texts_of_a_sample_have_a_mask_each(choices):
+    """[n, choices, T] is no mask over pairs of positions, also with as many choices as positions.
+
+    The output has a number for each choice, and nothing of it is padding.
+    """
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=31, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=12,
+    )  # fmt: skip
+    model = transformers.BertForMultipleChoice(config).double().eval()
+    ids, mask = torch.randint(1, 31, (3, choices, 6)), torch.ones(3, choices, 6, dtype=torch.long)
+    mask[:, :, 4:], mask[1, 1, 2:] = 0, 0
+    truth = one_by_one(model, range(3), lambda k: model(ids[[k]], attention_mask=mask[[k]]).logits)
+    assert_same(omega(model, [{"input_ids": ids, "attention_mask": mask}]), truth)
+
+
 def test_logits_of_spans_are_per_position():
     transformers = pytest.importorskip("transformers")
     make = lambda: transformers.BertForQuestionAnswering(  # noqa: E731

@@ -99,7 +99,8 @@ def _of_devices(said: str, model: nn.Module, raw: object) -> RetainError:
 
 def _types(tensors: Iterable[Tensor]) -> str:
     floating = (t.dtype for t in tensors if t.is_floating_point() or t.is_complex())
-    return " and ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(floating))
+    named = " and ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(floating))
+    return named or "of whole numbers"
 
 
 def _devices(tensors: Iterable[Tensor]) -> str:

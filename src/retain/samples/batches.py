@@ -283,7 +283,7 @@ class Batch:
             return rows
         dim = self._dim(path)
         if tensor.ndim > dim and tensor.shape[dim] == self.samples:
-            return tensor.narrow(dim, start, stop - start)
+            return _narrowed(tensor, dim, start, stop - start)
         return tensor
 
     def shortened(self, positions: int) -> Batch:
@@ -294,7 +294,7 @@ class Batch:
                 return part if path in self.shared else DESCEND
             for dim in range(1, part.ndim):
                 if part.shape[dim] == positions and (dim == 1 or part.shape[-1] == positions):
-                    part = part.narrow(dim, 0, positions - 1)
+                    part = _narrowed(part, dim, 0, positions - 1)
             return part
 
         padding = None if self.padding is None else self.padding[:, : positions - 1]
@@ -408,6 +408,12 @@ def _is_list(part: Any) -> bool:
 def _size(item: Any, dim: int) -> int | None:
     """The size of a tensor along `dim`; nested containers have none."""
     return item.shape[dim] if isinstance(item, Tensor) and item.ndim > dim else None
+
+
+def _narrowed(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Part of a tensor, without gaps in memory if it had none: models may ask for a view of it."""
+    part = tensor.narrow(dim, start, length)
+    return part.contiguous() if dim and tensor.is_contiguous() else part
 
 
 def _as_leaf(whole: Tensor, cut: Tensor) -> Tensor:

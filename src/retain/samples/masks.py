@@ -51,7 +51,8 @@ def has_decoder(inputs: Mapping[str, Any]) -> bool:
 def _masks(
     inputs: Mapping[str, Tensor], kept: tuple[str, ...], left_out: tuple[str, ...]
 ) -> list[Tensor]:
-    found = [kept_positions(inputs[name]) for name in kept if name in inputs]
+    alone = (inputs[name] for name in kept if name in inputs)
+    found = [kept_positions(mask) for mask in alone if not of_several_texts(mask, inputs)]
     found += [~padding(inputs[name], name) for name in left_out if name in inputs]
     return [mask for mask in found if mask is not None]
 
@@ -60,13 +61,27 @@ def kept_positions(mask: Tensor) -> Tensor | None:
     """[n, T]: the positions that an attention mask [n, T], [n, T, T] or [n, heads, T, T] keeps.
 
     Of a mask over pairs, these are the positions that another one looks at (pairs.py). None for
-    other shapes.
+    other shapes: there may be keys that were kept from earlier.
     """
-    if mask.ndim not in (2, 3, 4):
-        return None
     if mask.ndim == 2:
         return _allowed(mask)
+    if mask.ndim not in (3, 4) or mask.shape[-2] not in (1, mask.shape[-1]):
+        return None
     return kept_by(pairs(mask))
+
+
+def of_several_texts(mask: Tensor, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a mask is [n, choices, T]: tokens have that shape, and nothing has positions [n, T].
+
+    It says nothing of an output [n, choices], also if there are as many choices as positions.
+    """
+    if mask.ndim != 3:
+        return False
+    others = [t for t in inputs.values() if t is not mask]
+    of_positions = [t for t in others if t.ndim > 1 and t.shape != mask.shape]
+    return any(t.shape == mask.shape and are_numbers(t) for t in others) and not any(
+        t.shape[:2] == (mask.shape[0], mask.shape[2]) for t in of_positions
+    )
 
 
 def pairs(mask: Tensor) -> Tensor:

@@ -250,6 +250,8 @@ def _blocks(inputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, int]] | Non
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim not in (3, 4) or mask.shape[-1] != mask.shape[-2]:
         return None
+    if masks.of_several_texts(mask, inputs):
+        return None
     looks = masks.pairs(mask)
     kept, single = pairs.read(looks)
     if bool(single.any()) and not _are_alike(inputs, single):
