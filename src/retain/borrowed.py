@@ -135,7 +135,7 @@ def same_random_state(model: nn.Module) -> Iterator[None]:
 def _random_states(devices: set[torch.device]) -> list[_Thing]:
     things = [
         _Thing("python", random.getstate(), random.setstate),
-        _Thing("numpy", np.random.get_state(), np.random.set_state),
+        _Thing("numpy", np.random.get_state(legacy=False), np.random.set_state),
         _Thing("cpu", torch.get_rng_state(), torch.set_rng_state),
     ]
     for device in devices:

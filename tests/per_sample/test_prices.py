@@ -71,6 +71,20 @@ def test_long_batches_are_not_timed_again_and_again() -> None:
     assert (once.called, never.called) == (1, 0)
 
 
+def test_what_ends_in_the_last_layers_is_not_cheap_beyond_doubt() -> None:
+    """Then a plain backward pass may take no time at all, and a forward is all that is known."""
+    assert Price.at_most(0.4, 0.1, 1, whole=False).dear
+    assert not Price.at_most(0.4, 0.1, 1, whole=True).dear
+    for frozen in (False, True):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        model[0].requires_grad_(not frozen)
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        engine = PerSample(model.eval(), trained, SquaredNorm())
+        with borrowed(model):
+            engine(Batch.of(torch.randn(5, 4)))
+        assert engine._dearness._goes_through_all() is not frozen
+
+
 def test_what_surrounds_a_batch_is_not_dear() -> None:
     assert not Price(seconds=AROUND, plain=AROUND / 100).dear
 

@@ -7,6 +7,7 @@ shapes where parameters meet the data; only who owns which row does, or what the
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -259,6 +260,29 @@ def test_hooks_that_become_others(power: int) -> None:
     hook["is"] = lambda g: g / (1 + g.norm())
     with pytest.warns(UserWarning, match="'weight'.*hook"):
         memory.observe(x, progress=False)
+
+
+@pytest.mark.parametrize("writes", [lambda call: True, lambda call: call > 5])
+def test_hooks_that_write_into_the_gradient(writes) -> None:
+    """From the beginning, or all of a sudden: what the sum was before is not lost."""
+    torch.manual_seed(0)
+    model, x, mask = nn.Linear(12, 24), torch.randn(8, 12), (torch.rand(24, 12) > 0.5).float()
+    calls = iter(range(1000))
+
+    def masked(g):
+        if not writes(next(calls)):
+            return g * mask
+        g.mul_(mask)
+        return None
+
+    truth = retain.MAS(copy.deepcopy(model)).observe(x, progress=False).observed["weight"] * mask
+    model.weight.register_hook(masked)
+    memory = retain.MAS(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is looped over, where it was sudden
+        for _ in range(5):
+            memory.observe(x, progress=False)
+    assert torch.allclose(memory.observed["weight"], truth, rtol=1e-4)
 
 
 def test_hooks_that_look_at_the_whole_gradient() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from retain.errors import InputError, RetainError
 from retain.memory.mishaps import explained
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CUT = 64  # samples per batch when the data is one tensor
 EXPECTED = "a DataLoader, a list, a generator or another iterable of batches, or one tensor"
@@ -46,18 +50,22 @@ def batches_in(data: Any, *, batch_dim: int) -> Iterable[Any]:
 @contextmanager
 def progress_of(data: Any, *, wanted: bool) -> Iterator[Callable[[], None]]:
     """Gives a function to call after each batch; it moves a bar if there is a terminal."""
-    if wanted:
-        from rich.console import Console
+    if wanted and (console := _standard_error()).is_terminal:
+        from rich.progress import Progress
 
-        console = Console(stderr=True)
-        if console.is_terminal:
-            from rich.progress import Progress
-
-            with Progress(console=console, transient=True) as bar:
-                task = bar.add_task("observing", total=_length(data))
-                yield lambda: bar.advance(task)
-            return
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("observing", total=_length(data))
+            yield lambda: bar.advance(task)
+        return
     yield lambda: None
+
+
+@lru_cache(maxsize=1)  # `observe` may be called for every single batch
+def _standard_error() -> Console:
+    """Where progress is shown: whatever `sys.stderr` is at the time."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 @contextmanager

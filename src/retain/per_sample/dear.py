@@ -13,6 +13,7 @@ from retain.per_sample.fallback import (
     LOOKED_AT,
     MANY_USES,
     MUCH_AROUND,
+    UNUSED,
     WRITES,
     some,
 )
@@ -67,7 +68,8 @@ class Dearness:
         # to weights writes more than later ones, and what surrounds it is not in `later`.
         later = seconds if self._forward.written else used.later
         doubtful = slow or self._forward.written
-        if not doubtful and not Price.at_most(later, used.forward, plain.scores).dear:
+        most = Price.at_most(later, used.forward, plain.scores, whole=self._goes_through_all())
+        if not doubtful and not most.dear:
             return
 
         def another() -> float:
@@ -88,6 +90,12 @@ class Dearness:
                 another()
                 return
         self._prices.dear(self._tally.routes, price, batch.samples, self._why(used))
+
+    def _goes_through_all(self) -> bool:
+        """Whether a backward pass goes through every layer that a forward does."""
+        routes = self._tally.routes
+        reached = {id(p) for n, p in self._tally.parameters.items() if routes[n] != UNUSED}
+        return all(id(p) in reached for p in self._forward.model.parameters())
 
     def _why(self, used: Used) -> str:
         """The reason why closed forms cost more than they should."""

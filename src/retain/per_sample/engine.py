@@ -36,7 +36,7 @@ from retain.per_sample.stated import Stated
 from retain.per_sample.sums import not_finite
 from retain.per_sample.switches import leniently
 from retain.per_sample.tally import Tally
-from retain.per_sample.trust import Ladder
+from retain.per_sample.trust import Ladder, Trust
 from retain.per_sample.truth import Truth
 from retain.per_sample.written import writes_across
 from retain.samples.batches import Batch
@@ -107,7 +107,8 @@ class PerSample:
         """The sums, if they are finite."""
         target = None
         while True:
-            with gradients_aside(self.model), state_aside(self.model), interpreted(self.model):
+            modules = list(self.model.modules())
+            with gradients_aside(self.model), state_aside(modules), interpreted(modules):
                 target = self._priced(batch, target)
             sums = self._tally.results()
             broken = not_finite(self._tally.sums)
@@ -165,7 +166,7 @@ class PerSample:
             self._tally.follow_side_doors()
             self._loop.complete(graph, batch, target, known.plan.inseparable)
             every = self._plain.clock() - begun
-            kept = ladder.keeps(graph, batch.samples)
+            kept = known.trust is Trust.KEPT or ladder.keeps(graph, batch.samples)
             later = seconds + self._tally.seconds if kept and not forward.written else every
             at_least = self._plain.forward_at_least(seconds)
             used = Used(kind, known, kept, at_least, later)

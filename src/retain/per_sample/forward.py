@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,6 @@ class Forward:
             batch.take(0, FEW).call(self.model)
         self.written = writes.weights
 
-    @contextmanager
-    def written_aside(self) -> Iterator[None]:
+    def written_aside(self) -> AbstractContextManager[None]:
         """Give such weights back as they were."""
-        with weights_aside(self.written or ()):
-            yield
+        return weights_aside(self.written) if self.written else nullcontext()

@@ -30,20 +30,27 @@ class Graph:
         self.order = inputs_first(scores.grad_fn)
         self.position = {node: at for at, node in enumerate(self.order)}
         self.users: dict[Node, list[Link]] = {}
-        for node in self.order:
-            for index, (below, _) in enumerate(node.next_functions):
-                if below is not None:
-                    self.users.setdefault(below, []).append((node, index))
         by_tensor = {id(p): name for name, p in parameters.items()}
         # name → the node in which the gradient of this parameter ends; absent where it is unused.
         self.leaves: dict[str, Node] = {}
         self.other_leaves: list[Node] = []  # in which the gradients of other tensors end
+        wires: list[object] = []  # of every node its name, and what it was computed from
         for node in self.order:
-            variable = getattr(node, "variable", None)
+            name, links = node.name(), node.next_functions
+            wires.append(name)
+            for index, (below, result) in enumerate(links):
+                if below is None:
+                    wires.append(None)
+                else:
+                    self.users.setdefault(below, []).append((node, index))
+                    wires.append((self.position[below], result))
+            # asking for what is not there takes longer than to look whether it may be
+            variable = None if links else getattr(node, "variable", None)
             if variable is not None and id(variable) in by_tensor:
                 self.leaves[by_tensor[id(variable)]] = node
             elif variable is not None:
                 self.other_leaves.append(node)
+        self._wires = tuple(wires)
 
     @cached_property
     def has_functions(self) -> bool:
@@ -58,12 +65,8 @@ class Graph:
     @cached_property
     def wiring(self) -> int:
         """Equal for two graphs of the same operations and parameters, wired in the same way."""
-        at = self.position
-        nodes = tuple(
-            (node.name(), tuple((at.get(below, -1), i) for below, i in node.next_functions))  # type: ignore[arg-type]
-            for node in self.order
-        )
-        return hash((nodes, *((name, at[leaf]) for name, leaf in self.leaves.items())))
+        leaves = ((name, self.position[leaf]) for name, leaf in self.leaves.items())
+        return hash((self._wires, *leaves))
 
     @cached_property
     def signature(self) -> int:

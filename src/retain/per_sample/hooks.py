@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from retain.per_sample.sums import Sum
 SIZES = (1.0, 1e-3, 1e3)  # of the made-up gradients: a threshold would treat them differently
 CLOSE = 1e-4
 ROWS = 8  # of so many rows one is compared, each time another
+
+Rows = slice | EllipsisType
 
 
 def hooked(parameters: Mapping[str, Tensor]) -> list[str]:
@@ -24,6 +27,7 @@ class Multipliers:
 
     def __init__(self) -> None:
         self._of: dict[str, Tensor | None] = {}
+        self._writing: set[str] = set()  # parameters with a hook that changes what it is given
         self._turn = 0
 
     def apply(self, name: str, parameter: Tensor, powers: Sum) -> bool:
@@ -35,8 +39,12 @@ class Multipliers:
         """
         known, total = self._of.get(name), powers.total
         if known is not None and known.dtype == total.dtype:
-            found = _through(parameter, total.clone())
-            if self._is_product(found, known, total, all_rows=powers.power != 1):
+            rows = self._rows(total) if powers.power == 1 else ...
+            before, version = total[rows].clone(), total._version
+            found = _through(parameter, total.clone() if name in self._writing else total)
+            if total._version != version:  # for the first time: what it was given is gone
+                return False
+            if _is_product(found, known, total.shape, before, rows):
                 # |m g|ᵖ = |m|ᵖ |g|ᵖ
                 if powers.power == 1:
                     torch.abs(found, out=total)
@@ -48,21 +56,31 @@ class Multipliers:
             total.mul_(powers.raised(known))
         return known is not None
 
-    def _is_product(self, found: Tensor, factor: Tensor, of: Tensor, *, all_rows: bool) -> bool:
-        if found.shape != of.shape:
-            return False
+    def _rows(self, total: Tensor) -> Rows:
+        """Some of its rows, each time others; all, if they are few."""
         self._turn += 1
-        if not all_rows and of.ndim and len(of) > ROWS:
-            rows = slice(self._turn % ROWS, None, ROWS)
-            found, factor, of = found[rows], factor[rows], of[rows]
-        return float((factor * of).sub_(found).abs_().max()) == 0
+        some = total.ndim > 0 and len(total) > ROWS
+        return slice(self._turn % ROWS, None, ROWS) if some else ...
 
     def _found(self, name: str, parameter: Tensor) -> Tensor | None:
-        found = _through(parameter, torch.ones_like(parameter, requires_grad=False))
+        ones = torch.ones_like(parameter, requires_grad=False)
+        version = ones._version
+        found = _through(parameter, ones)
+        if ones._version != version:
+            self._writing.add(name)
         known = self._of.get(name)
         if known is None or not torch.equal(known, found):
             self._of[name] = found if _multiplies(parameter, found) else None
         return self._of[name]
+
+
+def _is_product(
+    found: Tensor, factor: Tensor, shape: torch.Size, before: Tensor, rows: Rows
+) -> bool:
+    """Whether what the hooks made of a sum is that factor times what it was, in these rows."""
+    if found.shape != shape:
+        return False
+    return float((factor[rows] * before).sub_(found[rows]).abs_().max()) == 0
 
 
 def _multiplies(parameter: Tensor, factor: Tensor) -> bool:

@@ -58,14 +58,14 @@ def taken_gradients(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def state_aside(model: nn.Module) -> Iterator[None]:
+def state_aside(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Attributes of modules are put back as they were: tensors, and what is held by others.
 
     Containers, objects and generators of random numbers hold something.
     """
     before = []
     seen: set[int] = set()  # objects that several modules share, such as a configuration
-    for module in model.modules():
+    for module in modules:
         attributes = {k: v for k, v in vars(module).items() if k not in OWN}
         some = [v for v in attributes.values() if type(v) not in STILL]
         held = [_Attribute.of(v, seen) for v in some if _may_change(v)]

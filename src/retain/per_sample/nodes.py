@@ -39,24 +39,28 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {}
 
 def arguments(node: Node) -> list[Any]:
     """What the operation was called with beside tensors, as far as its node keeps it."""
-    if is_custom(node):
-        return []
     name = node.name()
-    if name not in _ARGUMENTS:
+    attributes = _ARGUMENTS.get(name)
+    if attributes is None:
+        if is_custom(node):
+            return []
         saved = (attribute for attribute in dir(node) if attribute.startswith("_saved_"))
-        _ARGUMENTS[name] = tuple(a for a in saved if not _holds_tensors(getattr(node, a)))
-    values = [getattr(node, attribute) for attribute in _ARGUMENTS[name]]
-    return [tuple(v) if type(v) is list else v for v in values if _hashable(v)]
+        attributes = tuple(a for a in saved if not _holds_tensors(getattr(node, a)))
+        _ARGUMENTS[name] = attributes
+    found = []
+    for attribute in attributes:  # of every node of every batch
+        value = getattr(node, attribute)
+        kind = type(value)
+        if kind in SIMPLE:
+            found.append(value)
+        elif kind in (list, tuple) and SIMPLE.issuperset(map(type, value)):
+            found.append(tuple(value))
+    return found
 
 
 def _holds_tensors(value: Any) -> bool:
     many = value if isinstance(value, (list, tuple)) else [value]
     return any(isinstance(one, Tensor) for one in many)
-
-
-def _hashable(value: Any) -> bool:
-    many = value if isinstance(value, (list, tuple)) else (value,)
-    return SIMPLE.issuperset(map(type, many))  # asked for every argument of every batch
 
 
 def constants(node: Node) -> list[tuple[str, Any]]:

@@ -52,12 +52,13 @@ class Price:
         return self.seconds - CHEAP * self.plain > AROUND * self.scores
 
     @classmethod
-    def at_most(cls, seconds: float, forward: float, scores: int) -> Price:
+    def at_most(cls, seconds: float, forward: float, scores: int, *, whole: bool) -> Price:
         """Not less than the price of a batch of which the forward pass took so long.
 
-        A backward pass, for each score, takes as long as a forward at least.
+        A backward pass, for each score, takes as long as a forward at least, if it goes through the
+        `whole` model; one that ends in its last layers may take no time at all.
         """
-        return cls(seconds, forward * (1 + scores), scores)
+        return cls(seconds, forward * (1 + scores) if whole else forward, scores)
 
     @classmethod
     def measured(

@@ -6,21 +6,24 @@ Interpreted, it leaves the same graph as the module that it was made from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 
+def interpreted(modules: Iterable[nn.Module]) -> AbstractContextManager[None]:
+    """With every scripted one of these modules interpreted; its own compiled form is left alone."""
+    scripted = [module for module in modules if isinstance(module, torch.jit.ScriptModule)]
+    return _interpreted(_outermost(scripted)) if scripted else nullcontext()
+
+
 @contextmanager
-def interpreted(model: nn.Module) -> Iterator[None]:
-    """With every scripted module in `model` interpreted; its own compiled form is left alone."""
-    scripted = _outermost(model)
+def _interpreted(scripted: Iterable[torch.jit.ScriptModule]) -> Iterator[None]:
     with ExitStack() as stack:
-        if scripted:
-            stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
         for module in scripted:
             # found before the class's own, which leads to the compiled form
             vars(module)["forward"] = _interpreter(module)
@@ -28,14 +31,15 @@ def interpreted(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _outermost(model: nn.Module) -> list[torch.jit.ScriptModule]:
-    """The scripted modules that are in no other; those inside run as part of theirs."""
-    found: dict[str, torch.jit.ScriptModule] = {}
-    for name, module in model.named_modules():
-        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, torch.jit.ScriptModule) and not inside:
-            found[name] = module
-    return list(found.values())
+def _outermost(scripted: Iterable[torch.jit.ScriptModule]) -> list[torch.jit.ScriptModule]:
+    """Those that are in no other, which comes before them; those inside run as part of theirs."""
+    found: list[torch.jit.ScriptModule] = []
+    inside: set[int] = set()
+    for module in scripted:
+        if id(module) not in inside:
+            found.append(module)
+            inside.update(map(id, module.modules()))
+    return found
 
 
 def _interpreter(module: torch.jit.ScriptModule) -> Callable[..., Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -91,11 +91,9 @@ def settings() -> tuple[object, ...]:
 _unrounded = _Turned(_rounding)
 
 
-@contextmanager
-def unrounded() -> Iterator[None]:
+def unrounded() -> AbstractContextManager[None]:
     """Products and convolutions of float32 numbers in float32: no TF32, no bfloat16 inside."""
-    with _unrounded():
-        yield
+    return _unrounded()
 
 
 # ---- the same numbers each time ----
@@ -138,26 +136,28 @@ def repeatable() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def leniently() -> Iterator[None]:
+def leniently() -> AbstractContextManager[None]:
     """Under `use_deterministic_algorithms(True)`, a warning where PyTorch would raise an error.
 
     What is computed for single samples may need operations that a training step does not.
     """
-    with _leniently():
-        yield
+    return _leniently()
 
 
 # ---- autocast, off for a while ----
 
 
-@contextmanager
-def without_autocast() -> Iterator[None]:
+def without_autocast() -> AbstractContextManager[Any]:
     """The caller's autocast is for the model's forward, not for arithmetic on its gradients."""
+    kinds = [kind for kind in {"cpu", _accelerator()} if torch.is_autocast_enabled(kind)]
+    return _off(kinds) if kinds else nullcontext()
+
+
+@contextmanager
+def _off(kinds: Iterable[str]) -> Iterator[None]:
     with ExitStack() as stack:
-        for kind in {"cpu", _accelerator()}:
-            if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+        for kind in kinds:
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

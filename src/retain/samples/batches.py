@@ -93,14 +93,20 @@ class Batch:
         Raises:
             InputError: there is nothing that counts samples, or no sample.
         """
-        batch = cls(args, kwargs, 0, None, batch_dim)
-        counts = batch.counts()
-        if not counts:
+        return cls(args, kwargs, 0, None, batch_dim).counted()
+
+    def counted(self) -> Batch:
+        """The same batch, with as many samples as the first part says that counts any.
+
+        Raises:
+            InputError: there is nothing that counts samples, or no sample.
+        """
+        if not self._counts:
             raise InputError(
-                f"A batch holds no tensor with a dimension {batch_dim} to count samples by; "
+                f"A batch holds no tensor with a dimension {self.batch_dim} to count samples by; "
                 f"expected {ACCEPTED}."
             )
-        return batch.counted_by(next(iter(counts)))
+        return self.counted_by(next(iter(self._counts)))
 
     def counted_by(self, path: Path) -> Batch:
         """The same batch, with as many samples as the part at `path` holds.
@@ -108,18 +114,25 @@ class Batch:
         Raises:
             InputError: no sample.
         """
-        counts = self.counts()
+        counts, tensors = self._counts, self._inputs
         samples = counts[path]
         if samples == 0:
             raise InputError("A batch holds 0 samples. Leave empty batches out of the data.")
-        tensors = self.inputs()
         inside = {where[:-1] for where in counts if where in tensors}
         lists = (
             where
             for where, count in counts.items()
             if where not in tensors and count == samples and (where not in inside or where == path)
         )
-        return replace(self, samples=samples, lists=frozenset(lists))
+        return self.described(samples=samples, lists=frozenset(lists))
+
+    def described(self, **more: Any) -> Batch:
+        """The same parts, of which more is said: what was looked up about them stays known."""
+        other = replace(self, **more)
+        for looked_up in ("_inputs", "_counts"):
+            if looked_up in vars(self):
+                vars(other)[looked_up] = vars(self)[looked_up]
+        return other
 
     def call(self, model: nn.Module) -> Any:
         """What the model returns for this batch; it may add to a mapping without changing it."""
@@ -302,6 +315,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`, and none that autograd could not use."""
+        tensors = [t for t in (*self._inputs.values(), self.labels, self.padding) if t is not None]
+        if self.rows is None and all(t.device == device and not t.is_inference() for t in tensors):
+            return self
 
         def moved(_path: Path, part: Any) -> Any:
             if not isinstance(part, Tensor):
@@ -329,7 +345,7 @@ class Batch:
                 return part
             return part.detach().requires_grad_()
 
-        if all(part.grad_fn is None for part in self.inputs().values()):
+        if all(part.grad_fn is None for part in self._inputs.values()):
             return self
         return self._changed(rebuilt(self._parts(), leaf))
 
@@ -369,9 +385,13 @@ class Batch:
             return masks.of_decoder(named)
         return masks.of_encoder(named)
 
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor that the model is given, by its name alone."""
+        return {str(path[-1]): tensor for path, tensor in self._inputs.items()}
+
     def _named(self, without: frozenset[Path]) -> dict[str, Tensor]:
         """Inputs by their names; labels only where a decoder reads them."""
-        named = {str(path[-1]): t for path, t in self.inputs().items() if path not in without}
+        named = {str(path[-1]): t for path, t in self._inputs.items() if path not in without}
         return (
             named if "labels" in self.kwargs else {k: t for k, t in named.items() if k != "labels"}
         )

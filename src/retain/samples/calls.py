@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from retain.samples import masks
 from retain.samples.batches import LABEL_KEYS, Batch, tensors_in
 from retain.samples.containers import parts_of
 from retain.samples.packing import rows_of
-from retain.samples.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,14 @@ class ModelCall:
     kwargs: dict[str, Any]
     labels: Tensor | None
 
-    def batch(self, batch_dim: int, model: nn.Module, rows: Rows | None = None) -> Batch:
-        """The batch, with as many samples as its first tensor says, or as there are in `rows`."""
+    def parts(self, batch_dim: int, model: nn.Module) -> Batch:
+        """What the model is given, before it is known how many samples that is."""
         names = _names(model, len(self.args))
-        if rows is not None:
-            return Batch(self.args, self.kwargs, rows.samples, self.labels, batch_dim, names)
-        batch = Batch.of_call(self.args, self.kwargs, batch_dim=batch_dim)
-        return replace(batch, labels=self.labels, names=names)
+        return Batch(self.args, self.kwargs, 0, self.labels, batch_dim, names)
 
-    def named(self, model: nn.Module) -> dict[str, Tensor]:
-        """Every tensor in it by its name."""
-        batch = Batch(self.args, self.kwargs, 0, names=_names(model, len(self.args)))
-        return {str(path[-1]): tensor for path, tensor in batch.inputs().items()}
+    def batch(self, batch_dim: int, model: nn.Module) -> Batch:
+        """The batch, with as many samples as its first tensor says."""
+        return self.parts(batch_dim, model).counted()
 
 
 def served_batch(
@@ -48,14 +43,14 @@ def served_batch(
     Raises:
         InputError: there is nothing that counts samples, or rows are no samples.
     """
-    call = ModelCall(args, kwargs, None)
-    rows = rows_of(call.named(model)) if batch_dim == 0 else None
+    parts = ModelCall(args, kwargs, None).parts(batch_dim, model)
+    rows = rows_of(parts.named()) if batch_dim == 0 else None
     if rows is not None and rows.samples > 1:
         raise InputError(
             f"{rows.what} are no samples of their own in a call that serves: give such batches to "
             "observe(…)"
         )
-    return call.batch(batch_dim, model)
+    return parts.counted() if rows is None else parts.described(samples=rows.samples)
 
 
 def calls(

@@ -140,15 +140,17 @@ class Reader:
     def _resolved(
         self, form: ModelCall, raw: Any, model: nn.Module, pick: OutputPicker, device: torch.device
     ) -> Batch:
-        named = form.named(model)
+        parts = form.parts(self.batch_dim, model)
+        named = parts.named()
         if self.samples_of is not None:
             rows: Rows | None = rows_said(self.samples_of, raw, named)
         else:
             rows = rows_of(named) if self.batch_dim == 0 else None
-        batch = form.batch(self.batch_dim, model, rows).to(device)
+        batch = parts.counted() if rows is None else parts.described(samples=rows.samples)
+        batch = batch.to(device)
         if self.padding_mask is not None:
             padding = padding_said(self.padding_mask, raw, named)
-            batch = replace(batch, padding=padding.to(device))
+            batch = batch.described(padding=padding.to(device))
         probe = ModelProbe(model, pick)
         if rows is None:
             batch = self._counted(batch, probe)
@@ -158,8 +160,9 @@ class Reader:
         rows = self._ended(rows, batch, probe)
         lists = frozenset(batch.lists_of(rows.samples))
         shared = frozenset(path for path in batch.shared if str(path[-1]) not in rows.measures)
-        batch = replace(batch, rows=rows.to(device), samples=rows.samples, lists=lists)
-        batch = replace(batch, shared=shared)
+        batch = batch.described(
+            rows=rows.to(device), samples=rows.samples, lists=lists, shared=shared
+        )
         return self._arranged(batch, rows.to(device), probe)
 
     def _ended(self, rows: Rows, batch: Batch, probe: ModelProbe) -> Rows:
@@ -203,9 +206,9 @@ class Reader:
                 return batch
             if known.sure:
                 self._kinds[kind] = known
-        batch = batch.counted_by(known.counter)
-        batch = replace(batch, shared=known.shared, per_position=known.per_position)
-        batch = replace(batch, positions=known.positions)
+        batch = batch.counted_by(known.counter).described(
+            shared=known.shared, per_position=known.per_position, positions=known.positions
+        )
         if known.unmasked is not None:
             self._suspicions.of_output(batch, known.unmasked)
         return batch
@@ -219,7 +222,7 @@ class Reader:
         kind = frozenset(batch.inputs())
         if kind not in self._outputs:
             self._outputs[kind] = probe.readings(batch, rows)
-        batch = replace(batch, rows=replace(rows, output=self._outputs[kind]))
+        batch = batch.described(rows=replace(rows, output=self._outputs[kind]))
         if rows.what != TEXTS or rows.samples < 2:
             return batch
         self._suspicions.of_packed(batch, rows)

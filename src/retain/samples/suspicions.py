@@ -154,14 +154,18 @@ class Suspicions:
         is_sound = tensor.ndim == 2 and tensor.shape[1] >= SEQUENCE
         if not tensor.is_floating_point() or not (is_sound or tensor.ndim == 3):
             return None
-        frames = tensor if tensor.ndim == 3 else tensor[..., None]
-        if frames.shape[1] < 3 or not any(
-            bool((frames[:, end] == frames[:, inner]).all(-1).any()) for end, inner in ENDS
-        ):
+        if tensor.shape[1] < 3 or not any(_ends_alike(tensor, *ends) for ends in ENDS):
             return None  # quickly: unique is slow
+        frames = tensor if tensor.ndim == 3 else tensor[..., None]
         _, numbers = frames.detach().flatten(0, 1).unique(dim=0, return_inverse=True)
         token = masks.looks_padded(numbers.view(frames.shape[:2]))
         return None if token is None else "one and the same frame"
+
+
+def _ends_alike(frames: Tensor, end: int, inner: int) -> bool:
+    """Whether in any row of [n, T] or [n, T, d] the same stands at these two positions."""
+    alike = frames[:, end] == frames[:, inner]
+    return bool(alike.any() if alike.ndim == 1 else alike.all(-1).any())
 
 
 def _numbers_in(part: object) -> list[int]:
