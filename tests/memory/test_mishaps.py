@@ -191,7 +191,9 @@ def test_one_sample_that_does_not_fit(kind: Any) -> None:
 
 
 class Huge(Tensor):
-    """A batch that does not fit on the device of the model."""
+    """A batch on another device than the model's, on which it does not fit."""
+
+    device = torch.device("meta")
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         raise FULL

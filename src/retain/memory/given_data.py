@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,6 @@ from torch.utils.data import Dataset, IterableDataset
 
 from retain.errors import InputError, RetainError
 from retain.memory.mishaps import explained
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 CUT = 64  # samples per batch when the data is one tensor
 EXPECTED = "a DataLoader, a list, a generator or another iterable of batches, or one tensor"
@@ -50,22 +48,24 @@ def batches_in(data: Any, *, batch_dim: int) -> Iterable[Any]:
 @contextmanager
 def progress_of(data: Any, *, wanted: bool) -> Iterator[Callable[[], None]]:
     """Gives a function to call after each batch; it moves a bar if there is a terminal."""
-    if wanted and (console := _standard_error()).is_terminal:
-        from rich.progress import Progress
+    if wanted and _may_be_terminal(sys.stderr):
+        from rich.console import Console
 
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("observing", total=_length(data))
-            yield lambda: bar.advance(task)
-        return
+        console = Console(stderr=True)
+        if console.is_terminal:
+            from rich.progress import Progress
+
+            with Progress(console=console, transient=True) as bar:
+                task = bar.add_task("observing", total=_length(data))
+                yield lambda: bar.advance(task)
+            return
     yield lambda: None
 
 
-@lru_cache(maxsize=1)  # `observe` may be called for every single batch
-def _standard_error() -> Console:
-    """Where progress is shown: whatever `sys.stderr` is at the time."""
-    from rich.console import Console
-
-    return Console(stderr=True)
+def _may_be_terminal(stream: TextIO | None) -> bool:
+    """Whether to ask rich, which takes long for someone who observes every batch by itself."""
+    forced = any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+    return forced or (stream is not None and stream.isatty())
 
 
 @contextmanager
