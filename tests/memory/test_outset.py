@@ -11,6 +11,7 @@ from torch import nn
 
 import retain
 from retain.errors import ModelError
+from retain.memory import outset
 
 X, MORE = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
 
@@ -125,3 +126,32 @@ def test_a_layer_that_is_left_out_later():
     memory.exclude = "2"
     with pytest.raises(ModelError, match=r"2\.weight was .* left out"):
         memory.observe(MORE, progress=False)
+
+
+def test_weights_that_nobody_has_touched_are_not_read_again(monkeypatch):
+    """Whoever observes every batch by itself does not wait for all of them each time."""
+    read, differs = [], outset._Seen.differs
+    monkeypatch.setattr(outset._Seen, "differs", lambda own, p: read.append(p) or differs(own, p))
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(9)))
+    memory = retain.MAS(model).observe(X, progress=False)
+    read.clear()
+    memory.observe(X, progress=False)
+    assert len(read) == 1
+    with torch.no_grad():
+        model[3].weight.mul_(1)  # the same in the end
+    memory.observe(X, progress=False)
+    assert len(read) <= 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_write_without_a_mark_is_noticed_in_time():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    memory = retain.MAS(model).observe(X, progress=False)
+    model[1].bias.data.add_(1)
+    with pytest.warns(UserWarning, match=r"1\.bias.*trained or replaced"):
+        observe_often(memory)
+
+
+def observe_often(memory):
+    for _ in range(6):
+        memory.observe(X, progress=False)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from retain.memory.movement import can_be_read, elements, spread
+from retain.memory.movement import can_be_read, elements, spread, version
 from retain.sharding import is_sharded
 
 
 class Outset:
     """Which parameters were observed from the first sample on, and a few elements of each then.
 
-    The elements tell, not the parameters themselves: a copy in the place of one is the same.
+    The elements tell, not the parameters themselves: a copy in the place of one is the same. They
+    are looked at where a parameter was replaced or written to, and of one other, each time another,
+    since writes through `.data` leave no mark: those who observe every batch by itself do not wait
+    for all of them.
 
     Attributes:
         said: whether it was said that they are others by now.
@@ -24,6 +28,11 @@ class Outset:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.said = False
         self._then = {name: _Seen.of(p) for name, p in parameters.items()}
+        self._marks = {name: (ref(p), version(p)) for name, p in parameters.items()}
+        self._turn = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_marks": {}}  # a copy is of other parameters
 
     def joined(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Names of those that were not observed then."""
@@ -31,9 +40,26 @@ class Outset:
 
     def others(self, parameters: Mapping[str, nn.Parameter]) -> list[str]:
         """Names of those that hold something else by now, in the coarser type of then and now."""
-        then = self._then
+        doubtful = [name for name, p in parameters.items() if not self._is_marked(name, p)]
+        if parameters:
+            self._turn = (self._turn + 1) % len(parameters)
+            doubtful.append(list(parameters)[self._turn])
         with torch.no_grad():
-            return [n for n, p in parameters.items() if (seen := then.get(n)) and seen.differs(p)]
+            if any(self._differs(name, parameters[name]) for name in doubtful):
+                # where one has changed without a mark, others may have, too
+                return [name for name, p in parameters.items() if self._differs(name, p)]
+        for name in doubtful:
+            self._marks[name] = ref(parameters[name]), version(parameters[name])
+        return []
+
+    def _is_marked(self, name: str, p: nn.Parameter) -> bool:
+        """Whether it is the one that was looked at last, and nobody has written to it."""
+        one, written = self._marks.get(name, (None, 0))
+        return one is not None and one() is p and written == version(p)
+
+    def _differs(self, name: str, p: nn.Parameter) -> bool:
+        seen = self._then.get(name)
+        return seen is not None and seen.differs(p)
 
 
 class _Seen(NamedTuple):
