@@ -21,6 +21,7 @@ LEVELS = [
     {"errors", "starting"},
     {
         "closest",
+        "eagerly",
         "extras",
         "header",
         "interrupts",

@@ -140,6 +140,18 @@ def what_became_of(model: nn.Module, name: str) -> str:
     if tied is not None:
         return f"is now the same parameter as {tied}"
     module, _, attribute = name.rpartition(".")
+    inside = f"{module}." if module else ""
+    made_of = [
+        n
+        for n in named_parameters(model)
+        if n.startswith(f"{inside}parametrizations.{attribute}.")
+        or n in [f"{inside}{attribute}_{part}" for part in ("g", "v", "orig")]
+    ]
+    if made_of:
+        return (
+            f"is computed from {' and '.join(made_of)} now (weight norm, pruning or the like): "
+            "take that away before, or observe and consolidate with it"
+        )
     if f"{module}.base_layer.{attribute}" in named_parameters(model):
         return (
             "is below an adapter now, for which there is "

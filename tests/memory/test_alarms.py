@@ -8,8 +8,10 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import retain
+from retain.errors import ModelError
 
 
 @pytest.fixture
@@ -68,3 +70,59 @@ def test_a_parameter_of_the_model_itself_that_was_replaced_is_named():
     model.weight = nn.Parameter(model.weight.detach() + 100)
     words = said(memory.penalty)
     assert any("weight" in one and "replaced" in one for one in words)
+
+
+@pytest.mark.parametrize("through_data", [False, True])
+def test_master_weights_of_which_the_model_holds_copies_are_no_other_model(
+    model, memory, through_data
+):
+    """In half precision: the penalty is in the gradients that are handed to them."""
+    masters = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=0.1)
+
+    def train():
+        model.zero_grad()
+        (model(torch.ones(2, 4)).sum() + memory.penalty()).backward()
+        for master, p in zip(masters, model.parameters(), strict=True):
+            master.grad = p.grad.clone()
+        optimizer.step()
+        with torch.no_grad():
+            for master, p in zip(masters, model.parameters(), strict=True):
+                (p.data if through_data else p).copy_(master)
+
+    assert said(lambda: [train() for _ in range(4)]) == []
+
+
+def test_a_penalty_in_a_compiled_loss_is_computed_beside_the_graph(model, memory):
+    with torch.no_grad():
+        model[0].weight += 0.5
+    memory.penalty().backward()
+    expected = model[0].weight.grad.clone()
+    traced = []
+
+    def look(graph, _inputs):
+        traced.extend(str(node.stack_trace) for node in graph.graph.nodes)
+        return graph.forward
+
+    def loss(x):
+        return model(x).sum() * 0 + memory.penalty()
+
+    compiled = torch.compile(loss, backend=look)
+    for _ in range(2):
+        model.zero_grad()
+        assert said(lambda: compiled(torch.ones(2, 4)).backward()) == []
+        torch.testing.assert_close(model[0].weight.grad, expected)
+    assert not any("retain" in trace and "protecting.py" in trace for trace in traced)
+
+
+@pytest.mark.parametrize(
+    ("put_on", "part"),
+    [
+        (nn.utils.parametrizations.weight_norm, "0.parametrizations.weight.original0"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "0.weight_orig"),
+    ],
+)
+def test_a_weight_that_is_computed_from_others_now_is_told_as_that(model, memory, put_on, part):
+    put_on(model[0])
+    with pytest.raises(ModelError, match=rf"0\.weight .* is computed from {part}"):
+        memory.penalty()

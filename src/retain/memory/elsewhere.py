@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from retain.memory import alarms
 from retain.memory.holder import Holder
 from retain.memory.lent_gradients import ledger_of
-from retain.memory.movement import alike
+from retain.memory.movement import PROBED, alike, can_be_read, elements, spread
 from retain.memory.watched import AttachedOptimizer, Said, parameters_of
 
 PATIENCE = 2  # steps elsewhere before a word is said: the first may be another network's
@@ -35,6 +37,7 @@ class Elsewhere:
         *,
         entered: int,
         taken: int,
+        held: Iterable[nn.Parameter],
     ) -> None:
         """An optimizer is about to step weights of which none is held.
 
@@ -44,11 +47,15 @@ class Elsewhere:
             attached: the optimizers that the memory is attached to.
             entered: how often penalty() has entered a gradient.
             taken: … when it was last accounted for.
+            held: the parameters. If they move, what this optimizer steps is copied to them
+                (master weights in single precision).
         """
         seen = self._seen.setdefault(optimizer, StepsElsewhere())
         if entered > max(seen.entered, taken):
             # the penalty's gradient is waiting for a step that takes it
             seen.entered, seen.waited = entered, seen.waited + 1
+            if seen.follow(held):
+                seen.waited = 0
             if seen.waited >= PATIENCE:
                 self._say("elsewhere", alarms.elsewhere(memory, optimizer))
             return
@@ -67,6 +74,15 @@ class StepsElsewhere:
         self.waited = 0  # steps that it made while such a gradient was waiting
         self.copies = False  # whether its weights were a copy of the held ones
         self.steps = 0  # since that was seen
+        self._held: list[Tensor] = []
+
+    def follow(self, held: Iterable[nn.Parameter]) -> bool:
+        """Whether held weights are others than they were the last time; a few elements tell."""
+        usable = [p for p in held if can_be_read(p)]
+        before = self._held
+        self._held = [elements(p, spread(p)) for p in usable[:: max(1, len(usable) // PROBED)]]
+        both = zip(before, self._held, strict=False)
+        return any(a.device != b.device or not torch.equal(a, b) for a, b in both)
 
 
 def _is_a_copy(optimizer: Optimizer, attached: Mapping[Optimizer, AttachedOptimizer]) -> bool:

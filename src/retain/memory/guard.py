@@ -182,6 +182,7 @@ class Guard:
                     self._attached,
                     entered=self._entered,
                     taken=max(self._used, self._settled),
+                    held=[place.parameter for place in self._places.values()],
                 )
             return
         if mark is None and (self._inside or self._is_around(optimizer)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retain import arguments
 from retain.drift import Drift
+from retain.eagerly import eagerly
 from retain.errors import InputError, StateError
 from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.forecast import Loss, after_one_step, weights_in
@@ -27,6 +28,7 @@ from retain.sharding import is_sharded, local, over_shards
 class Protecting(Remembered):
     """The part of a memory that holds weights, and says how far they have moved."""
 
+    @eagerly
     def penalty(self) -> Tensor:
         """λ Σ Ω (θ − θ*)², a scalar with gradient, to be added to a loss.
 

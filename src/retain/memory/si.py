@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from retain import arguments
+from retain.eagerly import eagerly
 from retain.errors import StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held, grad_scale, skipped
@@ -133,6 +134,7 @@ class SI(Memory):
         self._start = {}
         return self
 
+    @eagerly
     def penalty(self) -> Tensor:
         """λ Σ Ω (θ − θ*)², a scalar with gradient; for the loss with `attach(…, form="loss")`."""
         for attachment, path in self._live():

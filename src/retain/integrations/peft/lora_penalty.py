@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retain import arguments, files
 from retain.drift import Drift
+from retain.eagerly import eagerly
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
 from retain.integrations.peft.adapted import (
     BEFORE,
@@ -122,6 +123,7 @@ class LoraPenalty:
         self._warned = self._warned_twice = False
         self.held()
 
+    @eagerly
     def penalty(self) -> Tensor:
         """λ Σ Ω (W + ΔW − θ*)², a scalar with gradients to the adapters, to be added to a loss.
 
