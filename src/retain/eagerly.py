@@ -8,19 +8,19 @@ from typing import Any, TypeVar
 
 import torch
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
-def eagerly(method: Callable[..., Result]) -> Callable[..., Result]:
+def eagerly(method: Callable[..., Returned]) -> Callable[..., Returned]:
     """The same, called as it is where a caller is compiled: its inside is none of their business.
 
     It looks at weights and counts, which would be traced, and compiled again when they change.
     """
 
     @wraps(method)
-    def run(*args: Any, **kwargs: Any) -> Result:
+    def run(*args: Any, **kwargs: Any) -> Returned:
         if torch.compiler.is_dynamo_compiling():
-            apart: Callable[..., Result] = torch.compiler.disable(method)
+            apart: Callable[..., Returned] = torch.compiler.disable(method)
             return apart(*args, **kwargs)
         return method(*args, **kwargs)
 

@@ -149,8 +149,8 @@ def what_became_of(model: nn.Module, name: str) -> str:
     ]
     if made_of:
         return (
-            f"is computed from {' and '.join(made_of)} now (weight norm, pruning or the like): "
-            "take that away before, or observe and consolidate with it"
+            f"is gone, and computed from {' and '.join(made_of)} now (weight norm, pruning or the "
+            "like): take that away before, or observe and consolidate with it"
         )
     if f"{module}.base_layer.{attribute}" in named_parameters(model):
         return (

@@ -27,7 +27,7 @@ class Outset:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.said = False
-        self._then = {name: _Seen.of(p) for name, p in parameters.items()}
+        self._then = {name: _Glimpse.of(p) for name, p in parameters.items()}
         self._marks = {name: (ref(p), version(p)) for name, p in parameters.items()}
         self._turn = 0
 
@@ -62,7 +62,7 @@ class Outset:
         return seen is not None and seen.differs(p)
 
 
-class _Seen(NamedTuple):
+class _Glimpse(NamedTuple):
     """A few elements of a parameter, and where they lie in it."""
 
     kind: type
@@ -71,7 +71,7 @@ class _Seen(NamedTuple):
     elements: Tensor
 
     @classmethod
-    def of(cls, p: nn.Parameter) -> _Seen | None:
+    def of(cls, p: nn.Parameter) -> _Glimpse | None:
         """None where there is nothing to be looked at."""
         if not can_be_read(p) or is_sharded(p):
             return None

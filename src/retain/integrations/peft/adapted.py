@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retain.errors import ModelError, StateError
 from retain.extras import needs
+from retain.integrations.peft.adapter_layer import AdapterLayer, active_in, made_of_now, resting
 from retain.integrations.peft.low_rank import Factor, Product, View
 from retain.parameters import canonical, is_adapters, unwrapped
 from retain.sharding import any_sharded, is_sharded
@@ -43,45 +44,6 @@ class Adapted:
 
 
 @dataclass(frozen=True)
-class AdapterLayer:
-    """An adapter's layer, and in which state it was found."""
-
-    name: str
-    module: Any
-    active: tuple[str, ...]
-
-    def refuse_changed(self, root: nn.Module) -> None:
-        """Nothing, if the layer still adds its products to a frozen weight.
-
-        Raises:
-            StateError: it is gone, it was merged, or other adapters are active.
-        """
-        try:
-            there = root.get_submodule(self.name) is self.module
-        except AttributeError:
-            there = False
-        if not there:
-            raise StateError(
-                f"The adapter of '{self.name}' is no longer in the model: it was unloaded or "
-                "merged. What protects the weights from here on is the memory itself: "
-                "memory.attach(optimizer)."
-            )
-        if self.module.merged_adapters:
-            raise StateError(
-                f"The adapter {' and '.join(map(repr, self.module.merged_adapters))} is merged "
-                f"into '{self.name}': its weights no longer move by it. Call "
-                "peft_model.unmerge_adapter() before training goes on."
-            )
-        now = active_in(self.module)
-        if now != self.active:
-            raise StateError(
-                f"Other adapters are active in '{self.name}' than when this was made: "
-                f"{', '.join(now) or 'none'}, not {', '.join(self.active) or 'none'}. Make a new "
-                "LoraPenalty after set_adapter(…), and remove() the handle of this one."
-            )
-
-
-@dataclass(frozen=True)
 class AdaptedModel:
     """What is in a model with adapters: base name → the weight, moved by adapters or as it is."""
 
@@ -90,6 +52,16 @@ class AdaptedModel:
     plain: Mapping[str, nn.Parameter]
     layers: tuple[AdapterLayer, ...]
     standing_in: Mapping[int, str | None]  # id of a `modules_to_save` → the copy that is active
+    resting: tuple[object, ...]  # what `resting` gave of the plain ones
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model still has these weights and adapters there, with these factors."""
+        if any(made_of_now(layer.module) != layer.made_of for layer in self.layers):
+            return False
+        there = set(map(id, self.root.parameters()))
+        plain = self.plain.values()
+        return self.resting == tuple(map(resting, plain)) and all(id(p) in there for p in plain)
 
     def refuse_sharded(self) -> None:
         """Nothing, if every rank has all of the adapters.
@@ -132,12 +104,6 @@ class AdaptedModel:
                 "after this was made, and nothing would hold it. Make a new LoraPenalty after "
                 "add_adapter(…) and set_adapter(…), and remove() the handle of this one."
             )
-
-
-def active_in(module: Any) -> tuple[str, ...]:
-    """The adapters that are active in a layer, and that it has."""
-    have = {*module.lora_A.keys(), *module.lora_embedding_A.keys()}
-    return tuple(name for name in module.active_adapters if name in have)
 
 
 def is_packed(weight: Tensor) -> bool:
@@ -211,9 +177,13 @@ def find(model: nn.Module) -> AdaptedModel:
     plain = {
         names[id(p)]: p for p in root.parameters() if id(p) in names and names[id(p)] not in adapted
     }
-    found = tuple(AdapterLayer(name, module, active_in(module)) for name, module in layers.items())
+    found = tuple(
+        AdapterLayer(name, module, active_in(module), made_of_now(module))
+        for name, module in layers.items()
+    )
     copies = {id(module): copy for _name, module, copy in _copies(modules.items())}
-    return AdaptedModel(root, adapted, plain, found, copies)
+    still = tuple(map(resting, plain.values()))
+    return AdaptedModel(root, adapted, plain, found, copies, still)
 
 
 def disabled_in(layers: Iterable[AdapterLayer]) -> tuple[bool, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from retain import arguments, files
 from retain.drift import Drift
@@ -18,16 +19,15 @@ from retain.eagerly import eagerly
 from retain.errors import InputError, ModelError, NonFiniteError, StateError
 from retain.integrations.peft.adapted import (
     BEFORE,
-    Adapted,
     AdaptedModel,
     base_name,
     disabled_in,
     find,
-    is_packed,
     packed_below,
 )
+from retain.integrations.peft.held_model import HeldModel, Merged, blocks_of, is_at
 from retain.integrations.peft.lora_attachment import LoraAttachment
-from retain.integrations.peft.low_rank import Block, ProductPenalty
+from retain.integrations.peft.low_rank import ProductPenalty
 from retain.memory.attachment import Attachment, Handle, attached
 from retain.memory.body import Memory
 from retain.memory.consolidated import Consolidated
@@ -36,27 +36,6 @@ from retain.memory.plain_data import remembering, split
 from retain.memory.state import flattened, grouped
 from retain.parameters import is_adapters
 from retain.penalty import Hold, Number, Penalty, value
-
-
-@dataclass(frozen=True)
-class HeldModel:
-    """A model with adapters, and everything that holds it.
-
-    Attributes:
-        found: the model's weights by their base names.
-        blocks: base name → the weight as one matrix or several, for those that adapters move.
-        free: base name → a trainable parameter that is no adapter's (`modules_to_save`, biases).
-        still: base name → a frozen parameter away from θ*; part of the value, of no gradient.
-    """
-
-    found: AdaptedModel
-    blocks: dict[str, tuple[Block, ...]]
-    free: dict[str, tuple[nn.Parameter, tuple[Hold, ...]]]
-    still: dict[str, tuple[nn.Parameter, tuple[Hold, ...]]]
-
-    def every_block(self) -> list[Block]:
-        """The matrices of all weights."""
-        return [block for blocks in self.blocks.values() for block in blocks]
 
 
 class LoraPenalty:
@@ -119,6 +98,7 @@ class LoraPenalty:
         self._found: dict[tuple[bool, ...], AdaptedModel] = {disabled_in(first.layers): first}
         self._made: tuple[tuple[Consolidated, ...], object, HeldModel] | None = None
         self._attachments: WeakSet[Attachment] = WeakSet()
+        self._gone: list[nn.Parameter] = []  # what was replaced by others
         self._in_losses = 0  # how often the gradient of `penalty()` was asked for
         self._warned = self._warned_twice = False
         self.held()
@@ -176,10 +156,8 @@ class LoraPenalty:
         for one in found:
             refuse_form(one.optimizer, form, self.memory.forms)
         held = self.held()
-        factors = [f for b in held.every_block() for p in b.products for f in (p.left, p.right)]
-        protected = [f.parameter for f in factors] + [p for p, _holds in held.free.values()]
         if self.memory.tasks:
-            refuse_unheld([one.optimizer for one in found], protected)
+            refuse_unheld([one.optimizer for one in found], held.parameters)
 
         def made(one: FoundOptimizer) -> Attachment:
             new = LoraAttachment(
@@ -188,7 +166,7 @@ class LoraPenalty:
                 blocks=lambda: self.held().every_block(),
                 held=lambda: self.held().free,
                 weight=self.memory._weight,
-                version=self._version,
+                version=partial(self._version, one.optimizer),
             )
             self._attachments.add(new)
             return new
@@ -270,6 +248,8 @@ class LoraPenalty:
         if disabled not in self._found:
             self._found[disabled] = find(self.model)
         found = self._found[disabled]
+        if not found.is_current:
+            found = self._found_anew(found)
         found.refuse_sharded()
         known = self._made
         if (
@@ -288,6 +268,20 @@ class LoraPenalty:
             )
         return known[2]
 
+    def _found_anew(self, before: AdaptedModel) -> AdaptedModel:
+        """The model as it is now that other parameters or factors are in the adapters.
+
+        Raises:
+            StateError: an adapter was put in, taken out, merged or switched.
+        """
+        before.refuse_changed()
+        found = find(self.model)
+        self._layers, self._found = found.layers, {disabled_in(found.layers): found}
+        trained = set(map(id, found.root.parameters()))
+        known = self._made[2].parameters if self._made is not None else []
+        self._gone += [p for p in known if id(p) not in trained]
+        return found
+
     def _hold(self, found: AdaptedModel) -> HeldModel:
         holds, wrong = self._by_base_name(found)
         bare = [
@@ -305,10 +299,10 @@ class LoraPenalty:
                 f"Both a weight and its adapter would be trained: {', '.join(moved)}. Freeze the "
                 "base weight with requires_grad_(False)."
             )
-        blocks = {n: _blocks(found.adapted[n], holds[n]) for n in found.adapted if n in holds}
+        blocks = {n: blocks_of(found.adapted[n], holds[n]) for n in found.adapted if n in holds}
         plain = {n: (p, holds[n]) for n, p in found.plain.items() if n in holds}
         free = {name: both for name, both in plain.items() if both[0].requires_grad}
-        still = {n: (p, h) for n, (p, h) in plain.items() if n not in free and not _at(p, h)}
+        still = {n: (p, h) for n, (p, h) in plain.items() if n not in free and not is_at(p, h)}
         return HeldModel(found, blocks, free, still)
 
     def _by_base_name(self, found: AdaptedModel) -> tuple[dict[str, tuple[Hold, ...]], list[str]]:
@@ -332,10 +326,21 @@ class LoraPenalty:
                     wrong.append(f"{own} was {tuple(omega.shape)} and {now}")
         return holds, wrong
 
-    def _version(self) -> tuple[object, ...]:
-        """What holds by now, asked before every step."""
+    def _version(self, optimizer: Optimizer) -> tuple[object, ...]:
+        """What holds by now, asked before every step.
+
+        Raises:
+            StateError: the model is another one by now, or the optimizer steps what it had before.
+        """
         held = self.held()
         held.found.refuse_changed()
+        gone = set(map(id, self._gone))
+        if gone and any(id(p) in gone for g in optimizer.param_groups for p in g["params"]):
+            raise StateError(
+                f"Parameters of adapters were replaced by others (an adapter of the same name, or "
+                f"load_state_dict(assign=True)), and this {type(optimizer).__name__} steps the old "
+                "ones. Make the optimizer anew, and attach it."
+            )
         return (held,)
 
     def _entered_a_loss(self, weight: Number) -> None:
@@ -376,55 +381,6 @@ def _refuse(
             f"Adapters on weights without importance: {', '.join(bare)}.{why} {way}; or leave them "
             "out with memory.exclude = […]."
         )
-
-
-def _blocks(one: Adapted, holds: tuple[Hold, ...]) -> tuple[Block, ...]:
-    base = None if _at(one.base, holds) else one.base
-    return tuple(
-        Block(
-            tuple(products),
-            tuple(Hold(view(hold.importance), view(hold.anchor), hold.unit) for hold in holds),
-            None if base is None else view(base.detach()),
-        )
-        for view, products in zip(one.views, one.products, strict=True)
-        if products
-    )
-
-
-class Merged(Mapping[str, Tensor]):
-    """Base name → W + ΔW, made when it is asked for and not kept."""
-
-    def __init__(self, held: HeldModel, anchors: Mapping[str, Tensor]) -> None:
-        self._held, self._anchors = held, anchors
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._held.blocks:
-            return self._held.found.plain[name].detach()
-        one, blocks = self._held.found.adapted[name], self._held.blocks[name]
-        still = blocks[0].base is None  # then it is at θ*, or packed and stands for it
-        weight = (self._anchors[name] if still else one.base.detach()).to(blocks[0].dtype).clone()
-        for view, products in zip(one.views, one.products, strict=True):
-            part = view(weight)
-            for product in products:
-                part += product.rows(slice(None), blocks[0].dtype)
-        return weight
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._anchors)
-
-    def __len__(self) -> int:
-        return len(self._anchors)
-
-
-def _at(weight: Tensor, holds: tuple[Hold, ...]) -> bool:
-    """Whether a frozen weight is at every θ*, to the precision in which that is kept.
-
-    A weight that is packed (quantised) stands for the one that it was made from.
-    """
-    if is_packed(weight) or weight.shape != holds[0].anchor.shape:
-        return True
-    stars = [hold.anchor for hold in holds]
-    return all(torch.equal(weight.detach().to(star.device, star.dtype), star) for star in stars)
 
 
 def _cast(name: str, omega: Tensor, dtype: torch.dtype) -> Tensor:
