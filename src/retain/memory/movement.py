@@ -204,6 +204,8 @@ def spread(p: Tensor) -> Tensor:
 
 def version(p: Tensor) -> int:
     """How often `p` was written to, other than through `.data`."""
+    if type(p) is nn.Parameter and not p.is_inference():
+        return p._version
     return 0 if is_lazy(p) or p.is_inference() else int(local(p)._version)
 
 

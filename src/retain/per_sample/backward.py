@@ -123,7 +123,7 @@ class PerSampleBackward:
         self, weights: Tensor, arrive: Callable[[Node, Grads], None], *, keep: bool = True
     ) -> None:
         watch = {node: partial(arrive, node) for node in self._by_node}
-        stops = [self.graph.order[at] for at in self.plan.stops]
+        stops = [(self.graph.order[at], output) for at, output in self.plan.stops]
         with torch.no_grad():
             backward_pass(self.graph, weights, stops, watch, keep=keep)
 

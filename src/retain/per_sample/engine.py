@@ -25,7 +25,7 @@ from retain.per_sample.forward import Forward
 from retain.per_sample.graph import Graph
 from retain.per_sample.halving import Halving
 from retain.per_sample.interaction import Company
-from retain.per_sample.lent import gradients_aside, state_aside
+from retain.per_sample.lent import state_aside, taken_gradients
 from retain.per_sample.loop import Loop
 from retain.per_sample.plain import PlainPass
 from retain.per_sample.prices import Prices
@@ -108,7 +108,8 @@ class PerSample:
         target = None
         while True:
             modules = list(self.model.modules())
-            with gradients_aside(self.model), state_aside(modules), interpreted(modules):
+            taken_gradients(self.parameters)  # of an attempt before, such as with more samples
+            with state_aside(modules), interpreted(modules):
                 target = self._priced(batch, target)
             sums = self._tally.results()
             broken = not_finite(self._tally.sums)

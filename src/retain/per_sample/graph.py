@@ -29,7 +29,6 @@ class Graph:
         self.output = output  # F(x), detached
         self.order = inputs_first(scores.grad_fn)
         self.position = {node: at for at, node in enumerate(self.order)}
-        self.users: dict[Node, list[Link]] = {}
         by_tensor = {id(p): name for name, p in parameters.items()}
         # name → the node in which the gradient of this parameter ends; absent where it is unused.
         self.leaves: dict[str, Node] = {}
@@ -38,12 +37,8 @@ class Graph:
         for node in self.order:
             name, links = node.name(), node.next_functions
             wires.append(name)
-            for index, (below, result) in enumerate(links):
-                if below is None:
-                    wires.append(None)
-                else:
-                    self.users.setdefault(below, []).append((node, index))
-                    wires.append((self.position[below], result))
+            for below, result in links:
+                wires.append(None if below is None else (self.position[below], result))
             # asking for what is not there takes longer than to look whether it may be
             variable = None if links else getattr(node, "variable", None)
             if variable is not None and id(variable) in by_tensor:
@@ -51,6 +46,16 @@ class Graph:
             elif variable is not None:
                 self.other_leaves.append(node)
         self._wires = tuple(wires)
+
+    @cached_property
+    def users(self) -> dict[Node, list[Link]]:
+        """Node → who uses its results."""
+        found: dict[Node, list[Link]] = {}
+        for node in self.order:
+            for index, (below, _) in enumerate(node.next_functions):
+                if below is not None:
+                    found.setdefault(below, []).append((node, index))
+        return found
 
     @cached_property
     def has_functions(self) -> bool:

@@ -66,7 +66,7 @@ def gradients_at(
 def backward_pass(
     graph: Graph,
     weights: Tensor,
-    stops: Iterable[Node],
+    stops: Iterable[Output],
     watch: Mapping[Node, Callable[[Grads], None]],
     *,
     keep: bool = True,
@@ -74,23 +74,25 @@ def backward_pass(
     """One backward pass, down to `stops`, that shows each watched node its gradients.
 
     Gradients of ordinary weights are never computed: only what lies between the scores and
-    `stops` runs. Nodes in `stops` are watched too; what reaches them is shown at the end.
-    `keep` the graph for another pass, or let it go on the way.
+    `stops`, the results of some nodes, runs. These nodes are watched too; what reaches them is
+    shown at the end. `keep` the graph for another pass, or let it go on the way.
     """
-    stopping = list(stops)
-    held = set(stopping)
+    wanted = list(stops)
+    held = {node for node, _ in wanted}
     hooks = [
         node.register_prehook(lambda grads, see=see: see(grads))
         for node, see in watch.items()
         if node not in held
     ]
-    wanted = [(node, output) for node in stopping for output in graph.outputs(node)]
     try:
-        arrived = dict(zip(wanted, gradients_at(graph, weights, wanted, keep=keep)))
+        found = gradients_at(graph, weights, wanted, keep=keep)
     finally:
         for hook in hooks:
             hook.remove()
-    for node in stopping:
-        count = max(output for n, output in wanted if n is node) + 1
-        grads = tuple(arrived.pop((node, output), None) for output in range(count))
-        watch[node](grads)
+    while wanted:  # each is let go when it was shown
+        node, last = wanted.pop()
+        grads: list[Tensor | None] = [None] * (last + 1)
+        grads[last] = found.pop()
+        while wanted and wanted[-1][0] is node:
+            grads[wanted.pop()[1]] = found.pop()
+        watch[node](tuple(grads))

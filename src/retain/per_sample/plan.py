@@ -37,7 +37,7 @@ class Plan:
     frontier: Frontier
     groups: tuple[Group, ...]
     inseparable: frozenset[str]  # used, but by no way that separates samples
-    stops: tuple[int, ...]
+    stops: tuple[ResultKey, ...]  # those of a node in order, behind one another
     shapes: Mapping[ResultKey, torch.Size]
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ def make_plan(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Pla
         below = {graph.position[b] for b, _ in node.next_functions if b is not None}
         reaches = not below.isdisjoint(leading)
         if at in watched and not reaches:
-            stops.append(at)
+            stops += [(at, output) for output in graph.outputs(node)]
         if reaches or at in watched:
             leading.add(at)
     shapes = {key: shape_of(graph.order[key[0]], key[1]) for key in frontier.layouts}

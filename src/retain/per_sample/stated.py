@@ -23,11 +23,15 @@ SIZE = 64  # rows of the matrices that are multiplied: small ones may take anoth
 CHANNELS = 32
 
 
+Setting = tuple[str, torch.device, object]  # a kind of operation, where, and with which switches
+
+
 class Stated:
     """Says it of one graph after another; what was measured is kept while nobody moves a switch."""
 
     def __init__(self) -> None:
-        self._measured: dict[object, str] = {}
+        self._measured: dict[Setting, str] = {}
+        self._said: dict[object, str] = {}  # of graphs wired in one way, as the switches stood
 
     def of(self, graph: Graph, types: Iterable[torch.dtype]) -> str:
         """Such as "float64", "float32 (TF32 convolutions)" or "bfloat16 autocast".
@@ -40,18 +44,21 @@ class Stated:
             return f"{name} autocast"
         if narrow != torch.float32:
             return name
-        kinds: dict[str, list[str]] = {}
-        for kind, (operations, product) in _KINDS.items():
-            if any(one.startswith(operations) for one in graph.operations):
-                rounding = self._rounding(kind, product, graph.scores.device)
-                kinds.setdefault(rounding, []).append(kind)
-        said = [f"{to} {' and '.join(some)}" for to, some in kinds.items() if to]
-        return f"{name} ({', '.join(said)})" if said else name
+        device, now = graph.scores.device, settings()
+        about = (graph.wiring, device, now)
+        if about not in self._said:
+            kinds: dict[str, list[str]] = {}
+            for kind, (operations, product) in _KINDS.items():
+                if any(one.startswith(operations) for one in graph.operations):
+                    rounding = self._rounding((kind, device, now), product)
+                    kinds.setdefault(rounding, []).append(kind)
+            said = [f"{to} {' and '.join(some)}" for to, some in kinds.items() if to]
+            self._said[about] = f"{name} ({', '.join(said)})" if said else name
+        return self._said[about]
 
-    def _rounding(self, kind: str, product: Callable[[Tensor], Tensor], device: object) -> str:
-        about = (kind, device, settings())
+    def _rounding(self, about: Setting, product: Callable[[Tensor], Tensor]) -> str:
         if about not in self._measured:
-            self._measured[about] = _rounding(product, torch.device(str(device)))
+            self._measured[about] = _rounding(product, about[1])
         return self._measured[about]
 
 
