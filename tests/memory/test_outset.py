@@ -131,7 +131,9 @@ def test_a_layer_that_is_left_out_later():
 def test_weights_that_nobody_has_touched_are_not_read_again(monkeypatch):
     """Whoever observes every batch by itself does not wait for all of them each time."""
     read, differs = [], outset._Glimpse.differs
-    monkeypatch.setattr(outset._Glimpse, "differs", lambda own, p: read.append(p) or differs(own, p))
+    monkeypatch.setattr(
+        outset._Glimpse, "differs", lambda own, p: read.append(p) or differs(own, p)
+    )
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(9)))
     memory = retain.MAS(model).observe(X, progress=False)
     read.clear()

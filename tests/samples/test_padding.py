@@ -200,6 +200,28 @@ def test_a_column_for_the_mask_alone_is_not_given_to_the_model():
     assert_same({name.removeprefix("inner."): t for name, t in found.items()}, truth)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_mask_may_be_looked_for_in_keyword_arguments(strict):
+    """Without it the model would see padding, and say nothing."""
+    model, some = ready(Layer), texts(3, LONGEST, 5)
+    truth = one_by_one(model, some, lambda text: model(text[None]))
+
+    class Loose(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, tokens, **more):
+            if strict:  # does not know it, after all
+                return self.inner(tokens, tokens == 0, **more)
+            return self.inner(tokens, more.get("pads"))
+
+    batch = padded(some, 12)
+    given = {"tokens": batch["input_ids"], "pads": batch["attention_mask"] == 0}
+    found = omega(Loose(), [given], padding_mask="pads")
+    assert_same({name.removeprefix("inner."): t for name, t in found.items()}, truth)
+
+
 def test_masks_over_pairs_of_positions():
     """Additive, [n, 1, T, T], as transformers makes them inside; also of queries that see all."""
     model, some = ready(DECODERS["gpt2"]), texts(3, LONGEST, 5)
@@ -316,6 +338,32 @@ def test_positions_that_no_mask_is_of_are_spoken_of_once():
         warnings.simplefilter("error")
         assert_same(omega(model, [batch], padding_mask=half), truth)
         omega(model, [padded(texts(4, 4), 4)])
+
+
+class InARow(nn.Module):
+    """Three numbers for each position, all in one row."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(31, 6), nn.Linear(6, 3)
+
+    def forward(self, input_ids, attention_mask):
+        return self.out(torch.tanh(self.embed(input_ids))).flatten(1)
+
+
+def test_positions_in_one_row_are_spoken_of():
+    model, some = ready(InARow), texts(4, 8, 6)
+    batch = padded(some, 10)
+    with pytest.warns(
+        UserWarning, match=r"\(3, 30\) has all .* one row.*unflatten\(1, \(10, 3\)\)"
+    ):
+        omega(model, [batch])
+    truth = one_by_one(model, some, lambda text: model(text[None], None))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = omega(model, [batch], output=lambda returned: returned.unflatten(1, (10, 3)))
+        omega(model, [padded(texts(4, 4), 4)])
+    assert_same(found, truth)
 
 
 def warned(model, batches):

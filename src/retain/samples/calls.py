@@ -79,9 +79,12 @@ def calls(
         labels = next((item for item in beside if isinstance(item, Tensor)), None)
     if _decodes_labels(model, kwargs, labels):
         kwargs["labels"] = labels
+    everything = kwargs
     for name in extra & kwargs.keys():
         if not _takes(model, (), kwargs) or not asks_for(model, name):
             kwargs = {k: v for k, v in kwargs.items() if k != name}
+    if everything is not kwargs and _takes(model, (), everything):
+        yield ModelCall((), everything, labels)  # its **kwargs may be where it looks for them
     if not _takes(model, (), kwargs):  # what tells samples apart for a reader, such as a name
         plain = {k: v for k, v in kwargs.items() if asks_for(model, k) or tensors_in(v)}
         kwargs = plain if _takes(model, (), plain) else kwargs

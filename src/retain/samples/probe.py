@@ -87,7 +87,10 @@ class ModelProbe:
             return found
         batch = replace(batch.counted_by(found.counter), shared=found.shared)
         if whole.ndim == 2:
-            return replace(found, per_position=self._has_one_per_position(batch, whole))
+            per_position = self._has_one_per_position(batch, whole)
+            in_a_row = not per_position and self._has_positions_in_a_row(batch, whole)
+            unmasked = tuple(whole.shape) if in_a_row else None
+            return replace(found, per_position=per_position, unmasked=unmasked)
         positions = self._positions(batch, whole)
         if positions is not None:
             return replace(found, positions=positions)
@@ -143,6 +146,17 @@ class ModelProbe:
             return False
         output, _ = self.tried(batch.shortened(positions))
         return output is not None and output.shape == (len(whole), positions - 1)
+
+    def _has_positions_in_a_row(self, batch: Batch, whole: Tensor) -> bool:
+        """Whether an output [n, m] has as many numbers for each position of a mask, in one row."""
+        long = {mask.shape[1] for mask in batch.masks() if not mask.all()}
+        for positions in long:
+            each, rest = divmod(whole.shape[1], positions)
+            if each > 1 and not rest:
+                output, _ = self.tried(batch.shortened(positions))
+                if output is not None and output.shape == (len(whole), each * (positions - 1)):
+                    return True
+        return False
 
     def _refuse_rows(self, batch: Batch, shared: set[Path], whole: Tensor) -> None:
         """Samples that are not the same alone, though nothing in the model mixes them by mode."""

@@ -35,6 +35,16 @@ class Suspicions:
         if all(bool(mask.all()) for mask in batch.masks()):
             return
         self._told.add("unmasked")
+        if len(shape) == 2:
+            long = next(len(mask[0]) for mask in batch.masks() if not shape[1] % len(mask[0]))
+            each = shape[1] // long
+            warn(
+                f"A mask excludes positions, but the output {shape} has all of them in one row, "
+                f"{each} numbers for each, and all of these count. Give it its positions back: "
+                f"output=lambda returned: returned.unflatten(1, ({long}, {each})), or ({each}, "
+                f"{long}) if it has all positions {each} times."
+            )
+            return
         warn(
             f"A mask excludes positions, but the output {shape} has other positions than it, all "
             "of which count. If some of them are padding, say which with padding_mask=…, a "
