@@ -125,7 +125,7 @@ class Passes:
     ) -> None:
         watch = Watch(self.names, lambda layer: None if self.spared(layer) else done(layer))
         with watch:
-            returned = batch.call(model)
+            returned = batch.copied().call(model)  # it may write to its inputs
         watch.finish(tensors_in(returned))
 
     def _learn(self, owners: Mapping[LayerUse, Ownership | None], say: Say | None) -> None:

@@ -171,7 +171,7 @@ class Observation:
     def _run_again(self, twin: nn.Module) -> dict[str, Tensor] | None:
         while True:
             self._one = self._one.begun_again()
-            self._one.run(self._batch.call, twin)
+            self._one.run(self._batch.copied().call, twin)
             if self._one.unknown:
                 self._one.leave_out_unknown(self._note)
             if (sums := self._one.result()) is not None:

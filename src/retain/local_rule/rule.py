@@ -121,7 +121,7 @@ class LocalRule:
             self._passes.look(self.model, batch)
         while True:
             one = self._passes.begun(self._sums, batch.samples, batch.masks())
-            one.run(batch.call, self.model)
+            one.run(batch.copied().call, self.model)  # it may write to its inputs
             if one.unknown and looked:
                 one.leave_out_unknown()
             elif one.unknown:

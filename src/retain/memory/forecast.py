@@ -106,7 +106,7 @@ def after_one_step(
 
 
 def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    returned = batch.call(model)
+    returned = batch.copied().call(model)  # it may write to its inputs
     own = getattr(returned, "loss", None)
     if isinstance(own, Tensor):
         return own

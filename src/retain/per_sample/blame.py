@@ -242,7 +242,7 @@ def _trace(model: nn.Module, batch: Batch, *, seed: int) -> tuple[list[Seen], st
     hooks += [m.register_forward_hook(leave(name)) for name, m in modules]
     try:
         with torch.enable_grad(), _seeded(seed):
-            batch.call(model)
+            batch.spared().call(model)
     except BROKEN:
         return seen, running[-1] if running else ""
     finally:

@@ -12,6 +12,7 @@ or done otherwise (dear.py). What the model's own code touches on the way is giv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,8 @@ class PerSample:
     def _priced(self, batch: Batch, target: Tensor | None) -> Tensor | None:
         """Fill the tally, and look at what that cost; the target that was drawn on the way."""
         self._forward.look_for_writes(batch)
+        if self._forward.overwrites:
+            batch = replace(batch, overwritten=True)
         start = self._plain.clock()
         with self._forward.written_aside():
             target, used = self._compute(batch, target)

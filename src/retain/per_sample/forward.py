@@ -38,6 +38,7 @@ class Forward:
         self.model, self.parameters, self.output = model, parameters, output
         self._score, self._exponent = score, exponent
         self.written: list[Tensor] | None = None  # weights that a pass writes to; None: unknown
+        self.overwrites = False  # whether a pass writes to its inputs
 
     @property
     def score(self) -> Score:
@@ -77,13 +78,19 @@ class Forward:
             raise_size(self.model, batch, part)
 
     def look_for_writes(self, batch: Batch) -> None:
-        """Find, once, the weights that a pass writes to: those of `nn.Embedding(max_norm=…)`."""
+        """Find, once, the weights that a pass writes to, as those of `nn.Embedding(max_norm=…)`.
+
+        And whether it writes to its inputs.
+        """
         if self.written is not None:
             return
         # what is wrong with the batch, the pass itself will say
         wrong = suppress(*BROKEN)
         with Writes(self.model) as writes, torch.enable_grad(), wrong:
-            batch.take(0, FEW).call(self.model)
+            few = batch.take(0, FEW).copied()
+            marks = few.marks()
+            few.call(self.model)
+            self.overwrites = few.is_written_to(marks)
         self.written = writes.weights
 
     def written_aside(self) -> AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -44,6 +44,7 @@ class Batch:
         padding: [n, T] of bools: positions that do not count, where the user says so.
         per_position: an output [n, T] has one number for each position.
         positions: the dimension of an output [n, …] that counts positions.
+        overwritten: the model writes to its inputs, so that each call needs copies.
     """
 
     args: tuple[Any, ...]
@@ -58,6 +59,7 @@ class Batch:
     padding: Tensor | None = None
     per_position: bool = False
     positions: int = 1
+    overwritten: bool = False
 
     @classmethod
     def of(cls, raw: object, *, batch_dim: int = 0) -> Batch:
@@ -150,6 +152,27 @@ class Batch:
         except Exception:
             with torch.enable_grad():
                 return self.call(model)
+
+    def copied(self) -> Batch:
+        """The same batch, with copies of its tensors and of what they are in."""
+
+        def copy_of(_path: Path, part: Any) -> Any:
+            return part.clone() if isinstance(part, Tensor) else DESCEND
+
+        return self._changed(rebuilt(self._parts(), copy_of))
+
+    def spared(self) -> Batch:
+        """What the model may be called with: copies, if it writes to its inputs."""
+        return self.copied() if self.overwritten else self
+
+    def is_written_to(self, before: Mapping[Path, tuple[Tensor, int]]) -> bool:
+        """Whether any of its tensors was, or is no longer there, since `marks` gave `before`."""
+        now = dict(leaves(self._parts()))
+        return any(t is not now.get(path) or t._version != v for path, (t, v) in before.items())
+
+    def marks(self) -> dict[Path, tuple[Tensor, int]]:
+        """Its tensors, and how often they were written to."""
+        return {path: (t, t._version) for path, t in leaves(self._parts())}
 
     # ---- its parts ----
 

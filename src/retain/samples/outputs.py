@@ -59,12 +59,13 @@ def output_of(model: nn.Module, batch: Batch, pick: OutputPicker) -> Tensor:
     Where rows are no samples, each sample's rows are put together, [n, rows of a sample, …].
     Positions that a mask excludes are zero, and so is their gradient.
     """
-    return picked_from(batch.call(model), batch, pick)
+    given = batch.spared()
+    return picked_from(given.call(model), batch, pick, given)
 
 
-def picked_from(returned: Any, batch: Batch, pick: OutputPicker) -> Tensor:
-    """As `output_of`, of what the model returned for `batch`."""
-    picked = as_picked(returned, batch, pick)
+def picked_from(returned: Any, batch: Batch, pick: OutputPicker, given: Batch) -> Tensor:
+    """As `output_of`, of what the model returned for `batch`, when it was called with `given`."""
+    picked = as_picked(returned, given, pick)
     if not isinstance(picked, Tensor) or picked.ndim == 0:
         return picked
     output = picked if batch.rows is None else batch.rows.arranged(picked)

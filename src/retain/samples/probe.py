@@ -54,12 +54,13 @@ class ModelProbe:
     def tried(self, batch: Batch) -> tuple[Tensor | None, int | None]:
         """F(x), or None if there is none; and how many samples what the model returns is of."""
         try:
-            returned = batch.call_without_graph(self.model)
+            given = batch.copied()
+            returned = given.call_without_graph(self.model)
             if isinstance(returned, (tuple, list)) and all(
                 isinstance(r, Mapping) for r in returned
             ):
                 return None, len(returned)
-            output = picked_from(returned, batch, self.pick)
+            output = picked_from(returned, batch, self.pick, given)
         except Exception:
             return None, None
         is_one = isinstance(output, Tensor) and output.ndim > 0
@@ -67,7 +68,8 @@ class ModelProbe:
 
     def picked(self, batch: Batch) -> Tensor:
         """What is picked from what the model returns, as it is."""
-        output = as_picked(batch.call_without_graph(self.model), batch, self.pick)
+        given = batch.copied()
+        output = as_picked(given.call_without_graph(self.model), given, self.pick)
         return output.detach() if isinstance(output, Tensor) else torch.empty(())
 
     # ---- what holds the samples ----

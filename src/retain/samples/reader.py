@@ -129,7 +129,7 @@ class Reader:
         for at, form in enumerate(forms):
             try:
                 form.batch(self.batch_dim, model).to(device)
-                form.batch(self.batch_dim, model).to(device).call_without_graph(model)
+                form.batch(self.batch_dim, model).to(device).copied().call_without_graph(model)
             except Exception:
                 continue
             return at
