@@ -120,6 +120,21 @@ def test_copies_are_frozen_with_their_handles():
     assert not moves(model)
 
 
+@pytest.mark.parametrize("average", [True, False])
+def test_statistics_that_are_taken_anew_are_taken_over_all_batches(average):
+    """Of an average of frozen models: `update_bn` begins with nothing, and would end with it."""
+    model, batches = network(), [X, X + 3, X * 2]
+    expected = copy.deepcopy(model)
+    torch.optim.swa_utils.update_bn(batches, expected)
+    frozen = retain.frozen_statistics(model)
+    taken = torch.optim.swa_utils.AveragedModel(model).module if average else model
+    torch.optim.swa_utils.update_bn(batches, taken)
+    torch.testing.assert_close(taken[1].running_mean, expected[1].running_mean)
+    torch.testing.assert_close(taken[1].running_var, expected[1].running_var)
+    assert not moves(taken), "and stay from then on"
+    frozen.remove()
+
+
 def test_wrapped_models_and_models_without():
     model = network()
     with retain.frozen_statistics(nn.DataParallel(model)) as frozen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -34,8 +35,9 @@ class FrozenStatistics:
         self.layers = tuple(layers)
         self._hooks = [
             # Who was in eval mode while the model was not is left there afterwards, too.
-            (layer, layer.training or not model.training, layer.register_forward_pre_hook(_to_eval))
+            (layer, layer.training or not model.training, layer.register_forward_pre_hook(hook))
             for layer in layers.values()
+            for hook in [partial(_to_eval, getattr(layer, "momentum", None))]
         ]
         for layer in layers.values():
             _kept[layer] = _kept.get(layer, 0) + 1
@@ -151,7 +153,11 @@ def _picked(model: nn.Module, also: Patterns) -> dict[str, nn.Module]:
     return found
 
 
-def _to_eval(layer: nn.Module, inputs: Any) -> None:
-    """A hook before the forward pass; no lambda, so that copies and pickles keep it."""
-    if layer.training:
+def _to_eval(momentum: float | None, layer: nn.Module, inputs: Any) -> None:
+    """A hook before the forward pass; no lambda, so that copies and pickles keep it.
+
+    Not while somebody takes the statistics anew, from nothing and over all batches alike, as
+    `torch.optim.swa_utils.update_bn` does of an average of models: then momentum is None.
+    """
+    if layer.training and not (momentum is not None and layer.momentum is None):
         layer.training = False

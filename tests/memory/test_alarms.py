@@ -126,3 +126,21 @@ def test_a_weight_that_is_computed_from_others_now_is_told_as_that(model, memory
     put_on(model[0])
     with pytest.raises(ModelError, match=rf"0\.weight .* computed from {part}"):
         memory.penalty()
+
+
+def test_a_batch_norm_that_comes_later_is_told_of():
+    """The one that was there is frozen, and the one in its place is not."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).train()
+    memory = retain.MAS(model).observe(torch.randn(16, 4), progress=False).consolidate()
+    retain.frozen_statistics(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with memory.attach(optimizer):
+        assert not any("statistics" in words for words in said(lambda: step(model, optimizer)))
+    model[1] = nn.BatchNorm1d(8).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def train():
+        with memory.attach(optimizer):
+            step(model, optimizer)
+
+    assert any("running statistics of 1 follow" in words for words in said(train))

@@ -26,6 +26,10 @@ class Averages:
         """The buffers are what they should be now."""
         self._buffers = None if model is None else MovingBuffers(model)
 
+    def look_again(self) -> None:
+        """There may be other layers by now."""
+        self._statistics = None
+
     def see_statistics(self, model: nn.Module) -> None:
         """Warn of running statistics that follow the new data, and name the way to keep them."""
         if "statistics" in self._say:

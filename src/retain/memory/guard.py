@@ -114,6 +114,7 @@ class Guard:
             if memory is not None and memory._state.terms:
                 self._wait_for_gradients(optimizer)
                 self._cover(memory, optimizer)
+                self._averages.look_again()
                 self._averages.see_statistics(memory.model)
         listen(self)
 
@@ -306,6 +307,7 @@ class Guard:
             if name in before and before[name].parameter is not place.parameter
         ]
         if replaced:
+            self._averages.look_again()
             self._movement.start([place.parameter for place in self._places.values()])
             self._say_replaced(memory, replaced)
         return self._places
