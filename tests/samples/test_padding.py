@@ -200,6 +200,27 @@ def test_a_column_for_the_mask_alone_is_not_given_to_the_model():
     assert_same({name.removeprefix("inner."): t for name, t in found.items()}, truth)
 
 
+def test_a_mask_that_the_model_does_not_take_counts_all_the_same():
+    """A tokenizer gives it, and the model looks at each token by itself."""
+
+    class EachAlone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.out = nn.Embedding(31, 6), nn.Linear(6, 3)
+
+        def forward(self, input_ids):
+            return self.out(torch.tanh(self.embed(input_ids)))
+
+    model, some = ready(EachAlone), texts(3, LONGEST, 5)
+    truth = one_by_one(model, some, lambda text: model(text[None]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for width in (LONGEST, 12):
+            assert_same(omega(model, [padded(some, width)]), truth)
+            batch = padded(some, width), torch.zeros(3)
+            assert_same(omega(model, [batch]), truth)
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_mask_may_be_looked_for_in_keyword_arguments(strict):
     """Without it the model would see padding, and say nothing."""

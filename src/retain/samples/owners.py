@@ -75,6 +75,15 @@ def padding_said(
     return masks.padding(mask, "padding_mask")
 
 
+def padding_beside(raw: Any, named: dict[str, Tensor]) -> Tensor | None:
+    """The same, as a mask says that stands in the batch, and that the model does not take."""
+    source, _ = input_of(raw)
+    parts = (parts_of(source) or {}).items()
+    beside = {k: t for k, t in parts if isinstance(t, Tensor) and k not in named}
+    every = masks.of_decoder(beside) if masks.has_decoder(named) else masks.of_encoder(beside)
+    return next((~mask for mask in every), None)
+
+
 def _equal(named: Mapping[str, Tensor], ids: Tensor) -> list[str]:
     """The inputs that are these numbers themselves."""
     return [

@@ -21,7 +21,7 @@ from retain.samples.batches import Batch, input_of
 from retain.samples.calls import ModelCall, by_fields, calls, needs_several, side_by_side
 from retain.samples.containers import DESCEND, Path, rebuilt
 from retain.samples.outputs import OutputPicker
-from retain.samples.owners import PaddingMask, SamplesOf, padding_said, rows_said
+from retain.samples.owners import PaddingMask, SamplesOf, padding_beside, padding_said, rows_said
 from retain.samples.packing import possible, rows_of
 from retain.samples.probe import Kind, ModelProbe
 from retain.samples.rows import BAGS, TEXTS, Rows
@@ -151,6 +151,10 @@ class Reader:
         if self.padding_mask is not None:
             padding = padding_said(self.padding_mask, raw, named)
             batch = batch.described(padding=padding.to(device))
+        elif rows is None and not batch.masks():
+            beside = padding_beside(raw, named)
+            if beside is not None and len(beside) == batch.samples:
+                batch = batch.described(padding=beside.to(device))
         probe = ModelProbe(model, pick)
         if rows is None:
             batch = self._counted(batch, probe)
