@@ -185,6 +185,48 @@ def test_lora_changes_weights_by_low_rank_and_leaves_a_plain_network():
     assert all(p.requires_grad for p in one.network.backbone.parameters())
 
 
+class Padded(nn.Conv2d):
+    """A convolution whose constructor is not that of its base."""
+
+    def __init__(self, channels, *, around):
+        super().__init__(channels, channels, 3)
+        self.around = around
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, [self.around] * 4))
+
+
+def test_lora_adapts_convolutions_in_groups_and_of_classes_of_their_own():
+    pytest.importorskip("peft")
+    backbone = nn.Sequential(
+        nn.Linear(16, 16), nn.Unflatten(1, (4, 2, 2)), Padded(4, around=1), nn.ReLU(),
+        nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=4)), nn.Flatten(),
+    )  # fmt: skip
+    network = TaskNetwork(backbone, 16)
+    network.add_head(2)
+    before = {name: t.clone() for name, t in backbone.state_dict().items()}
+    x = torch.randn(3, 16)
+    plain = backbone(x)
+    method = METHODS["lora"](network, options_of("lora", {"rank": 1}), Setting())
+    method.begin(1, sequence())
+    assert torch.equal(network.backbone(x), plain)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        network.backbone(x).square().sum().backward()
+        optimizer.step()
+    tuned = network.backbone(x)
+    method.end(1, sequence())
+    after = network.backbone.state_dict()
+    assert torch.allclose(network.backbone(x), tuned, atol=1e-6)
+    assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in before.items()}
+    for name, now in after.items():
+        change = (now - before[name]).flatten(1) if now.ndim > 1 else (now - before[name])[:, None]
+        rank = int(torch.linalg.matrix_rank(change.double(), atol=1e-6))
+        assert rank == (1 if name.endswith("weight") else 0), name
+    assert all(p.requires_grad for p in network.backbone.parameters())
+
+
 def test_lora_without_peft_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     network = TaskNetwork(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), 4)

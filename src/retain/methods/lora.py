@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from retain.errors import ModelError
 from retain.extras import needs as needed
+from retain.methods.low_rank_weight import change_by_low_rank, merge_changes
 from retain.methods.method import Method, Setting
 from retain.models import TaskNetwork
 from retain.ranges import Positive, Size
 from retain.tasks import TaskSequence
 
-ADAPTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class LoRAOptions:
 class LoRA(Method[LoRAOptions]):
     """From the second task on, θ + (α/r) B A: A and B learn, and are merged when the task ends.
 
-    Adapted are the linear and the convolutional layers of the backbone, by PEFT.
+    Adapted are the linear and the convolutional layers of the backbone: by PEFT, and where it
+    cannot (convolutions in groups, or of a class of their own) by the same formula.
     """
 
     name = "lora"
@@ -65,10 +69,16 @@ class LoRA(Method[LoRAOptions]):
                 f"LoRA cannot adapt a backbone that is a single {type(backbone).__name__}; "
                 "put it into an nn.Sequential."
             )
-        config = self._peft.LoraConfig(
-            r=self.options.rank, lora_alpha=self.options.alpha, target_modules=targets
-        )
-        self._peft.inject_adapter_in_model(config, backbone)
+        rank, alpha = self.options.rank, self.options.alpha
+        backbone.requires_grad_(False)
+        others = [name for name in targets if not _is_for_peft(backbone.get_submodule(name))]
+        # As an expression: of a list PEFT takes every module whose name only ends so.
+        exactly = "|".join(re.escape(name) for name in targets if name not in others)
+        if exactly:
+            config = self._peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=exactly)
+            self._peft.inject_adapter_in_model(config, backbone)
+        for name in others:
+            change_by_low_rank(backbone.get_submodule(name), rank, alpha)
 
     def end(self, index: int, sequence: TaskSequence) -> None:
         """Merge what the adapters learned into the weights; the network is a plain one again."""
@@ -82,6 +92,7 @@ class LoRA(Method[LoRAOptions]):
             layer.merge()
             parent, _, child = name.rpartition(".")
             setattr(backbone.get_submodule(parent), child, layer.get_base_layer())
+        merge_changes(backbone)
         backbone.requires_grad_(True)
         if layers:
             del backbone.peft_config
@@ -96,5 +107,17 @@ def _targets(backbone: nn.Module) -> Iterator[str]:
         for name in (f"{parent}.{child}".lstrip(".") for child, _ in module.named_modules())
     }
     for name, module in backbone.named_modules():
-        if isinstance(module, ADAPTED) and name not in inside:
+        adapted = _is_for_peft(module) or _is_other_convolution(module)
+        if adapted and name not in inside:
             yield name
+
+
+def _is_for_peft(module: nn.Module) -> bool:
+    """Whether PEFT's adapter is right for it: it makes a convolution of the layer's own class."""
+    if isinstance(module, nn.Linear):
+        return True
+    return type(module) in CONVOLUTIONS and module.groups == 1
+
+
+def _is_other_convolution(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and not parametrize.is_parametrized(module, "weight")
