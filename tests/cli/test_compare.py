@@ -4,6 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from retain.cli.app import app
+from retain.experiment import Config
+from retain.report import summary, write
 from retain.report.tables.equal_accuracy import compared, points, sentences
 from retain.report.variants import read
 
@@ -21,7 +23,9 @@ def folder(tmp_path_factory):
     asked = ("--methods", "mas,replay,low-lr", "--strength", "mas=0.01:1000000", "--sweep")
     done = called(*RUN, *SHORT, *asked, "replay=0.1:0.5", "--out", out)
     assert done.exit_code == 0, done.output
-    assert "FineTune forgets" in done.output
+    told = " ".join(done.output.split())
+    assert "Needs" in told
+    assert told.rindex("FineTune forgets") > told.rindex("low-lr-0.6-seed1")  # the answer is last
     return out
 
 
@@ -54,7 +58,8 @@ def test_the_table_has_what_is_needed_and_the_front_what_nothing_beats(folder):
 
 def test_the_page_shows_it(folder):
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "What is forgotten at equal accuracy on new tasks" in page
+    answer = page.index(">What is forgotten at equal accuracy on new tasks</h2>")
+    assert answer < page.index(">How it ended</h2>")
     assert (folder / "figures" / "frontier.svg").exists()
 
 
@@ -72,3 +77,66 @@ def test_bad_input_is_a_sentence(tmp_path, given, said):
     done = called(*RUN, *SHORT, *given, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert said in " ".join(done.output.split())
+
+
+def test_without_a_wish_no_method_freezes_statistics_alone(folder):
+    assert Config.from_json(read(folder).config).batch_norm == "frozen-for-all"
+
+
+def made(values):
+    """A comparison of what each method forgets and learns, at λ = 1, 2, … of each."""
+    runs, strengths = [], {}
+    for method, pairs in values.items():
+        several = len(pairs) > 1
+        for place, (forgotten, new) in enumerate(pairs):
+            run = {"method": method, "seed": 0, "tasks": ["a", "b"], "status": "done"}
+            run["strength"] = float(place + 1) if several else None
+            run["accuracy"] = [[0.9, None], [0.9 - forgotten, new]]
+            run |= {
+                "average_forgetting": forgotten,
+                "average_accuracy": (0.9 - forgotten + new) / 2,
+            }
+            runs.append(run)
+        if several:
+            strengths[method] = [float(place + 1) for place in range(len(pairs))]
+    config = {"methods": list(values), "strengths": strengths}
+    return {"schema": 1, "versions": {}, "config": config, "runs": runs}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"finetune": [(0.2, 0.9)], "joint": [(0.0, 0.95)], "mas": [(0.1, 0.895), (0.0, 0.8)]},
+            "Joint training aside, MAS (λ = 1) forgets least at the new-task accuracy of FineTune "
+            "minus 1 point: 10.0 points; FineTune 20.0.",
+        ),
+        (
+            {"finetune": [(0.2, 0.9)], "mas": [(0.1, 0.8), (0.0, 0.7)]},
+            "No method comes within 1 point of FineTune's accuracy on new tasks; FineTune forgets "
+            "20.0 points.",
+        ),
+        (
+            {"finetune": [(0.2, 0.9)], "kl": [(0.3, 0.9), (0.1, 0.7)]},
+            "No method forgets less than FineTune (20.0 points) at its accuracy on new tasks minus "
+            "1 point.",
+        ),
+    ],
+)
+def test_a_page_on_strengths_alone_begins_with_the_answer(tmp_path, values, said):
+    results = made(values)
+    assert summary(results) == said
+    write(results, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What is forgotten at equal accuracy on new tasks" in page
+
+
+def test_a_run_of_one_strength_each_is_no_comparison(tmp_path):
+    write(made({"finetune": [(0.2, 0.9)], "mas": [(0.1, 0.8)]}), tmp_path)
+    assert "equal accuracy" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_chosen_strength_is_told_as_that():
+    results = made({"finetune": [(0.2, 0.9)], "mas": [(0.1, 0.9)]})
+    results["runs"][1] |= {"strength": 3.0, "strength_search": [{"task": "b", "strength": 3.0}]}
+    assert "MAS (λ = auto) forgets 10.0." in sentences(read(results).sequences[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,14 +11,16 @@ import typer
 
 from retain.cli.options import described_by, fields_of, given, out_option
 from retain.cli.run import before_and_asked, config_of, show
-from retain.cli.speaking import out, plainly
-from retain.experiment import Config
+from retain.cli.speaking import plainly
+from retain.experiment import Config, Results
 from retain.experiment import run as run_config
 from retain.experiment.config import FIELDS
+from retain.experiment.results import Content
 from retain.experiment.sweep import swept
 from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
-from retain.report.tables.equal_accuracy import sentences
+from retain.report.tables.equal_accuracy import compared, sentences
+from retain.report.tables.outcome import drawn
 from retain.report.variants import read
 
 # What people do, what the paper proposes, and the bounds.
@@ -25,6 +28,7 @@ USUAL = (
     *("finetune", "joint", "mas", "ewc", "lwf", "l2-sp", "low-lr", "freeze", "replay", "kl"),
     *("lora", "wise-ft", "model-soup"),
 )
+BATCH_NORM = "frozen-for-all"  # no method shall be ahead because it alone freezes statistics
 EXAMPLES = """
 
 [bold]Examples[/]
@@ -43,7 +47,10 @@ retain compare --tasks digits --recipe train.py:finetune --methods mas,l2-sp,wis
 @described_by(
     Config,
     FIELDS,
-    left_out={"methods": f"{', '.join(USUAL)}; FineTune is always there"},
+    left_out={
+        "methods": f"{', '.join(USUAL)}; FineTune is always there",
+        "batch_norm": f"{BATCH_NORM}, unlike in retain run",
+    },
 )
 def compare(
     *,
@@ -60,11 +67,19 @@ def compare(
     before, asked = before_and_asked(out_folder, resume, written, usual)
     if before is None:
         asked.setdefault("methods", _able(usual, asked))
+        asked.setdefault("batch_norm", BATCH_NORM)
     config = swept(config_of(before, asked))
     results = run_config(config, out=out_folder, resume=resume, **by)
+    show(results, out_folder, more=_at_equal_accuracy)
+
+
+def _at_equal_accuracy(results: Results | Content) -> Iterator[Any]:
+    """The answer, after the table of every run: a table of a row a method, and the sentences."""
     for sequence in read(results).sequences:
-        out.print(sentences(sequence), soft_wrap=True, markup=False, highlight=False)
-    show(results, out_folder)
+        grid = compared(sequence)
+        if grid is not None:
+            yield drawn(grid)
+            yield sentences(sequence)
 
 
 def _able(usual: tuple[str, ...], asked: dict[str, Any]) -> tuple[str, ...]:

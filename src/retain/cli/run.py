@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,8 +120,20 @@ def confirm_code(models: Iterable[str], named: str | None, *, what: str = "model
             )
 
 
-def show(results: Results | Content, folder: Path, *, sentence: bool = False) -> None:
+def show(
+    results: Results | Content,
+    folder: Path,
+    *,
+    sentence: bool = False,
+    more: Callable[[Results | Content], Iterable[Any]] = lambda _: (),
+) -> None:
     """Print the table, write the report, and say where it is; a failed run is an exit code of 1.
+
+    Args:
+        results: what was found out.
+        folder: it is in.
+        sentence: whether to sum it up below the table.
+        more: what else to print below the table.
 
     A page that fails costs none of the results: they are written, and it is said what happened.
     """
@@ -131,6 +143,8 @@ def show(results: Results | Content, folder: Path, *, sentence: bool = False) ->
         out.print(report.table(results))
         if sentence:
             out.print(report.summary(results), soft_wrap=True)
+        for part in more(results):
+            out.print(part, soft_wrap=isinstance(part, str), markup=False, highlight=False)
         page = written_page(results, folder)
     except Exception as error:
         err.print(

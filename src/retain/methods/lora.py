@@ -116,7 +116,7 @@ def _is_for_peft(module: nn.Module) -> bool:
     """Whether PEFT's adapter is right for it: it makes a convolution of the layer's own class."""
     if isinstance(module, nn.Linear):
         return True
-    return type(module) in CONVOLUTIONS and module.groups == 1
+    return type(module) in CONVOLUTIONS and getattr(module, "groups", 1) == 1
 
 
 def _is_other_convolution(module: nn.Module) -> bool:

@@ -45,11 +45,6 @@ def change_by_low_rank(layer: nn.Module, rank: int, alpha: float) -> None:
 def merge_changes(network: nn.Module) -> None:
     """Write every change into the weight that it is of; the layers are plain ones again."""
     for layer in list(network.modules()):
-        if _is_changed(layer):
+        lists = getattr(layer, "parametrizations", {})
+        if any(isinstance(one, LowRankChange) for several in lists.values() for one in several):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-
-
-def _is_changed(layer: nn.Module) -> bool:
-    return parametrize.is_parametrized(layer, "weight") and isinstance(
-        layer.parametrizations.weight[0], LowRankChange
-    )

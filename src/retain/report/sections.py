@@ -21,7 +21,7 @@ from retain.report.format import listed, slug
 from retain.report.tables.beside_the_paper import beside_the_paper
 from retain.report.tables.by_class import adapted
 from retain.report.tables.cost import cost, kept_at_each_step, searches
-from retain.report.tables.equal_accuracy import compared, sentences
+from retain.report.tables.equal_accuracy import compared, is_comparison, sentences
 from retain.report.tables.grid import Grid
 from retain.report.tables.outcome import headline
 from retain.report.variants import Sequence, ShownResults
@@ -67,8 +67,8 @@ def sections(results: ShownResults) -> list[Section]:
     found = [
         paper if paper and paper.parts else None,
         _adaptation(results) if study == "adaptation" else None,
-        _per_sequence(results, "results", "How it ended", grids=lambda s: [headline(s)]),
         _frontier(results),
+        _per_sequence(results, "results", "How it ended", grids=lambda s: [headline(s)]),
         _per_sequence(results, "plasticity", "Forgetting against plasticity", pictures=plasticity),
         _per_sequence(results, "tradeoff", "Trade-off over λ", pictures=tradeoffs),
         _per_sequence(
@@ -140,7 +140,7 @@ def _adaptation(results: ShownResults) -> Section | None:
 
 def _frontier(results: ShownResults) -> Section | None:
     """A comparison at equal accuracy on new tasks, where methods were swept along their knobs."""
-    if not results.config.get("sweeps"):
+    if not is_comparison(results):
         return None
     return _per_sequence(
         results,

@@ -11,6 +11,7 @@ from typing import Any
 
 from retain.report.format import BOUNDS, METHODS, listed, many, method_name, number
 from retain.report.tables import by_class
+from retain.report.tables.equal_accuracy import conclusion, is_comparison
 from retain.report.variants import Sequence, ShownResults, ShownRun
 
 STUDIES = {
@@ -219,6 +220,10 @@ def summed_up(results: ShownResults) -> str:
     adapted = by_class.said(results)
     if adapted:
         return " ".join(part for part in [*parts, adapted] if part)
+    if is_comparison(results) and (
+        concluded := [*filter(None, map(conclusion, results.sequences))]
+    ):
+        return " ".join(part for part in [*parts, *concluded] if part)
     forgotten = _forgotten(results.sequences)
     if forgotten:
         hero = "mas" if "mas" in forgotten else _least(forgotten)

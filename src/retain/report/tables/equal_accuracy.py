@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retain.methods import METHODS
-from retain.report.format import knob_name, method_name, number, percent
+from retain.report.format import BOUNDS, knob_name, method_name, number, percent
 from retain.report.spread import Spread, spread
 from retain.report.tables.grid import Cell, Grid
-from retain.report.variants import Sequence, Variant
+from retain.report.variants import Sequence, ShownResults, Variant
 
 FREE = "finetune"
 LESS = 0.01  # of FineTune's accuracy on new tasks that may be given up for what is kept
@@ -22,24 +22,28 @@ class OperatingPoint:
     value: float | None
     new: Spread  # accuracy on the tasks after the first, right after each was learned
     forgotten: Spread
+    chosen: bool = False  # its λ was, on each new task, so that it has no one value
     front: bool = False  # no other point is better in one of the two and no worse in the other
 
     @property
-    def name(self) -> str:
-        """The method, and the value of its knob where there is one."""
-        said = method_name(self.method)
-        if self.value is None:
-            return said
-        return f"{said}, {knob_name(self.method)} = {number(self.value)}"
+    def setting(self) -> str:
+        """The knob and its value; empty where there is none."""
+        if self.chosen:
+            return f"{knob_name(self.method)} = auto"
+        return "" if self.value is None else f"{knob_name(self.method)} = {number(self.value)}"
+
+
+def is_comparison(results: ShownResults) -> bool:
+    """Whether a method was swept along its knob: what equal accuracy can be found among."""
+    asked = (results.config.get("sweeps"), results.config.get("strengths"))
+    lists = [values for given in asked for values in (given or {}).values()]
+    return any(isinstance(values, list | tuple) and len(values) > 1 for values in lists)
 
 
 def points(sequence: Sequence) -> list[OperatingPoint]:
     """Every variant that finished a seed, those of the Pareto front marked."""
     found = [point for variant in sequence.variants if (point := _point(variant))]
-    return [
-        OperatingPoint(p.method, p.value, p.new, p.forgotten, not any(_better(q, p) for q in found))
-        for p in found
-    ]
+    return [replace(p, front=not any(_better(q, p) for q in found)) for p in found]
 
 
 def _point(variant: Variant) -> OperatingPoint | None:
@@ -49,10 +53,10 @@ def _point(variant: Variant) -> OperatingPoint | None:
     if new is None or forgotten is None:
         return None
     first = variant.runs[0]
-    chosen = None if first.search else first.strength
-    return OperatingPoint(
-        variant.method, chosen if first.knob is None else first.knob, new, forgotten
-    )
+    chosen = bool(first.search)
+    strength = None if chosen else first.strength
+    value = strength if first.knob is None else first.knob
+    return OperatingPoint(variant.method, value, new, forgotten, chosen)
 
 
 def _better(one: OperatingPoint, other: OperatingPoint) -> bool:
@@ -99,11 +103,34 @@ def sentences(sequence: Sequence) -> str:
     return " ".join(said)
 
 
+def conclusion(sequence: Sequence) -> str:
+    """Which method forgets least at that accuracy, beside FineTune: a sentence to begin with."""
+    found = points(sequence)
+    if target(found) is None:
+        return ""
+    free = next(point for point in found if point.method == FREE)
+    methods = dict.fromkeys(p.method for p in found if p.method not in BOUNDS)
+    there = [best for method in methods if (best := at_target(found, method))]
+    aside = "Joint training aside, " if any(p.method == "joint" for p in found) else ""
+    if not there:
+        said = f"{aside}no method comes within 1 point of FineTune's accuracy on new tasks"
+        return f"{said[0].upper()}{said[1:]}; FineTune forgets {_points(free.forgotten)} points."
+    least = min(there, key=lambda p: p.forgotten.mean)
+    if least.forgotten.mean >= free.forgotten.mean:
+        said = f"{aside}no method forgets less than FineTune ({_points(free.forgotten)} points)"
+        return f"{said[0].upper()}{said[1:]} at its accuracy on new tasks minus 1 point."
+    name = _named(least)
+    said = f"{aside}{name} forgets least" if aside else f"{name[0].upper()}{name[1:]} forgets least"
+    return (
+        f"{said} at the new-task accuracy of FineTune minus 1 point: "
+        f"{_points(least.forgotten)} points; FineTune {_points(free.forgotten)}."
+    )
+
+
 def _named(point: OperatingPoint) -> str:
     if point.method == "replay" and point.value is not None:
         return f"replay of {100 * point.value:g} %"
-    name, comma, value = point.name.partition(", ")
-    return f"{name} ({value})" if comma else name
+    return method_name(point.method) + (f" ({point.setting})" if point.setting else "")
 
 
 def _points(value: Spread) -> str:
@@ -129,9 +156,8 @@ def compared(sequence: Sequence) -> Grid | None:
                 Cell(percent(near.new, 1), near.new.mean),
             ]
         else:
-            knob = "–" if best.value is None else f"{knob_name(method)} = {number(best.value)}"
             cells += [
-                Cell(knob),
+                Cell(best.setting or "–"),
                 Cell(_points(best.forgotten), best.forgotten.mean),
                 Cell(percent(best.new, 1), best.new.mean),
             ]

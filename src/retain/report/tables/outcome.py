@@ -114,6 +114,18 @@ def in_terminal(results: ShownResults) -> Table:
     return table
 
 
+def drawn(grid: Grid) -> Table:
+    """One grid as a rich table, with what it says about itself above and below."""
+    from rich.table import Table
+
+    table = Table(title=visible(grid.title), caption=grid.caption, caption_justify="left")
+    for place, column in enumerate(grid.columns):
+        table.add_column(column, justify="left" if place < grid.heads else "right")
+    for row in grid.rows:
+        table.add_row(*map(_styled, row))
+    return table
+
+
 def _styled(cell: Cell) -> Text:
     from rich.text import Text
 
