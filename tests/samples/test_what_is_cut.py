@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import retain
+from retain.errors import InputError
 
 from .tiny import assert_same, omega, one_by_one, padded, ready, texts
 
@@ -288,3 +289,14 @@ def test_lists_are_cut_with_rows_that_are_no_samples():
     owner = torch.repeat_interleave(torch.tensor(lengths))
     found = omega(model, [{"rows": rows, "lengths": lengths}], samples_of=lambda batch: owner)
     assert_same(found, truth)
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.filterwarnings("ignore:.*beta state.*")
+def test_sparse_batches_are_refused_with_the_way_out(layout):
+    """A matrix that all samples share may be sparse; samples may not."""
+    model, x = nn.Linear(5, 3), torch.randn(8, 5)
+    with pytest.raises(InputError, match=r"cannot be taken apart.*to_dense\(\)"):
+        retain.MAS(model).observe([getattr(x, layout)()], progress=False)
+    with pytest.raises(InputError, match=r"to_dense\(\)"):
+        retain.LocalMAS(model).observe([getattr(x, layout)()], progress=False)

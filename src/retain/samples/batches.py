@@ -454,7 +454,16 @@ def _size(item: Any, dim: int) -> int | None:
 
 
 def _narrowed(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """Part of a tensor, without gaps in memory if it had none: models may ask for a view of it."""
+    """Part of a tensor, without gaps in memory if it had none: models may ask for a view of it.
+
+    Raises:
+        InputError: it is kept in a layout of which no part can be had (sparse).
+    """
+    if tensor.layout is not torch.strided:
+        raise InputError(
+            f"A batch holds a tensor in the layout {tensor.layout}, whose samples cannot be taken "
+            "apart; expected a dense one: tensor.to_dense()."
+        )
     part = tensor.narrow(dim, start, length)
     return part.contiguous() if dim and tensor.is_contiguous() else part
 
