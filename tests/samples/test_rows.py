@@ -321,3 +321,40 @@ def test_functions_are_asked_for_again_after_a_file(tmp_path):
     again.samples_of = lambda batch: owner
     again.observe([torch.randn(6, 4).double()], progress=False)
     assert again.observed.samples == 3
+
+
+class OnRegions(nn.Module):
+    """Images by sample, and boxes by row with the numbers of their images beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, boxes, image_of=None, images=None):
+        features = 1 if images is None else self.body(images).tanh()[image_of]
+        return self.head(features * boxes)
+
+
+@pytest.mark.parametrize("image_of", [[0, 0, 1, 3, 3], [1, 1, 2, 3, 3]])
+def test_an_image_without_boxes(image_of):
+    """The first three have three boxes: rows and samples are not told apart by that."""
+    model, owner = ready(OnRegions), torch.tensor(image_of)
+    images, boxes = torch.randn(4, 5).double(), torch.randn(5, 4).double()
+
+    def alone(k):
+        own = boxes[owner == k]
+        return model(own, torch.zeros(len(own), dtype=torch.long), images[[k]])
+
+    given = {"boxes": boxes, "image_of": owner, "images": images}
+    assert_same(omega(model, [given], samples_of="image_of"), one_by_one(model, range(4), alone))
+
+
+def test_numbers_of_a_whole_data_set_are_no_samples_without_rows():
+    model, owner = ready(OnRegions), torch.tensor([0, 0, 0, 1, 2, 2])
+    boxes = torch.randn(6, 4).double()
+    truth = one_by_one(model, range(3), lambda k: model(boxes[owner == k]))
+    for numbers in (owner, owner + 100, owner * 7):
+        given = {"boxes": boxes, "image_of": numbers}
+        memory = retain.MAS(model, samples_of="image_of").observe([given], progress=False)
+        assert memory.observed.samples == 3
+        assert_same(memory.observed, truth)

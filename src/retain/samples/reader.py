@@ -161,7 +161,7 @@ class Reader:
             rows = self._packed_unsaid(batch, named, probe)
         if rows is None:
             return batch
-        rows = self._ended(rows, batch, probe)
+        rows = self._ended(rows, batch, probe).among(batch.named())
         lists = frozenset(batch.lists_of(rows.samples))
         shared = frozenset(path for path in batch.shared if str(path[-1]) not in rows.measures)
         batch = batch.described(
@@ -170,7 +170,14 @@ class Reader:
         return self._arranged(batch, rows.to(device), probe)
 
     def _ended(self, rows: Rows, batch: Batch, probe: ModelProbe) -> Rows:
-        """Without the last offset of bags, if it is where the last one ends, and no bag."""
+        """Without the last offset of bags, if it is where the last one ends, and no bag.
+
+        And without numbers that no row has, unless an input or the output has a row for each.
+        """
+        if self.samples_of is not None and rows.has_gaps:
+            inputs = (t for t in batch.inputs().values() if t.ndim)
+            lengths = {*map(len, inputs), *probe.picked(batch).shape[:1]}
+            return rows if rows.samples in lengths else rows.without_gaps()
         if rows.what != BAGS or not rows.last_is_empty:
             return rows
         kind = frozenset(batch.inputs())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Rows:
         numbers: inputs that are themselves the numbers of samples → the number of the first.
         indices: inputs whose values count rows of the first kind, as edges of a graph do.
         measures: inputs that say how many rows each sample has, or at which row it begins.
+        others: inputs that have no such rows, of however many rows a part of the batch is.
         output: which kind the rows of the output are; None where it has one per sample.
         what: what the rows are, for messages.
     """
@@ -44,6 +45,7 @@ class Rows:
     numbers: Mapping[str, int] = field(default_factory=dict)
     indices: frozenset[str] = frozenset()
     measures: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
     output: int | None = None
     what: str = "rows"
 
@@ -65,6 +67,26 @@ class Rows:
     def last_is_empty(self) -> bool:
         """Whether no row belongs to the last sample."""
         return self.samples > 1 and not any((ids == self.samples - 1).any() for ids in self.owners)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether no row belongs to some of the samples."""
+        return len(self._present()) < self.samples
+
+    def without_gaps(self) -> Rows:
+        """The same, if only those that have rows are samples: numbers are of a whole data set."""
+        present = self._present()
+        owners = (
+            torch.where(ids < 0, ids, torch.searchsorted(present, ids)) for ids in self.owners
+        )
+        gone = ("owners", "samples", "widths")
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in gone}
+        return Rows.of(tuple(owners), len(present), **kept)
+
+    def _present(self) -> Tensor:
+        every: Tensor = torch.cat([ids.flatten() for ids in self.owners]).unique()
+        present: Tensor = every[every >= 0]
+        return present
 
     # ---- inputs ----
 
@@ -102,9 +124,25 @@ class Rows:
             return _cut_out(tensor.expand(*ids.shape, *tensor.shape[2:]), ids, start, stop)
         return _cut_out(tensor, ids[0], start, stop)
 
+    def among(self, inputs: Mapping[str, Tensor]) -> Rows:
+        """The same, with `others` as the whole of a batch shows them.
+
+        In a part of it there may be as many rows as samples. Where the whole has as many, those
+        that samples_of does not name have one for each sample, if it names any.
+        """
+        others = {
+            name
+            for name, tensor in inputs.items()
+            if self._owners_of(name, tensor) is None
+            or (self.named and name not in self.named and tensor.shape[:1] == (self.samples,))
+        }
+        return replace(self, others=frozenset(others))
+
     def _owners_of(self, name: str, tensor: Tensor) -> Tensor | None:
         if name in self.named:
             return self.owners[self.named[name]]
+        if name in self.others:
+            return None
         for ids in self.owners:
             shape = tuple(tensor.shape)
             if shape[: ids.ndim] == ids.shape:
