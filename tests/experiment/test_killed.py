@@ -6,6 +6,7 @@ import shutil
 import time
 
 from retain.experiment import Results, run
+from retain.experiment.checkpoint import Checkpoint
 
 from .tiny import accuracies, tiny
 
@@ -67,3 +68,13 @@ def test_killed_at_ten_random_moments(tmp_path):
     assert [record.status for record in results.runs] == ["done"] * len(METHODS)
     assert accuracies(results) == expected
     assert not list(folder.glob("checkpoints/*"))
+
+
+def test_killed_between_a_record_and_the_end_of_its_checkpoint(tmp_path, monkeypatch):
+    """The record says that the job is done: its checkpoint goes when the run is taken up again."""
+    with monkeypatch.context() as killed:
+        killed.setattr(Checkpoint, "remove", lambda _self: None)
+        run(asked(), out=tmp_path, progress=False)
+    assert list(tmp_path.glob("checkpoints/*"))
+    run(asked(), out=tmp_path, resume=True, progress=False)
+    assert not list(tmp_path.glob("checkpoints/*"))

@@ -158,7 +158,11 @@ class _Books:
 
 def _carry_out_all(stage: Stage, books: _Books, hands: Crew | None) -> None:
     finished = {place for place, run in enumerate(books.results.runs) if run.status == "done"}
-    todo = {place: job for place, job in enumerate(jobs(stage.config)) if place not in finished}
+    every = dict(enumerate(jobs(stage.config)))
+    todo = {place: job for place, job in every.items() if place not in finished}
+    for place in finished & every.keys():  # if it was killed before it could do that
+        if checkpoint := books.checkpoint(every[place]):
+            checkpoint.remove()
     stage.watch.start(sum(steps_of(job, stage) for job in todo.values()))
     try:
         if hands is None:

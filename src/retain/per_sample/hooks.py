@@ -14,7 +14,7 @@ SIZES = (1.0, 1e-3, 1e3)  # of the made-up gradients: a threshold would treat th
 CLOSE = 1e-4
 ROWS = 8  # of so many rows one is compared, each time another
 
-Rows = slice | EllipsisType
+SomeRows = slice | EllipsisType
 
 
 def hooked(parameters: Mapping[str, Tensor]) -> list[str]:
@@ -56,7 +56,7 @@ class Multipliers:
             total.mul_(powers.raised(known))
         return known is not None
 
-    def _rows(self, total: Tensor) -> Rows:
+    def _rows(self, total: Tensor) -> SomeRows:
         """Some of its rows, each time others; all, if they are few."""
         self._turn += 1
         some = total.ndim > 0 and len(total) > ROWS
@@ -75,7 +75,7 @@ class Multipliers:
 
 
 def _is_product(
-    found: Tensor, factor: Tensor, shape: torch.Size, before: Tensor, rows: Rows
+    found: Tensor, factor: Tensor, shape: torch.Size, before: Tensor, rows: SomeRows
 ) -> bool:
     """Whether what the hooks made of a sum is that factor times what it was, in these rows."""
     if found.shape != shape:

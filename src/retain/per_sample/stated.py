@@ -23,14 +23,16 @@ SIZE = 64  # rows of the matrices that are multiplied: small ones may take anoth
 CHANNELS = 32
 
 
-Setting = tuple[str, torch.device, object]  # a kind of operation, where, and with which switches
+Circumstances = tuple[
+    str, torch.device, object
+]  # a kind of operation, where, and with which switches
 
 
 class Stated:
     """Says it of one graph after another; what was measured is kept while nobody moves a switch."""
 
     def __init__(self) -> None:
-        self._measured: dict[Setting, str] = {}
+        self._measured: dict[Circumstances, str] = {}
         self._said: dict[object, str] = {}  # of graphs wired in one way, as the switches stood
 
     def of(self, graph: Graph, types: Iterable[torch.dtype]) -> str:
@@ -56,7 +58,7 @@ class Stated:
             self._said[about] = f"{name} ({', '.join(said)})" if said else name
         return self._said[about]
 
-    def _rounding(self, about: Setting, product: Callable[[Tensor], Tensor]) -> str:
+    def _rounding(self, about: Circumstances, product: Callable[[Tensor], Tensor]) -> str:
         if about not in self._measured:
             self._measured[about] = _rounding(product, about[1])
         return self._measured[about]
