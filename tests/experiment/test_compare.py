@@ -5,10 +5,13 @@ import re
 
 import pytest
 
+from retain.cli.options import fields_of
 from retain.errors import ConfigError
 from retain.experiment import Config, Results, run
+from retain.experiment.config import knob_value
 from retain.experiment.sweep import swept
 from retain.methods import METHODS
+from retain.tasks.load import TASKS
 
 from .tiny import accuracies, tiny
 
@@ -212,3 +215,18 @@ def test_a_knob_that_is_swept_is_not_set_as_well():
             sweeps={"replay": (0.1, 0.5)},
             options={"replay": {"share": 0.2}},
         )
+
+
+def test_a_knob_that_counts_takes_whole_numbers():
+    assert isinstance(knob_value("lora", 8.0), int)
+    assert isinstance(knob_value("replay", 1.0), float)
+    assert knob_value("freeze", -1.0) == -1.0  # out of range: said as it was written
+
+
+def test_the_help_names_every_knob_and_all_tasks():
+    described = fields_of(Config)
+    for name, kind in METHODS.items():
+        if kind.knob not in (None, "strength"):
+            assert f"{name}.{kind.knob}" in described["sweeps"].description
+    for usage, _ in TASKS.values():
+        assert usage in described["tasks"].description

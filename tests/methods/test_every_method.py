@@ -32,6 +32,7 @@ def test_says_what_it_stores_and_has_frozen_defaults(name):
     assert METHODS[name].stores.endswith(".")
     assert METHODS[name].needs
     assert METHODS[name].__doc__
+    assert METHODS[name].title not in {METHODS[other].title for other in METHODS if other != name}
     knob = METHODS[name].knob
     assert knob is None or knob in {f.name for f in dataclasses.fields(METHODS[name].Options)}
     assert dataclasses.is_dataclass(METHODS[name].Options)

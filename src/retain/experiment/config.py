@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,9 @@ from pydantic.dataclasses import dataclass
 from retain.errors import ConfigError
 from retain.experiment.checks import STRICT, Several, Word, checked, several, shown, unknown, wrong
 from retain.methods import METHODS, Form, ImportanceData, options_of
+from retain.ranges import fits
+from retain.tasks.code_files import USAGE as CODE_USAGE
+from retain.tasks.load import TASKS
 from retain.tasks.options import LARGEST, LARGEST_SEED, TaskChoices, option
 
 AUTO = "auto"
@@ -26,7 +29,8 @@ BatchNorm = Literal["frozen", "frozen-for-all", "moving"]
 # What changes how a run is carried out and none of its numbers.
 WITHOUT_EFFECT = frozenset({"loaders"})
 FORMERLY = {"workers": "loaders"}  # names of fields in files that were written earlier
-WHOLE_KNOBS = ("blocks", "rank")  # knobs that count something
+# The knobs other than λ, such as freeze.blocks.
+SWEPT = tuple(f"{m}.{k.knob}" for m, k in METHODS.items() if k.knob not in (None, "strength"))
 SEEDS = "whole numbers, 0 or more, up to 2^53"
 LISTS = ("methods", "seeds", "importance_on", "forms", "importance_classes")
 NOT_EMPTY = ("methods", "seeds", "importance_on")
@@ -76,9 +80,9 @@ class Config(TaskChoices):
     tasks: Annotated[
         Word,
         Field(
-            description="which tasks: digits, permuted-digits, fashion-mnist=ROOT, mnist=ROOT, "
-            "paper=ROOT, folders:NAME=PATH,NAME=PATH (each with train/ and test/ of class "
-            "folders), or path/to/file.py:function",
+            description="which tasks to learn, one after another: "
+            f"{'; '.join(usage for usage, _ in TASKS.values())}; {CODE_USAGE}. A "
+            "folder of images has train/ and test/, each with a folder per class",
         ),
     ]
     model: Word = option(
@@ -122,8 +126,8 @@ class Config(TaskChoices):
     )  # fmt: skip
     sweeps: Annotated[Mapping[str, Any], BeforeValidator(_by_method)] = option(
         dict,
-        "several values of a method's knob other than λ: freeze.blocks, low-lr.factor, "
-        "replay.share, lora.rank, wise-ft.alpha; as METHOD=VALUE:VALUE",
+        f"several values of a method's knob other than λ ({', '.join(SWEPT)}), as "
+        "METHOD=VALUE:VALUE",
         json_schema_extra=spelled("--sweep", "replay=0.01:0.1"),
     )
     recipe: Word | None = option(
@@ -281,8 +285,11 @@ def _sweep_problems(config: Config) -> Iterator[str]:
 
 def knob_value(method: str, value: Any) -> Any:
     """A value of a method's knob, a whole number where the knob counts something."""
-    counts = METHODS[method].knob in WHOLE_KNOBS
-    return int(value) if counts and isinstance(value, float) and value.is_integer() else value
+    knob, types = METHODS[method].knob, get_type_hints(METHODS[method].Options, include_extras=True)
+    if knob is None or fits(value, types[knob]):
+        return value
+    whole = isinstance(value, float) and value.is_integer()
+    return int(value) if whole and fits(int(value), types[knob]) else value
 
 
 def _recipe_problems(config: Config) -> Iterator[str]:

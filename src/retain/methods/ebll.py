@@ -44,6 +44,7 @@ class EBLL(DistillsOldHeads[EBLLOptions]):
     """
 
     name = "ebll"
+    title = "EBLL"
     Options = EBLLOptions
     stores = (
         "The encoder of one auto-encoder per task; and, while a task is learned, the old heads' "

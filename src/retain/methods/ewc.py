@@ -42,6 +42,7 @@ class EWCMethod(Quadratic[EWCOptions]):
     """λ/2 Σ_t Σ F_t (θ − θ*_t)², with F_t the diagonal Fisher of task t and θ*_t its weights."""
 
     name = "ewc"
+    title = "EWC"
     Options = EWCOptions
     stores = "One Fisher F and one anchor θ* per shared weight and task."
     needs = "unlabelled old data, once"
@@ -61,6 +62,7 @@ class OnlineEWCMethod(Quadratic[OnlineEWCOptions]):
     """λ/2 Σ F (θ − θ*)², with one Fisher that fades, F ← γF + F_new, and the latest weights θ*."""
 
     name = "online-ewc"
+    title = "Online EWC"
     Options = OnlineEWCOptions
     stores = "One Fisher F and one anchor θ* per shared weight, however many tasks there were."
     needs = "unlabelled old data, once"

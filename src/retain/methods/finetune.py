@@ -16,6 +16,7 @@ class FineTune(Method[FineTuneOptions]):
     """Each task is learned with its own loss alone, from the weights that the last one left."""
 
     name = "finetune"
+    title = "FineTune"
     Options = FineTuneOptions
     stores = "Nothing but the network."
     needs = "nothing"

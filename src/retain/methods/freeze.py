@@ -56,6 +56,7 @@ class Freeze(Method[FreezeOptions]):
     """Fine-tuning of the last blocks alone: the first ones stay as the first task left them."""
 
     name = "freeze"
+    title = "Freeze"
     Options = FreezeOptions
     stores = "Nothing but the network."
     needs = "nothing"

@@ -187,6 +187,7 @@ class IMMMean(IMM[IMMOptions]):
     """mean-IMM: θ = Σ α_t θ_t."""
 
     name = "imm-mean"
+    title = "IMM (mean)"
     Options = IMMOptions
     stores = "The weights of every task; they are what is merged."
     needs = "nothing"
@@ -201,6 +202,7 @@ class IMMMode(IMM[IMMModeOptions]):
     """mode-IMM: θ = Σ α_t F_t θ_t / Σ α_t F_t, with F_t the diagonal Fisher of task t."""
 
     name = "imm-mode"
+    title = "IMM (mode)"
     Options = IMMModeOptions
     stores = "The weights and the diagonal Fisher of every task."
     needs = "unlabelled old data, once"

@@ -29,6 +29,7 @@ class Joint(Method[JointOptions]):
     """
 
     name = "joint"
+    title = "Joint"
     Options = JointOptions
     stores = (
         "All training data of all tasks (not counted as memory of the network), and a copy of the "

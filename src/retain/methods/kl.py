@@ -26,6 +26,7 @@ class KL(LwF):
     """
 
     name = "kl"
+    title = "KL"
     Options = KLOptions
 
     def distilled(self, new: Iterable[Tensor], old: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class L2SP(FromStart[L2SPOptions]):
     """λ Σ (θ − θ*)², Ω = 1 for every shared weight; θ* the weights before the task."""
 
     name = "l2-sp"
+    title = "L2-SP"
     Options = L2SPOptions
     stores = "One anchor θ* per shared weight, while a task is learned."
     needs = "nothing"

@@ -41,6 +41,7 @@ class LoRA(Method[LoRAOptions]):
     """
 
     name = "lora"
+    title = "LoRA"
     Options = LoRAOptions
     stores = "Nothing but the network; while a task is learned, two thin matrices per layer."
     needs = "nothing"

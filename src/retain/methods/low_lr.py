@@ -28,6 +28,7 @@ class LowLR(Method[LowLROptions]):
     """Fine-tuning with a part of the learning rate, from the second task on."""
 
     name = "low-lr"
+    title = "Low LR"
     Options = LowLROptions
     stores = "Nothing but the network."
     needs = "nothing"

@@ -93,6 +93,7 @@ class LwF(DistillsOldHeads[LwFOptions]):
     """Cross-entropy on the new head + λ Σ over old heads of their distillation loss."""
 
     name = "lwf"
+    title = "LwF"
     Options = LwFOptions
     stores = (
         "While a task is learned: the old heads' outputs for its training data, or, when the "

@@ -23,6 +23,7 @@ class MASMethod(Quadratic[MASOptions]):
     """Ω = 1/N Σₖ |∂‖F(xₖ)‖²/∂θ| without labels, summed over tasks; θ* the latest weights."""
 
     name = "mas"
+    title = "MAS"
     Options = MASOptions
     stores = "One importance Ω and one anchor θ* per shared weight, however many tasks there were."
     needs = "unlabelled old data, once"
@@ -38,6 +39,7 @@ class LocalMASMethod(Quadratic[LocalMASOptions]):
     """MAS with each layer's own output in place of the network's: a forward pass only."""
 
     name = "local-mas"
+    title = "l-MAS"
     Options = LocalMASOptions
     stores = (
         "One importance Ω and one anchor θ* per weight of the shared linear and convolutional "

@@ -66,7 +66,8 @@ class Method(Generic[OptionsT]):
     `end` the network is the one that is measured.
 
     Attributes:
-        name: what the method is called everywhere.
+        name: what the method is called on the command line and in files.
+        title: what tables and pictures call it, as its paper does.
         Options: its frozen dataclass of defaults.
         stores: what it keeps, in a sentence.
         needs: what must be at hand from before the task, beside the network itself.
@@ -83,6 +84,7 @@ class Method(Generic[OptionsT]):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     Options: ClassVar[type[Any]]
     stores: ClassVar[str]
     needs: ClassVar[str]

@@ -27,6 +27,7 @@ class ModelSoup(Method[ModelSoupOptions]):
     """
 
     name = "model-soup"
+    title = "Model soup"
     Options = ModelSoupOptions
     stores = "The shared weights of every task; they are what is averaged."
     needs = "nothing"

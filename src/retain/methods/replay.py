@@ -37,6 +37,7 @@ class Replay(Method[ReplayOptions]):
     """
 
     name = "replay"
+    title = "Replay"
     Options = ReplayOptions
     stores = "A part of every task's training data, with labels."
     needs = "old data with labels"

@@ -33,6 +33,7 @@ class SIMethod(Quadratic[SIOptions]):
     """c Σ Ω (θ − θ*)², Ω = Σ_tasks max(ω, 0)/(Δ² + ξ), ω = −Σ_steps g·Δθ, g of the task alone."""
 
     name = "si"
+    title = "SI"
     Options = SIOptions
     stores = (
         "One importance Ω and one anchor θ* per shared weight, and one path integral ω and start "

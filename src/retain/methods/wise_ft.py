@@ -27,6 +27,7 @@ class WiSEFT(FromStart[WiSEFTOptions]):
     """θ = (1 − α) θ_before + α θ_after, once a task is learned; the next one begins there."""
 
     name = "wise-ft"
+    title = "WiSE-FT"
     Options = WiSEFTOptions
     stores = "The shared weights from before the task, while it is learned."
     needs = "nothing"

@@ -11,32 +11,12 @@ from retain.methods import METHODS as ALL
 from retain.report.spread import Spread
 
 # In the order of the paper's tables, the two bounds first, then what people do instead.
-METHODS = {
-    "finetune": "FineTune",
-    "joint": "Joint",
-    "lwf": "LwF",
-    "ebll": "EBLL",
-    "imm-mean": "IMM (mean)",
-    "imm-mode": "IMM (mode)",
-    "ewc": "EWC",
-    "online-ewc": "Online EWC",
-    "si": "SI",
-    "mas": "MAS",
-    "local-mas": "l-MAS",
-    "l2-sp": "L2-SP",
-    "low-lr": "Low LR",
-    "freeze": "Freeze",
-    "replay": "Replay",
-    "kl": "KL",
-    "lora": "LoRA",
-    "wise-ft": "WiSE-FT",
-    "model-soup": "Model soup",
-}
+METHODS = {name: kind.title for name, kind in ALL.items()}
 BOUNDS = ("finetune", "joint")  # the lower and the upper one: never marked as best
 
 
 def method_name(method: str) -> str:
-    """The name that the paper uses, or the method's own where the paper has none."""
+    """The title of a method, or the name as it stands where this version has no such method."""
     return METHODS.get(method, method)
 
 
