@@ -66,6 +66,31 @@ def its_own(model, optimizer, loader):
     finetune(model, torch.optim.SGD(model.parameters(), lr=0.1), loader)
 
 
+def one_more(model, optimizer, loader):
+    mine = torch.optim.SGD(model.parameters(), lr=0.1)
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        mine.step()
+
+
+class Around(torch.optim.Optimizer):
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self, closure=None):
+        self.inner.step(closure)
+
+
+def around(model, optimizer, loader):
+    beside = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    beside.step()
+    finetune(model, Around(optimizer), loader)
+    torch.set_grad_enabled(False)
+
+
 def too_far(model, optimizer, loader):
     for group in optimizer.param_groups:
         group["lr"] = float("inf")
@@ -170,6 +195,10 @@ def test_a_recipe_that_does_what_we_do_ends_where_we_end(tmp_path):
         ("leaves", "failed: SystemExit: 0"),
         ("another", "returned a int; expected None, or the model"),
         ("its_own", "without a step of the optimizer that it was given"),
+        (
+            "one_more",
+            r"an optimizer of its own \(SGD\) as well, and what that does is not protected",
+        ),
         ("too_far", "weights that are not finite"),
     ],
 )
@@ -185,6 +214,13 @@ def test_what_a_recipe_froze_is_trained_by_the_next_task_again(tmp_path):
     assert [r.error for r in results.runs] == [None, None]
     plain = run(asked(tmp_path, methods=("finetune", "mas")), progress=False)
     assert accuracies(results) == accuracies(plain)
+
+
+def test_a_recipe_may_wrap_its_optimizer_and_leave_gradients_off(tmp_path):
+    wrapped = run(asked(tmp_path, "around", methods=("finetune", "mas")), progress=False)
+    assert [r.error for r in wrapped.runs] == [None, None]
+    plain = run(asked(tmp_path, methods=("finetune", "mas")), progress=False)
+    assert accuracies(wrapped) == accuracies(plain)
 
 
 @pytest.mark.parametrize(
