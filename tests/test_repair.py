@@ -194,6 +194,21 @@ def test_the_command_writes_what_the_function_returns(case, tmp_path):
         assert all(torch.equal(written[k], expected[k]) for k in expected)
 
 
+@pytest.mark.parametrize("read", ["base", "tuned", "memory"])
+def test_the_command_writes_over_nothing_that_it_reads(case, tmp_path, read):
+    base, tuned, memory = case
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("base", "tuned", "memory")}
+    save_file(base.state_dict(), files["base"])
+    save_file(tuned.state_dict(), files["tuned"])
+    memory.save(files["memory"])
+    before = files[read].read_bytes()
+    given = [str(files["base"]), str(files["tuned"]), "--memory", str(files["memory"])]
+    done = CliRunner().invoke(app, ["repair", *given, "--out", str(files[read])])
+    assert done.exit_code == 2
+    assert "which is read" in " ".join(done.output.split())
+    assert files[read].read_bytes() == before
+
+
 def test_the_command_tells_of_a_base_that_the_file_is_not_of(case, tmp_path):
     base, tuned, memory = case
     base, tuned = base.float(), tuned.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from retain.cli.options import out_option, path
 from retain.cli.speaking import out, plainly
+from retain.errors import FileError
 from retain.files import write_weights
 from retain.integrations.peft.saved import merged_from
 from retain.memory.memory_file import other_weights, read_importance
@@ -53,6 +55,7 @@ def repair(
 
     retain repair before.pt after.pt --memory memory.safetensors --out mended.safetensors
     """
+    _refuse_to_overwrite(file, (base, tuned, memory))
     _, importance = read_importance(memory)
     before = read_state(base)
     after = merged_from(before, tuned) if tuned.is_dir() else read_state(tuned)
@@ -60,3 +63,10 @@ def repair(
     warn_of_another_base(other_weights(memory, before))
     write_weights(file, state)
     out.print(f"Written to {file}", markup=False, soft_wrap=True)
+
+
+def _refuse_to_overwrite(file: Path, read: Iterable[Path]) -> None:
+    """What is read cannot be computed again from what would take its place."""
+    for given in read:
+        if file.exists() and given.exists() and file.samefile(given):
+            raise FileError(f"--out is {given}, which is read. Give another file, to keep it.")
