@@ -401,3 +401,26 @@ def test_a_share_of_the_data_may_be_empty_beside_others(monkeypatch):
     monkeypatch.setattr(observing, "several", lambda: True)
     assert memory.observe([]) is memory
     assert memory.observe([torch.ones(4, 3)]).observed.samples == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "values"),
+    [
+        (retain.MAS, "output", (None, torch.tanh)),
+        (retain.MAS, "score", ("squared-norm", "norm")),
+        (retain.EWC, "fisher", ("exact", "sampled")),
+    ],
+)
+def test_what_is_differentiated_is_the_same_for_all_samples(model, data, kind, setting, values):
+    memory = kind(model, **{setting: values[0]}).observe([data], progress=False)
+    setattr(memory, setting, values[1])
+    with pytest.raises(retain.errors.StateError, match=rf"{setting} was changed after \d+ samples"):
+        memory.observe([data], progress=False)
+    setattr(memory, setting, values[0])
+    memory.observe([data], progress=False).consolidate()
+    setattr(memory, setting, values[1])
+    memory.observe([data], progress=False)
+    fresh = kind(model, **{setting: values[1]}).observe([data], progress=False)
+    if values[1] != "sampled":
+        for name, omega in fresh.observed.items():
+            torch.testing.assert_close(memory.observed[name], omega)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from retain.samples.batches import Batch
+
+
+class Made(NamedTuple):
+    """An estimator, and what it was made for: the ids of parameters, and what is differentiated."""
+
+    parameters: Mapping[str, int]
+    differentiated: Mapping[str, object]
+    estimator: Estimator
 
 
 class Estimator(Protocol):

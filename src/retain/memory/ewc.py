@@ -115,6 +115,9 @@ class EWC(ReadsBatches, Memory):
         self._reader = Reader(batch_dim=batch_dim, samples_of=samples_of, padding_mask=padding_mask)
         self._generator = torch.Generator().manual_seed(seed)
 
+    def _differentiated(self) -> dict[str, object]:
+        return {"output": self.output, "fisher": self.fisher}
+
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         scores: dict[str, Score] = {
             "sampled": Sampled(self._generator),

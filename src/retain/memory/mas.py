@@ -104,6 +104,9 @@ class MAS(ReadsBatches, Memory):
         self._reader = Reader(batch_dim=batch_dim, samples_of=samples_of, padding_mask=padding_mask)
         self._check = check
 
+    def _differentiated(self) -> dict[str, object]:
+        return {"output": self.output, "score": self.score}
+
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         return PerSample(
             self.model, parameters, SCORES[self.score](), output=self.output, check=self._check

@@ -18,7 +18,7 @@ from retain.importance import Importance
 from retain.memory import alarms
 from retain.memory.consolidated import Consolidated, Merge, merged
 from retain.memory.coverage import listed
-from retain.memory.estimator import Estimator
+from retain.memory.estimator import Estimator, Made
 from retain.memory.footprint import warn_if_short
 from retain.memory.fresh import warn_of_fresh
 from retain.memory.given_data import batches_in, blaming, progress_of
@@ -181,6 +181,10 @@ class Observing(Remembered):
     def _make_estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
         raise NotImplementedError
 
+    def _differentiated(self) -> dict[str, object]:
+        """By the names of their settings, what decides of what the gradients are."""
+        return {}
+
     def _all_observed(self) -> Importance:
         """`observed`, as long as nothing is added, with each Ω made when it is asked for."""
         running = self._state.running
@@ -238,11 +242,25 @@ class Observing(Remembered):
         return of_all_ranks(here, parameters, settings | more)
 
     def _estimator(self, parameters: Mapping[str, nn.Parameter]) -> Estimator:
-        """The estimator for these parameters, which remembers what it learned about the model."""
-        key = {name: id(p) for name, p in parameters.items()}
-        if self._made is None or self._made[0] != key:
-            self._made = key, self._make_estimator(parameters)
-        return self._made[1]
+        """The estimator for these parameters, which remembers what it learned about the model.
+
+        Raises:
+            StateError: samples were observed by something else than what is differentiated now.
+        """
+        ids, asked = {name: id(p) for name, p in parameters.items()}, self._differentiated()
+        made, running = self._made, self._state.running
+        if made is not None and made.differentiated != asked:
+            if running is not None and running.samples:
+                changed = [name for name in asked if made.differentiated[name] != asked[name]]
+                raise StateError(
+                    f"{' and '.join(changed)} was changed after {running.samples} samples had been "
+                    "observed with another: Ω would be a mixture. Call consolidate() before that, "
+                    "or observe all data with a new memory."
+                )
+            made = None
+        if made is None or made.parameters != ids:
+            made = self._made = Made(ids, asked, self._make_estimator(parameters))
+        return made.estimator
 
     def _as_sharded(self, observed: Importance) -> Importance:
         parameters = self.selection.matching(self.model)

@@ -17,7 +17,7 @@ from retain.errors import ModelError, StateError
 from retain.importance import Importance
 from retain.memory.attachment import Attachment, Follower, Held
 from retain.memory.consolidated import Consolidated, holds, sharded
-from retain.memory.estimator import Estimator
+from retain.memory.estimator import Made
 from retain.memory.growth import hold_grown
 from retain.memory.guard import Guard
 from retain.memory.state import State, Tensors
@@ -63,7 +63,7 @@ class Remembered:
         self._reader = Reader()
         self._state = State()
         self._routes: dict[str, str] = {}
-        self._made: tuple[dict[str, int], Estimator] | None = None
+        self._made: Made | None = None
         self._watch()
         self._warned = False
         self._warned_twice = False
