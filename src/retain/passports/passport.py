@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -91,6 +92,17 @@ class Passport:
         """
         target = arguments.path("path", path)
         atomic.write(target, _page(legible(self.card)))
+        return target
+
+    def write_card(self, path: str | os.PathLike[str]) -> Path:
+        """The card as JSON, for programs and for hubs of models; returns the path.
+
+        Raises:
+            FileError: it cannot be written; what was there is untouched.
+            InputError: a path that is none.
+        """
+        target = arguments.path("path", path)
+        atomic.write(target, json.dumps(dict(self.card), indent=2, ensure_ascii=False) + "\n")
         return target
 
 
