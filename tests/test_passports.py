@@ -76,7 +76,7 @@ def test_the_card_says_what_it_is_and_is_plain_data(model, tmp_path):
     made.save(tmp_path / "p.safetensors")
     again = retain.passports.Passport.load(tmp_path / "p.safetensors")
     assert str(again) == str(made)
-    assert json.loads(again.write_card(tmp_path / "card.json").read_text("utf-8")) == card
+    assert json.loads(made.write_card(tmp_path / "card.json").read_text("utf-8")) == card
     page = again.write_page(tmp_path / "card.html").read_text()
     assert "Tiny &lt;script&gt;" in page
     assert "<script>" not in page

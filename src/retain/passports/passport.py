@@ -42,6 +42,8 @@ class Passport:
         >>> made.save("small.safetensors")
         >>> retain.passports.Passport.load("small.safetensors").write_page("small.html").name
         'small.html'
+        >>> made.write_card("small.json").name
+        'small.json'
     """
 
     importance: Importance
