@@ -29,18 +29,24 @@ def make_groups(graph: Graph, frontier: Frontier) -> tuple[list[Group], set[str]
         own = {name_of[at]} if at in name_of else set()
         reach[at] = frozenset(own).union(*(reach.get(b, frozenset()) for b in below))
     group_of: dict[str, set[str]] = {name: {name} for name in graph.leaves}
-    for use in frontier.uses:
-        merged = set().union(*(group_of[name] for name in reach[below_of(graph, use)]))
+    uses_of: dict[str, dict[ParameterUse, int]] = {name: {} for name in graph.leaves}
+    for at, use in enumerate(frontier.uses):
+        reached = reach[below_of(graph, use)]
+        merged = set().union(*(group_of[name] for name in reached))
         for name in merged:
             group_of[name] = merged
+        for name in reached:
+            uses_of[name][use] = at
     groups: list[Group] = []
     placed: set[str] = set()
     for name in graph.leaves:
         if name in placed:
             continue
         members = group_of[name]
-        uses = tuple(u for u in frontier.uses if reach[below_of(graph, u)] & members)
-        if uses:
-            groups.append(Group(tuple(sorted(members)), uses))
+        found = {use: at for member in members for use, at in uses_of[member].items()}
+        if found:
+            groups.append(
+                Group(tuple(sorted(members)), tuple(sorted(found, key=found.__getitem__)))
+            )
             placed |= members
     return groups, set(graph.leaves) - placed

@@ -33,7 +33,7 @@ class Shares:
                 split = layout.split(grad)
                 over = [d for d in range(split.ndim) if d != layout.dim + 1]
                 wide = None if grad.dtype.itemsize >= 4 else torch.float32
-                energy = torch.linalg.vector_norm(split, ord=1, dim=over, dtype=wide)
+                energy = split.abs().sum(over, dtype=wide)  # several times as quick as a norm
                 self._of[at, output] = energy.double()
                 if (at, output) in self._likely:
                     self._whole[at, output] = grad.detach().clone()
