@@ -72,6 +72,14 @@ def test_few_live_rows_are_laid_out_as_their_neighbours(
     assert probed == [3]  # a few samples of the first batch, and never a whole batch
 
 
+@pytest.mark.parametrize(("tokens", "samples"), [(65, 16), (65, 8), (17, 8), (5, 4)])
+def test_a_sequence_by_one_longer_than_a_multiple_of_the_samples_is_looked_at_once(
+    tokens: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a vision transformer, whose patches are a power of two, and a class token."""
+    test_few_live_rows_are_laid_out_as_their_neighbours(samples, tokens, monkeypatch)
+
+
 @pytest.mark.parametrize("tokens", [2, 7, 8, 9])
 @pytest.mark.parametrize("samples", [2, 3])
 def test_few_live_rows_of_two_or_three_samples_are_looked_at_once(

@@ -8,7 +8,7 @@ which are pulled back.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -44,11 +44,14 @@ class Frontier:
     # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
     doubtful: frozenset[ResultKey] = frozenset()
     likely: frozenset[ResultKey] = frozenset()
+    # all layouts that fit the gradients of the samples at which was looked
+    fitting: Mapping[ResultKey, tuple[Layout, ...]] = field(default_factory=dict)
     # operations that may lay out another batch in another way
     wandering: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layouts", MappingProxyType(dict(self.layouts)))
+        object.__setattr__(self, "fitting", MappingProxyType(dict(self.fitting)))
 
     @property
     def certain(self) -> bool:
@@ -81,6 +84,7 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
         between=frozenset(at[node] for node in between),
         doubtful=doubtful,
         likely=likely,
+        fitting={key: tuple(fits[key][1]) for key in likely},
         wandering=wandering(graph, between, weights, held),
     )
 

@@ -21,7 +21,7 @@ class Shares:
     def __init__(self, plan: Plan, precision: Precision) -> None:
         self._precision = precision
         self._layouts = plan.frontier.layouts
-        self._likely = plan.frontier.likely
+        self._likely, self._fitting = plan.frontier.likely, plan.frontier.fitting
         self._of: dict[ResultKey, Tensor] = {}
         self._whole: dict[ResultKey, Tensor] = {}
 
@@ -52,10 +52,20 @@ class Shares:
         )
 
     def prove(self, others: Shares, weights: Tensor) -> bool:
-        """Whether no other layout than the likely ones fits what `others`, too, has seen."""
+        """Whether no other layout than the likely ones fits what `others`, too, has seen.
+
+        And what fitted fewer samples: where a sequence is by one longer than a multiple of the
+        samples, another layout fits as well, but not for another number of samples.
+        """
         passes, precision = [torch.ones_like(weights), weights], self._precision
-        return all(
-            find_blocks([self._whole[key], others._whole[key]], passes, precision)
-            == [self._layouts[key]]
-            for key in self._likely & self._whole.keys()
-        )
+        for key in self._likely & self._whole.keys():
+            before = {_order(layout) for layout in self._fitting[key] if isinstance(layout, Blocks)}
+            fits = find_blocks([self._whole[key], others._whole[key]], passes, precision)
+            if [one for one in fits if _order(one) in before] != [self._layouts[key]]:
+                return False
+        return True
+
+
+def _order(layout: Blocks) -> tuple[int, int, int]:
+    """What a layout is for any number of samples."""
+    return layout.dim, layout.outer, layout.inner
