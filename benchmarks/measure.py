@@ -22,6 +22,7 @@ from records import THREADS
 
 WARM_UP = 2
 SLOW, FEW = 4.0, 3  # a way that takes so many times as long as the first may do fewer rounds
+ENOUGH = 20.0  # seconds of measuring
 Run = Callable[[], object]
 
 
@@ -50,7 +51,8 @@ def interleaved(
 ) -> Times:
     """The seconds of every way, taking turns for so many rounds after warming up.
 
-    Those named in `patient` warm up once, and do `FEW` rounds, if they turn out to be `SLOW`.
+    Those named in `patient` warm up once, and do `FEW` rounds, if they turn out to be `SLOW`. What
+    takes more than a second warms up once, and after `ENOUGH` seconds `FEW` rounds will do.
     """
     torch.set_num_threads(THREADS)
     failed: dict[str, str] = {}
@@ -63,12 +65,17 @@ def interleaved(
                 if name in patient and took > SLOW * usual:
                     turns[name] = min(rounds, FEW)
                     break
+                if took > 1:
+                    break
         except Exception as error:  # a competitor that cannot run is a result, too
             failed[name] = reason(error)
         usual = usual or took
     running = {name: run for name, run in ways.items() if name not in failed}
     seconds: dict[str, list[float]] = {name: [] for name in running}
+    begun = time.perf_counter()
     for turn in range(rounds):
+        if turn >= FEW and time.perf_counter() - begun > ENOUGH:
+            break
         for name, run in running.items():
             if turn < turns[name]:
                 seconds[name].append(timed(run))

@@ -111,6 +111,20 @@ def test_a_slow_way_may_do_fewer_rounds(monkeypatch):
     assert times.ratios("theirs", "plain") == [9.0] * measure.FEW
 
 
+def test_what_takes_long_is_measured_in_few_rounds(monkeypatch):
+    measure, now = module("measure"), [0.0]
+
+    def timed(run):
+        now[0] += 6.0
+        return 6.0
+
+    monkeypatch.setattr(measure, "timed", timed)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    times = measure.interleaved({"plain": None, "ours": None}, rounds=7)
+    assert len(times.seconds["ours"]) == measure.FEW
+    assert now[0] == 2 * (1 + measure.FEW) * 6.0  # one turn each to warm up
+
+
 def test_ways_take_turns_and_a_failure_is_a_result():
     order = []
 
