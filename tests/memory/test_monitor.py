@@ -196,3 +196,14 @@ def test_the_step_of_a_forecast_may_be_of_any_length(model, lr):
     assert change == pytest.approx(lr * memory.forecast([batch], lr=1.0).change, rel=1e-3)
     with pytest.raises(InputError, match="lr"):
         memory.forecast([batch], lr=0.0)
+
+
+@pytest.mark.parametrize("other", ["weights.pt", None, 3])
+def test_what_a_forecast_cannot_be_asked_for(model, other):
+    with pytest.raises(InputError, match="expected a model, a state dict, or a loader of new data"):
+        held(model).forecast(other)
+
+
+def test_a_batch_that_fails_in_a_forecast_is_named_and_no_more(model):
+    with pytest.raises(InputError, match=r"Batch 1 .*multiplied \(2x5 and 4x8\)\.$"):
+        held(model).forecast([(torch.randn(2, 5), torch.tensor([0, 1]))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,11 @@ def after_one_step(
     Raises:
         InputError: no batch, no labels where the loss needs them, or a loss that is no scalar.
     """
+    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
+        raise InputError(
+            f"A forecast is asked for a {type(data).__name__}; expected a model, a state dict, or "
+            "a loader of new data."
+        )
     parameters = {n: p for n, p in named_parameters(model).items() if n in held and p.requires_grad}
     if not parameters:
         raise InputError("None of the weights that this memory holds is trainable.")
@@ -79,7 +84,7 @@ def after_one_step(
     samples = 0
     with borrowed(model), torch.enable_grad():
         for number, raw in enumerate(batches_in(data, batch_dim=0), 1):
-            with blaming(number, lambda: 0, model, raw):
+            with blaming(number, None, model, raw):
                 batch = Batch.of(raw).to(device)
                 value = (_cross_entropy if loss is None else loss)(
                     model, batch if loss is None else raw

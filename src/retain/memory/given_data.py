@@ -69,24 +69,32 @@ def _may_be_terminal(stream: TextIO | None) -> bool:
 
 
 @contextmanager
-def blaming(number: int, kept: Callable[[], int], model: nn.Module, raw: object) -> Iterator[None]:
-    """Say which batch it was, and how many samples are safe, in whatever goes wrong inside."""
+def blaming(
+    number: int, kept: Callable[[], int] | None, model: nn.Module, raw: object
+) -> Iterator[None]:
+    """Say which batch it was, in whatever goes wrong inside; and how many samples are safe.
+
+    `kept` says how many; None where nothing is to be kept.
+    """
     try:
         yield
     except Exception as error:
         known = error if isinstance(error, RetainError) else explained(error, model, raw)
         if known is not None:
-            raise type(known)(
-                f"Batch {number} (the first is 1): {known} {_safe(kept())}"
-            ) from error
+            raise type(known)(f"Batch {number} (the first is 1): {known}{_safe(kept)}") from error
         raise InputError(
-            f"Batch {number} (the first is 1) failed with {type(error).__name__}: {error}. "
-            + _safe(kept())
+            f"Batch {number} (the first is 1) failed with {type(error).__name__}: "
+            f"{str(error).rstrip('. ')}.{_safe(kept)}"
         ) from error
 
 
-def _safe(samples: int) -> str:
-    return f"The {samples} samples observed before it are kept." if samples else "Nothing is kept."
+def _safe(kept: Callable[[], int] | None) -> str:
+    if kept is None:
+        return ""
+    samples = kept()
+    return (
+        f" The {samples} samples observed before it are kept." if samples else " Nothing is kept."
+    )
 
 
 def _length(data: Any) -> int | None:
