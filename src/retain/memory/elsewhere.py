@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from retain.memory import alarms
 from retain.memory.holder import Holder
 from retain.memory.lent_gradients import ledger_of
-from retain.memory.movement import PROBED, alike, can_be_read, elements, spread
+from retain.memory.movement import a_few, alike, elements, spread
 from retain.memory.watched import AttachedOptimizer, Said, parameters_of
 
 PATIENCE = 2  # steps elsewhere before a word is said: the first may be another network's
@@ -78,9 +78,8 @@ class StepsElsewhere:
 
     def follow(self, held: Iterable[nn.Parameter]) -> bool:
         """Whether held weights are others than they were the last time; a few elements tell."""
-        usable = [p for p in held if can_be_read(p)]
         before = self._held
-        self._held = [elements(p, spread(p)) for p in usable[:: max(1, len(usable) // PROBED)]]
+        self._held = [elements(p, spread(p)) for p in a_few(held)]
         both = zip(before, self._held, strict=False)
         return any(a.device != b.device or not torch.equal(a, b) for a, b in both)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from retain.parameters import (
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
 
+EXPECTED = "a model, a state dict, or a loader of new data"
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -71,11 +72,6 @@ def after_one_step(
     Raises:
         InputError: no batch, no labels where the loss needs them, or a loss that is no scalar.
     """
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        raise InputError(
-            f"A forecast is asked for a {type(data).__name__}; expected a model, a state dict, or "
-            "a loader of new data."
-        )
     parameters = {n: p for n, p in named_parameters(model).items() if n in held and p.requires_grad}
     if not parameters:
         raise InputError("None of the weights that this memory holds is trainable.")
@@ -83,7 +79,7 @@ def after_one_step(
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     samples = 0
     with borrowed(model), torch.enable_grad():
-        for number, raw in enumerate(batches_in(data, batch_dim=0), 1):
+        for number, raw in enumerate(batches_in(data, batch_dim=0, expected=EXPECTED), 1):
             with blaming(number, None, model, raw):
                 batch = Batch.of(raw).to(device)
                 value = (_cross_entropy if loss is None else loss)(

@@ -19,7 +19,7 @@ CUT = 64  # samples per batch when the data is one tensor
 EXPECTED = "a DataLoader, a list, a generator or another iterable of batches, or one tensor"
 
 
-def batches_in(data: Any, *, batch_dim: int) -> Iterable[Any]:
+def batches_in(data: Any, *, batch_dim: int, expected: str = EXPECTED) -> Iterable[Any]:
     """The batches of `data`; one tensor is the whole data and is cut along `batch_dim`.
 
     Raises:
@@ -40,7 +40,7 @@ def batches_in(data: Any, *, batch_dim: int) -> Iterable[Any]:
     if isinstance(data, Mapping):
         raise InputError("The data is a mapping. If it is one batch, put it in a list: [batch].")
     if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        raise InputError(f"The data is a {type(data).__name__}; expected {EXPECTED}.")
+        raise InputError(f"The data is a {type(data).__name__}; expected {expected}.")
     batches: Iterable[Any] = data
     return batches
 

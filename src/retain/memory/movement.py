@@ -38,8 +38,7 @@ class Movement:
     def start(self, parameters: Collection[nn.Parameter]) -> None:
         """Record these parameters, and no others."""
         self._versions, self._probes, self._sizes, self._past = {}, {}, {}, {}
-        usable = [p for p in parameters if can_be_read(p)]
-        for p in usable[:: max(1, len(usable) // PROBED)]:
+        for p in a_few(parameters):
             self._probes[id(p)] = spread(p), torch.empty(0)
         self.record(parameters)
 
@@ -76,10 +75,8 @@ class Movement:
         indices, before = self._probes[id(p)]
         if before.device != p.device or indices.device != p.device:
             before, indices = before.to(p.device), indices.to(p.device)
-        # In the coarser type of the two: a model that was cast has not moved.
         now = elements(p, indices)
-        coarse = before.dtype if before.element_size() < now.element_size() else now.dtype
-        if torch.equal(now.to(coarse), before.to(coarse)):
+        if same_elements(now, before):
             return False
         past = self._past.get(id(p))
         return past is None or not past.knows(now)
@@ -188,6 +185,18 @@ def alike(p: Tensor, q: Tensor) -> bool:
         return True
     indices = spread(p)
     return torch.equal(elements(p, indices), elements(q, indices).to(p.device, p.dtype))
+
+
+def a_few(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """A few of those that can be read, from the first to the last."""
+    usable = [p for p in parameters if can_be_read(p)]
+    return usable[:: max(1, len(usable) // PROBED)]
+
+
+def same_elements(now: Tensor, before: Tensor) -> bool:
+    """Whether they are equal in the coarser type of the two: what was cast has not moved."""
+    coarse = before.dtype if before.element_size() < now.element_size() else now.dtype
+    return torch.equal(now.to(coarse), before.to(now.device, coarse))
 
 
 def can_be_read(p: Tensor) -> bool:

@@ -224,8 +224,10 @@ class Observing(Remembered):
     def _say_moved_on(self, running: Running, parameters: Mapping[str, nn.Parameter]) -> None:
         """Warn, once, if the weights are not those of the first sample any more."""
         outset = running.outset
-        others = outset.others(parameters) if outset is not None and not outset.said else []
-        if outset is not None and others:
+        if outset is None or outset.said:
+            return
+        others = outset.others(parameters)
+        if others:
             outset.said = True
             warn(alarms.moved_on(self, others, running.samples))
 

@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from retain.memory.movement import can_be_read, elements, spread, version
+from retain.memory.movement import can_be_read, elements, same_elements, spread, version
 from retain.sharding import is_sharded
 
 
@@ -28,7 +28,7 @@ class Outset:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self.said = False
         self._then = {name: _Glimpse.of(p) for name, p in parameters.items()}
-        self._marks = {name: (ref(p), version(p)) for name, p in parameters.items()}
+        self._marks = {name: _mark(p) for name, p in parameters.items()}
         self._turn = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -44,12 +44,11 @@ class Outset:
         if parameters:
             self._turn = (self._turn + 1) % len(parameters)
             doubtful.append(list(parameters)[self._turn])
-        with torch.no_grad():
-            if any(self._differs(name, parameters[name]) for name in doubtful):
-                # where one has changed without a mark, others may have, too
-                return [name for name, p in parameters.items() if self._differs(name, p)]
+        if any(self._differs(name, parameters[name]) for name in doubtful):
+            # where one has changed without a mark, others may have, too
+            return [name for name, p in parameters.items() if self._differs(name, p)]
         for name in doubtful:
-            self._marks[name] = ref(parameters[name]), version(parameters[name])
+            self._marks[name] = _mark(parameters[name])
         return []
 
     def _is_marked(self, name: str, p: nn.Parameter) -> bool:
@@ -60,6 +59,10 @@ class Outset:
     def _differs(self, name: str, p: nn.Parameter) -> bool:
         seen = self._then.get(name)
         return seen is not None and seen.differs(p)
+
+
+def _mark(p: nn.Parameter) -> tuple[ref[nn.Parameter], int]:
+    return ref(p), version(p)
 
 
 class _Glimpse(NamedTuple):
@@ -82,10 +85,4 @@ class _Glimpse(NamedTuple):
         """Whether others are there now; one of another shape is told of where it is observed."""
         if p.shape != self.shape or type(p) is not self.kind or p.is_meta:
             return False
-        usual = p.dtype.itemsize > 1 and p.device == self.where.device
-        now = torch.take(p, self.where) if usual else elements(p, self.where)
-        then = self.elements
-        if now.dtype != then.dtype or now.device != then.device:
-            coarse = then.dtype if then.element_size() < now.element_size() else now.dtype
-            now, then = now.to(coarse), then.to(now.device, coarse)
-        return not torch.equal(now, then)
+        return not same_elements(elements(p, self.where), self.elements)

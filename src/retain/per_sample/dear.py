@@ -68,8 +68,8 @@ class Dearness:
         # to weights writes more than later ones, and what surrounds it is not in `later`.
         later = seconds if self._forward.written else used.later
         doubtful = slow or self._forward.written
-        most = Price.at_most(later, used.forward, plain.scores, whole=self._goes_through_all())
-        if not doubtful and not most.dear:
+        whole = self._goes_through_all()
+        if not doubtful and not Price.at_most(later, used.forward, plain.scores, whole=whole).dear:
             return
 
         def another() -> float:

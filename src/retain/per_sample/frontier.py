@@ -44,7 +44,7 @@ class Frontier:
     # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
     doubtful: frozenset[ResultKey] = frozenset()
     likely: frozenset[ResultKey] = frozenset()
-    # all layouts that fit the gradients of the samples at which was looked
+    # all layouts that fit the gradients of the samples that were looked at
     fitting: Mapping[ResultKey, tuple[Layout, ...]] = field(default_factory=dict)
     # operations that may lay out another batch in another way
     wandering: tuple[str, ...] = ()

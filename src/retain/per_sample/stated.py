@@ -23,9 +23,8 @@ SIZE = 64  # rows of the matrices that are multiplied: small ones may take anoth
 CHANNELS = 32
 
 
-Circumstances = tuple[
-    str, torch.device, object
-]  # a kind of operation, where, and with which switches
+# A kind of operation, where it runs, and how the switches stand.
+Circumstances = tuple[str, torch.device, object]
 
 
 class Stated:

@@ -15,6 +15,11 @@ METHODS = {name: kind.title for name, kind in ALL.items()}
 BOUNDS = ("finetune", "joint")  # the lower and the upper one: never marked as best
 
 
+def capitalised(said: str) -> str:
+    """The same, with its first letter large."""
+    return said[:1].upper() + said[1:]
+
+
 def method_name(method: str) -> str:
     """The title of a method, or the name as it stands where this version has no such method."""
     return METHODS.get(method, method)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from retain.report.format import BOUNDS, METHODS, listed, many, method_name, number
+from retain.report.format import BOUNDS, METHODS, capitalised, listed, many, method_name, number
 from retain.report.tables import by_class
 from retain.report.tables.equal_accuracy import conclusion, is_comparison
 from retain.report.variants import Sequence, ShownResults, ShownRun
@@ -112,7 +112,7 @@ def _about_the_study(config: Mapping[str, Any]) -> list[Notice]:
         said.append(
             Notice(
                 "Not the paper's protocol.",
-                f"{listed[0].upper()}{listed[1:]}. A difference from the paper's numbers says "
+                f"{capitalised(listed)}. A difference from the paper's numbers says "
                 "little about either.",
             )
         )
@@ -296,7 +296,7 @@ def _least_of_many(hero: str, forgotten: dict[str, float]) -> str:
     aside = "Joint training aside, " if "joint" in forgotten else ""
     none_less = _size_of(forgotten[hero]) == _size_of(forgotten[least])
     said = "no other method forgot less" if none_less else f"{method_name(least)} forgot least"
-    return aside + (said if aside else said[0].upper() + said[1:]) + "."
+    return capitalised(aside + said) + "."
 
 
 def _unfinished(results: ShownResults) -> str:

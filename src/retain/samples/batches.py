@@ -172,7 +172,7 @@ class Batch:
 
     def marks(self) -> dict[Path, tuple[Tensor, int]]:
         """Its tensors, and how often they were written to."""
-        return {path: (t, t._version) for path, t in leaves(self._parts())}
+        return {path: (t, t._version) for path, t in self._inputs.items()}
 
     # ---- its parts ----
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from retain.methods import METHODS
-from retain.report.format import BOUNDS, knob_name, method_name, number, percent
+from retain.report.format import BOUNDS, capitalised, knob_name, method_name, number, percent
 from retain.report.spread import Spread, spread
 from retain.report.tables.grid import Cell, Grid
 from retain.report.variants import Sequence, ShownResults, Variant
@@ -112,19 +112,24 @@ def conclusion(sequence: Sequence) -> str:
     methods = dict.fromkeys(p.method for p in found if p.method not in BOUNDS)
     there = [best for method in methods if (best := at_target(found, method))]
     aside = "Joint training aside, " if any(p.method == "joint" for p in found) else ""
-    if not there:
-        said = f"{aside}no method comes within 1 point of FineTune's accuracy on new tasks"
-        return f"{said[0].upper()}{said[1:]}; FineTune forgets {_points(free.forgotten)} points."
-    least = min(there, key=lambda p: p.forgotten.mean)
-    if least.forgotten.mean >= free.forgotten.mean:
-        said = f"{aside}no method forgets less than FineTune ({_points(free.forgotten)} points)"
-        return f"{said[0].upper()}{said[1:]} at its accuracy on new tasks minus 1 point."
-    name = _named(least)
-    said = f"{aside}{name} forgets least" if aside else f"{name[0].upper()}{name[1:]} forgets least"
-    return (
-        f"{said} at the new-task accuracy of FineTune minus 1 point: "
-        f"{_points(least.forgotten)} points; FineTune {_points(free.forgotten)}."
-    )
+    least = min(there, key=lambda p: p.forgotten.mean, default=None)
+    forgotten = _points(free.forgotten)
+    if least is None:
+        said = (
+            "no method comes within 1 point of FineTune's accuracy on new tasks; "
+            f"FineTune forgets {forgotten} points."
+        )
+    elif least.forgotten.mean >= free.forgotten.mean:
+        said = (
+            f"no method forgets less than FineTune ({forgotten} points) at its accuracy on new "
+            "tasks minus 1 point."
+        )
+    else:
+        said = (
+            f"{_named(least)} forgets least at the new-task accuracy of FineTune minus 1 point: "
+            f"{_points(least.forgotten)} points; FineTune {forgotten}."
+        )
+    return capitalised(aside + said)
 
 
 def _named(point: OperatingPoint) -> str:
