@@ -74,6 +74,13 @@ class Drift:
         """The drift of `weights` from `anchor`; all are name -> tensor of the same shapes.
 
         `squared_norm` is the mean ‖F(x)‖² that goes with the importance, if known.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> half = {name: 0.5 * star for name, star in memory.anchor.items()}
+            >>> drift = retain.drift.Drift.of(memory.importance, memory.anchor, half)
+            >>> round(drift.relative, 4)  # every weight lost half of itself
+            0.5
         """
         changes: dict[str, tuple[float, float]] = {}
         all_of_it = penalty = 0.0

@@ -27,6 +27,12 @@ class FrozenStatistics:
 
     Attributes:
         layers: the names of the layers whose statistics stay.
+
+    Examples:
+        >>> batch_norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+        >>> frozen = retain.frozen_statistics(batch_norm)  # a FrozenStatistics
+        >>> frozen.layers
+        ('1',)
     """
 
     def __init__(self, model: nn.Module, also: Patterns = None) -> None:
@@ -44,12 +50,31 @@ class FrozenStatistics:
         self.hold()
 
     def hold(self) -> None:
-        """Put the layers in eval mode now, and not only when they are called."""
+        """Put the layers in eval mode now, and not only when they are called.
+
+        Examples:
+            >>> batch_norm = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+            >>> frozen = retain.frozen_statistics(batch_norm)
+            >>> batch_norm.train()[1].training  # until it is called
+            True
+            >>> frozen.hold()
+            >>> batch_norm[1].training
+            False
+        """
         for layer, _follows, _hook in self._hooks:
             layer.training = False
 
     def remove(self) -> None:
-        """Let the statistics move again; a second time changes nothing."""
+        """Let the statistics move again; a second time changes nothing.
+
+        Examples:
+            >>> batch_norm = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+            >>> frozen = retain.frozen_statistics(batch_norm)
+            >>> frozen.remove()
+            >>> _ = batch_norm(x)
+            >>> int(batch_norm[1].num_batches_tracked)  # moves again
+            1
+        """
         for layer, follows, hook in self._hooks:
             hook.remove()
             _kept[layer] = _kept.get(layer, 1) - 1

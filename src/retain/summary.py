@@ -38,7 +38,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Importance parameter by parameter; prints as a table, in a terminal and as a string."""
+    """Importance parameter by parameter; prints as a table, in a terminal and as a string.
+
+    Examples:
+        >>> summary = retain.MAS(model).observe(loader).observed.summary()  # a Summary
+        >>> summary.rows[0].name, summary.rows[0].route
+        ('0.weight', 'linear')
+    """
 
     rows: tuple[Row, ...]
     samples: int
@@ -104,6 +110,11 @@ class Summary:
         Raises:
             FileError: it cannot be written; what was there is untouched.
             InputError: there is nothing to draw, or no such kind of picture.
+
+        Examples:
+            >>> summary = retain.MAS(model).observe(loader).observed.summary()
+            >>> summary.plot("omega.svg").name
+            'omega.svg'
         """
         if not self.rows:
             raise InputError("There is no importance to draw. Observe data first.")

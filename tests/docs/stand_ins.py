@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,27 @@ def namespace() -> dict[str, Any]:
         "x": inputs[:8],
         "y": labels[:8],
     }
+
+
+def further(text: str) -> dict[str, Any]:
+    """What takes longer to make, if a text asks for it: a `peft_model`, the `results` of a run."""
+    made = {"peft_model": _adapted, "results": _results}
+    return {name: make() for name, make in made.items() if f"{name}." in text or f"{name})" in text}
+
+
+def _adapted() -> nn.Module:
+    """The same model with LoRA in it."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(namespace()["model"], LoraConfig(r=2, target_modules=["0", "2"]))
+
+
+@cache
+def _results() -> Any:
+    """Of two methods with two seeds."""
+    from retain.experiment import Config, run
+
+    return run(Config("digits", epochs=1, batch_size=64, seeds=(0, 1)), progress=False)
 
 
 def passport_of(model: nn.Module, folder: Path) -> Path:

@@ -178,16 +178,34 @@ class Config(TaskChoices):
         return self
 
     def strengths_of(self, method: str) -> tuple[Strength, ...]:
-        """The strengths asked for; none where the method's default is meant."""
+        """The strengths asked for; none where the method's default is meant.
+
+        Examples:
+            >>> from retain.experiment import Config
+            >>> Config("digits", strengths={"mas": (0.1, 1.0)}).strengths_of("mas")
+            (0.1, 1.0)
+        """
         return cast("tuple[Strength, ...]", self.strengths.get(method, ()))
 
     @property
     def chooses_strength(self) -> bool:
-        """Whether some strength is to be chosen on the new tasks."""
+        """Whether some strength is to be chosen on the new tasks.
+
+        Examples:
+            >>> from retain.experiment import Config
+            >>> Config("digits", strengths={"mas": "auto"}).chooses_strength
+            True
+        """
         return any(AUTO in self.strengths_of(method) for method in self.strengths)
 
     def to_json(self) -> dict[str, Any]:
-        """The config as JSON knows it; `from_json` gives an equal one back."""
+        """The config as JSON knows it; `from_json` gives an equal one back.
+
+        Examples:
+            >>> from retain.experiment import Config
+            >>> Config("digits", seeds=(0, 1)).to_json()["seeds"]
+            [0, 1]
+        """
         return {name: _plain(getattr(self, name)) for name in FIELDS}
 
     @classmethod
@@ -196,12 +214,24 @@ class Config(TaskChoices):
 
         Raises:
             ConfigError: a name in it is none of the config's, or a value cannot be carried out.
+
+        Examples:
+            >>> from retain.experiment import Config
+            >>> config = Config("digits", lr=0.05)
+            >>> Config.from_json(config.to_json()) == config
+            True
         """
         now = {old: new for old, new in FORMERLY.items() if new not in content}
         return cls(**{now.get(name, name): _frozen(value) for name, value in content.items()})
 
     def differences(self, other: Config) -> list[str]:
-        """A line `name: this value → the other's` for everything that makes their runs differ."""
+        """A line `name: this value → the other's` for everything that makes their runs differ.
+
+        Examples:
+            >>> from retain.experiment import Config
+            >>> Config("digits").differences(Config("digits", epochs=3))
+            ['epochs: 10 → 3']
+        """
         mine, others = self.to_json(), other.to_json()
         names = [name for name in mine if name not in WITHOUT_EFFECT and mine[name] != others[name]]
         return [f"{name}: {mine[name]} → {others[name]}" for name in names]

@@ -67,6 +67,11 @@ class Comparison:
         high: its upper end.
         p_value: of the paired t test, two-sided.
         seeds: how many there were.
+
+    Examples:
+        >>> found = results.compare("mas", "finetune", "average_forgetting")  # a Comparison
+        >>> found.seeds
+        2
     """
 
     difference: float

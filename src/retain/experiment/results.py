@@ -71,6 +71,11 @@ class Run(BaseModel):
         memory_bytes_by_task: bytes kept after each task, by kind.
         importance_by_layer: for each parameter the mean of Ω, its share of the total, quantiles.
         strength_search: what was tried where λ was chosen.
+
+    Examples:
+        >>> run = results.of("mas")[0]  # a Run
+        >>> run.tasks, run.status
+        (['0-1', '2-3', '4-5', '6-7', '8-9'], 'done')
     """
 
     model_config = RECORDED
@@ -98,17 +103,33 @@ class Run(BaseModel):
 
     @property
     def complete(self) -> bool:
-        """Whether every task was learned and measured."""
+        """Whether every task was learned and measured.
+
+        Examples:
+            >>> all(run.complete for run in results.runs)
+            True
+        """
         return len(self.accuracy) == len(self.tasks)
 
     def measures(self) -> dict[str, float | None]:
-        """The metrics of a complete run by name; all None as long as it is not."""
+        """The metrics of a complete run by name; all None as long as it is not.
+
+        Examples:
+            >>> run = results.of("mas")[0]
+            >>> 0 < run.measures()["average_accuracy"] <= 1
+            True
+        """
         if not self.complete:
             return dict.fromkeys(MEASURES)
         return {name: measure(self) for name, measure in MEASURES.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it stands in results.json."""
+        """The record as it stands in results.json.
+
+        Examples:
+            >>> results.of("mas")[0].to_json()["method"]
+            'mas'
+        """
         plain = self.model_dump(include=OF_RUN)
         last = self.memory_bytes_by_task[-1] if self.memory_bytes_by_task else {}
         return {**plain, **self.measures(), "memory_bytes": last}
@@ -119,6 +140,12 @@ class Run(BaseModel):
 
         Raises:
             ValueError: it is none.
+
+        Examples:
+            >>> from retain.experiment.results import Run
+            >>> run = results.of("mas")[0]
+            >>> Run.from_json(run.to_json()) == run
+            True
         """
         return cls.model_validate(content)
 
@@ -362,7 +389,12 @@ class Results:
     versions: dict[str, str] = field(default_factory=_versions)
 
     def of(self, method: str) -> list[Run]:
-        """The complete runs of a method, by seed and strength."""
+        """The complete runs of a method, by seed and strength.
+
+        Examples:
+            >>> [run.seed for run in results.of("mas")]
+            [0, 1]
+        """
         return [run for run in self.runs if run.method == method and run.complete]
 
     def mean_sd(self, method: str, measure: str) -> tuple[float, float | None]:
@@ -370,6 +402,11 @@ class Results:
 
         Raises:
             InputError: nothing was measured, or for several strengths, forms or data for Ω.
+
+        Examples:
+            >>> mean, sd = results.mean_sd("mas", "average_accuracy")
+            >>> 0 < mean <= 1
+            True
         """
         values = list(self._by_seed(method, measure).values())
         return fmean(values), stdev(values) if len(values) > 1 else None
@@ -381,6 +418,11 @@ class Results:
 
         Raises:
             InputError: fewer than two seeds in common, or several variants of a method.
+
+        Examples:
+            >>> found = results.compare("mas", "finetune")
+            >>> found.low <= found.difference <= found.high
+            True
         """
         a, b = self._by_seed(first, measure), self._by_seed(second, measure)
         seeds = sorted(a.keys() & b.keys())
@@ -395,13 +437,23 @@ class Results:
         return {seed: value for seed, value in values.items() if value is not None}
 
     def content(self) -> Content:
-        """What its results.json says, for the report: nothing has to be read for it."""
+        """What its results.json says, for the report: nothing has to be read for it.
+
+        Examples:
+            >>> [(record.method, record.seed) for record in results.content().runs]
+            [('finetune', 0), ('mas', 0), ('finetune', 1), ('mas', 1)]
+        """
         config = self.config.to_json()
         runs = [Record.of(run) for run in self.runs]
         return Content(versions=self.versions, config=config, runs=runs)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of results.json."""
+        """The content of results.json.
+
+        Examples:
+            >>> sorted(results.to_json())
+            ['config', 'runs', 'schema', 'versions']
+        """
         return {
             "schema": SCHEMA,
             "versions": self.versions,
@@ -410,7 +462,15 @@ class Results:
         }
 
     def write(self, folder: Path) -> Path:
-        """Write `folder`/results.json atomically; the path of it."""
+        """Write `folder`/results.json atomically; the path of it.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> folder = Path("out")
+            >>> folder.mkdir()
+            >>> results.write(folder).name
+            'results.json'
+        """
         path = folder / FILE
         atomic.write(path, signed(self.to_json()))
         return path
@@ -421,6 +481,14 @@ class Results:
 
         Raises:
             FileError: there are none, or the file is not one that this version has written.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> from retain.experiment import Config, Results, run
+            >>> config = Config("digits", epochs=1, methods=("finetune",))
+            >>> done = run(config, out="out", progress=False)
+            >>> Results.read(Path("out")).runs == done.runs
+            True
         """
         path = folder / FILE
         content = _at(path)

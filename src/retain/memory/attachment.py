@@ -334,6 +334,13 @@ class Handle:
 
     An optimizer that several handles of one memory hold is protected once, until the last of them
     is removed.
+
+    Examples:
+        >>> memory = retain.MAS(model).observe(loader).consolidate()
+        >>> handle = memory.attach(optimizer)  # a Handle
+        >>> criterion(model(x), y).backward()
+        >>> optimizer.step()  # protected
+        >>> handle.remove()
     """
 
     def __init__(
@@ -347,31 +354,75 @@ class Handle:
 
     @property
     def attached(self) -> bool:
-        """Whether it still protects steps."""
+        """Whether it still protects steps.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> handle = memory.attach(optimizer)
+            >>> handle.attached
+            True
+        """
         return not self._removed
 
     @property
     def attachments(self) -> tuple[Attachment, ...]:
-        """One for each optimizer."""
+        """One for each optimizer.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> handle = memory.attach(optimizer)
+            >>> [one.form for one in handle.attachments]
+            ['gradient']
+        """
         return tuple(self._attachments)
 
     @property
     def steps(self) -> int:
-        """How many steps were protected so far, of all its optimizers together."""
+        """How many steps were protected so far, of all its optimizers together.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> handle = memory.attach(optimizer)
+            >>> criterion(model(x), y).backward()
+            >>> optimizer.step()
+            >>> handle.steps
+            1
+        """
         return sum(attachment.steps for attachment in self._attachments)
 
     @property
     def form(self) -> str:
-        """In which form it does."""
+        """In which form it does.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> memory.attach(optimizer, form="proximal").form
+            'proximal'
+        """
         return self._attachments[0].form
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
-        """The torch optimizers whose steps are protected."""
+        """The torch optimizers whose steps are protected.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> handle = memory.attach(optimizer)
+            >>> handle.optimizers == (optimizer,)
+            True
+        """
         return tuple(attachment.optimizer for attachment in self._attachments)
 
     def remove(self) -> None:
-        """Leave the optimizer as it was; a second time changes nothing."""
+        """Leave the optimizer as it was; a second time changes nothing.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> handle = memory.attach(optimizer)
+            >>> handle.remove()
+            >>> handle.attached
+            False
+        """
         self._removed = True
         for attachment in self._attachments:
             attachment.let_go(self._token)

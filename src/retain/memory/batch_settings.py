@@ -24,7 +24,14 @@ class ReadsBatches:
 
     @property
     def samples_of(self) -> SamplesOf:
-        """Which sample each row belongs to, where rows are no samples; may be set at any time."""
+        """Which sample each row belongs to, where rows are no samples; may be set at any time.
+
+        Examples:
+            >>> memory = retain.MAS(model)
+            >>> memory.samples_of = lambda rows: [0, 0, 0, 0, 1, 1, 1, 1]  # 4 rows are a sample
+            >>> memory.observe([x]).observed.samples
+            2
+        """
         return self._reader.samples_of
 
     @samples_of.setter
@@ -35,7 +42,14 @@ class ReadsBatches:
 
     @property
     def padding_mask(self) -> PaddingMask:
-        """[n, T] of bools, True where there is padding; may be set at any time."""
+        """[n, T] of bools, True where there is padding; may be set at any time.
+
+        Examples:
+            >>> memory = retain.MAS(model)
+            >>> memory.padding_mask = "pad"  # the batch's entry of that name: True is padding
+            >>> memory.padding_mask
+            'pad'
+        """
         return self._reader.padding_mask
 
     @padding_mask.setter

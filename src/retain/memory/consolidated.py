@@ -28,6 +28,11 @@ class Consolidated:
         squared_norm: the mean of ‖F(x)‖² over these samples, if known.
         precisions: in what Ω was computed.
         units: of those whose Ω is kept in 8 bits: Ω = unit · importance.
+
+    Examples:
+        >>> (term,) = retain.MAS(model).observe(loader).consolidate().terms  # a Consolidated
+        >>> term.samples, sorted(term.anchor)
+        (32, ['0.bias', '0.weight', '2.bias', '2.weight'])
     """
 
     importance: Mapping[str, Tensor]
@@ -38,11 +43,23 @@ class Consolidated:
     units: Mapping[str, float] = field(default_factory=dict)
 
     def omega(self, name: str) -> Tensor:
-        """Ω of a parameter, in single precision where it is kept in 8 bits."""
+        """Ω of a parameter, in single precision where it is kept in 8 bits.
+
+        Examples:
+            >>> memory = retain.MAS(model, dtype=torch.float8_e5m2).observe(loader).consolidate()
+            >>> memory.terms[0].omega("0.weight").dtype
+            torch.float32
+        """
         return in_full(self.importance[name], self.units.get(name, 1.0))
 
     def omegas(self) -> Mapping[str, Tensor]:
-        """Ω by name; what is kept in 8 bits is made when it is asked for."""
+        """Ω by name; what is kept in 8 bits is made when it is asked for.
+
+        Examples:
+            >>> (term,) = retain.MAS(model).observe(loader).consolidate().terms
+            >>> sorted(term.omegas())
+            ['0.bias', '0.weight', '2.bias', '2.weight']
+        """
         if not self.units:
             return self.importance
         return MadeWhenAsked(self.importance, self.omega)

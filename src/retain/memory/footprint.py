@@ -29,6 +29,11 @@ class Footprint:
         importance: of Ω.
         anchor: of θ*.
         on_disk: whether Ω and θ* are there (`offload=`), and only what is looked at is in memory.
+
+    Examples:
+        >>> footprint = retain.MAS(model, dtype=torch.bfloat16).footprint()  # a Footprint
+        >>> footprint.weights, footprint.importance
+        (300, 150)
     """
 
     weights: int
@@ -52,7 +57,12 @@ class Footprint:
 
     @property
     def kept(self) -> int:
-        """Bytes of Ω and θ* together, wherever they are."""
+        """Bytes of Ω and θ* together, wherever they are.
+
+        Examples:
+            >>> retain.MAS(model).footprint().kept
+            600
+        """
         return self.importance + self.anchor
 
     def __str__(self) -> str:

@@ -66,6 +66,12 @@ class Check:
         distance: of all held weights from θ*.
         moved: held parameters that moved without protection since they were last accounted for.
         rows: parameter by parameter.
+
+    Examples:
+        >>> memory = retain.MAS(model).observe(loader).consolidate()
+        >>> check = memory.check(optimizer)  # a Check; print it
+        >>> check.protected, check.share, check.attached
+        (True, 1.0, False)
     """
 
     method: str
@@ -83,27 +89,62 @@ class Check:
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Names of what is held."""
+        """Names of what is held.
+
+        Examples:
+            >>> memory = retain.MAS(model, exclude="2.*").observe(loader).consolidate()
+            >>> check = memory.check(optimizer)
+            >>> check.held
+            ('0.weight', '0.bias')
+        """
         return self._named("held")
 
     @property
     def free(self) -> tuple[str, ...]:
-        """Names of what is trained and meant to be free."""
+        """Names of what is trained and meant to be free.
+
+        Examples:
+            >>> memory = retain.MAS(model, exclude="2.*").observe(loader).consolidate()
+            >>> check = memory.check(optimizer)
+            >>> check.free
+            ('2.weight', '2.bias')
+        """
         return self._named("free")
 
     @property
     def unheld(self) -> tuple[str, ...]:
-        """Names of what is trained and not held, although nobody left it out."""
+        """Names of what is trained and not held, although nobody left it out.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> _ = model.append(nn.Linear(3, 2))  # a new layer, of which nothing was observed
+            >>> memory.check().unheld
+            ('3.weight', '3.bias')
+        """
         return self._named("free, not meant")
 
     @property
     def gone(self) -> tuple[str, ...]:
-        """Names of what has importance and is no longer in the model as it was."""
+        """Names of what has importance and is no longer in the model as it was.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> _ = model.pop(2)
+            >>> memory.check().gone
+            ('2.weight', '2.bias')
+        """
         return self._named("gone")
 
     @property
     def protected(self) -> bool:
-        """Whether there is something to hold, and nothing that should be held is free or gone."""
+        """Whether there is something to hold, and nothing that should be held is free or gone.
+
+        Examples:
+            >>> memory = retain.MAS(model, exclude="2.*").observe(loader).consolidate()
+            >>> check = memory.check(optimizer)
+            >>> check.protected  # what is free was left out on purpose
+            True
+        """
         return bool(self.held) and not (self.unheld or self.gone or self.moved)
 
     def _named(self, state: str) -> tuple[str, ...]:

@@ -175,7 +175,12 @@ class LocalMAS(ReadsBatches, Memory):
     @property
     @override
     def observed(self) -> Importance:
-        """What was observed since the last `consolidate()`; see `Memory.observed`."""
+        """What was observed since the last `consolidate()`; see `Memory.observed`.
+
+        Examples:
+            >>> retain.LocalMAS(model).observe(loader).observed["0.weight"].shape
+            torch.Size([8, 5])
+        """
         with self._quiet():
             return super().observed
 

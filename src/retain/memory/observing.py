@@ -121,6 +121,13 @@ class Observing(Remembered):
 
         It can be set to an importance that was made elsewhere: pooled from several processes,
         devices or days, or loaded from a file.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader)
+            >>> other = retain.MAS(model).observe(new_data).observed  # on another machine, say
+            >>> memory.observed = retain.Importance.pool([memory.observed, other])
+            >>> memory.consolidate().importance.samples
+            64
         """
         running = self._state.running
         return running.mean(self.selection.matching(self.model)) if running else Importance({}, 0)

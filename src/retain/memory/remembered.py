@@ -73,7 +73,14 @@ class Remembered:
 
     @property
     def strength(self) -> float:
-        """λ, how hard the weights are held; may be set at any time."""
+        """λ, how hard the weights are held; may be set at any time.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> memory.strength = 10.0  # hold ten times harder from now on
+            >>> memory.strength
+            10.0
+        """
         return self._strength
 
     @strength.setter
@@ -82,12 +89,24 @@ class Remembered:
 
     @property
     def include(self) -> tuple[str, ...] | None:
-        """Names or patterns of the parameters to protect; None for all."""
+        """Names or patterns of the parameters to protect; None for all.
+
+        Examples:
+            >>> retain.MAS(model, include="0.*").include
+            ('0.*',)
+        """
         return self.selection.include
 
     @property
     def exclude(self) -> tuple[str, ...]:
-        """Names or patterns of parameters to leave free; may be set at any time."""
+        """Names or patterns of parameters to leave free; may be set at any time.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> memory.exclude = ["2.*"]  # a head that is replaced
+            >>> memory.exclude
+            ('2.*',)
+        """
         return self.selection.exclude
 
     @exclude.setter
@@ -96,12 +115,25 @@ class Remembered:
 
     @property
     def tasks(self) -> int:
-        """How often it was consolidated."""
+        """How often it was consolidated.
+
+        Examples:
+            >>> retain.MAS(model).observe(loader).consolidate().tasks
+            1
+        """
         return self._state.tasks
 
     @property
     def importance(self) -> Importance:
-        """The consolidated Ω, over all tasks; empty before the first `consolidate()`."""
+        """The consolidated Ω, over all tasks; empty before the first `consolidate()`.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> memory.importance
+            Importance(4 parameters, 75 weights, 32 samples)
+            >>> memory.importance["0.weight"].shape
+            torch.Size([8, 5])
+        """
         terms = [
             Importance(
                 term.omegas(),
@@ -118,12 +150,26 @@ class Remembered:
 
     @property
     def terms(self) -> tuple[Consolidated, ...]:
-        """What was consolidated: one Ω and θ*, or for EWC one of each task."""
+        """What was consolidated: one Ω and θ*, or for EWC one of each task.
+
+        Examples:
+            >>> memory = retain.EWC(model)
+            >>> for task in (new_data, new_data):
+            ...     _ = memory.observe(task).consolidate()
+            >>> [term.samples for term in memory.terms]
+            [32, 32]
+        """
         return self._state.terms
 
     @property
     def anchor(self) -> dict[str, Tensor]:
-        """θ* by name, where the weights are held; of EWC, which keeps one per task, the latest."""
+        """θ* by name, where the weights are held; of EWC, which keeps one per task, the latest.
+
+        Examples:
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> torch.equal(memory.anchor["0.weight"], model[0].weight)  # nothing has moved
+            True
+        """
         return {name: star for term in self._state.terms for name, star in term.anchor.items()}
 
     # ---- what the four differ in ----

@@ -100,6 +100,13 @@ class SI(Memory):
 
         Raises:
             StateError: always; says what to do.
+
+        Examples:
+            >>> try:
+            ...     retain.SI(model).observe(loader)
+            ... except retain.errors.StateError as error:
+            ...     print(str(error).split(".")[0])
+            SI does not observe data
         """
         raise StateError(
             "SI does not observe data. Call attach(optimizer) before training and consolidate() "
@@ -108,7 +115,16 @@ class SI(Memory):
 
     @property
     def observed(self) -> Importance:
-        """Ω of the steps followed since the last `consolidate()`; its `samples` are the steps."""
+        """Ω of the steps followed since the last `consolidate()`; its `samples` are the steps.
+
+        Examples:
+            >>> memory = retain.SI(model)
+            >>> with memory.attach(optimizer):
+            ...     criterion(model(x), y).backward()
+            ...     optimizer.step()
+            >>> memory.observed.samples  # steps
+            1
+        """
         running = self._state.running
         if running is None or not running.samples:
             return Importance({}, 0)
@@ -129,6 +145,14 @@ class SI(Memory):
         Raises:
             StateError: no step was followed.
             NonFiniteError: the path holds NaN or infinity.
+
+        Examples:
+            >>> memory = retain.SI(model)
+            >>> with memory.attach(optimizer):
+            ...     criterion(model(x), y).backward()
+            ...     optimizer.step()
+            >>> memory.consolidate().tasks
+            1
         """
         super().consolidate(merge)
         self._start = {}
@@ -136,7 +160,19 @@ class SI(Memory):
 
     @eagerly
     def penalty(self) -> Tensor:
-        """λ Σ Ω (θ − θ*)², a scalar with gradient; for the loss with `attach(…, form="loss")`."""
+        """λ Σ Ω (θ − θ*)², a scalar with gradient; for the loss with `attach(…, form="loss")`.
+
+        Examples:
+            >>> memory = retain.SI(model)
+            >>> with memory.attach(optimizer, form="loss"):  # adds nothing to steps
+            ...     for task in (new_data, new_data):
+            ...         for x, y in task:
+            ...             optimizer.zero_grad()
+            ...             loss = criterion(model(x), y)
+            ...             (loss + memory.penalty() if memory.tasks else loss).backward()
+            ...             optimizer.step()
+            ...         memory = memory.consolidate()
+        """
         for attachment, path in self._live():
             groups = attachment.optimizer.param_groups
             if all(p.grad is None for group in groups for p in group["params"]):

@@ -55,6 +55,10 @@ class Passport:
 
         Raises:
             FileError: it cannot be written; what was there is untouched.
+
+        Examples:
+            >>> retain.passport(model, loader).save("small.safetensors")
+            >>> memory = retain.load("small.safetensors", model)  # by others, who have no data
         """
         files.write(path, KIND, self._kept, dict(self.card))
 
@@ -64,6 +68,11 @@ class Passport:
 
         Raises:
             FileError: missing, truncated, foreign, or damaged.
+
+        Examples:
+            >>> retain.passport(model, loader, name="small").save("small.safetensors")
+            >>> retain.passports.Passport.load("small.safetensors").card["name"]
+            'small'
         """
         kept, card = files.read(path, KIND)
         try:
@@ -91,6 +100,10 @@ class Passport:
         Raises:
             FileError: it cannot be written; what was there is untouched.
             InputError: a path that is none.
+
+        Examples:
+            >>> retain.passport(model, loader).write_page("small.html").name
+            'small.html'
         """
         target = arguments.path("path", path)
         atomic.write(target, _page(legible(self.card)))
@@ -102,6 +115,13 @@ class Passport:
         Raises:
             FileError: it cannot be written; what was there is untouched.
             InputError: a path that is none.
+
+        Examples:
+            >>> import json
+            >>> made = retain.passport(model, loader, described="random numbers")
+            >>> path = made.write_card("small.json")
+            >>> json.loads(path.read_text(encoding="utf-8"))["data"]
+            'random numbers'
         """
         target = arguments.path("path", path)
         atomic.write(target, json.dumps(dict(self.card), indent=2, ensure_ascii=False) + "\n")

@@ -113,6 +113,13 @@ class LoraPenalty:
         Raises:
             StateError: an adapter was merged, unloaded or switched since this was made, or
                 something was observed but never consolidated.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> loss = criterion(peft_model(x), y) + penalty.penalty()
+            >>> loss.backward()
         """
         held, weight = self.held(), self.memory._weight()
         held.found.refuse_changed()
@@ -151,6 +158,18 @@ class LoraPenalty:
                 form that cannot work with it.
             StateError: attached already in another form; in a step: an adapter was merged, unloaded
                 or switched, or something was observed and never consolidated.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> trained = [p for p in peft_model.parameters() if p.requires_grad]
+            >>> optimizer = torch.optim.AdamW(trained)
+            >>> with penalty.attach(optimizer, form="adaptive"):
+            ...     for x, y in new_data:
+            ...         optimizer.zero_grad()
+            ...         criterion(peft_model(x), y).backward()
+            ...         optimizer.step()  # protected
         """
         found = optimizers_in(optimizer)
         for one in found:
@@ -179,6 +198,13 @@ class LoraPenalty:
 
         Raises:
             StateError: nothing was consolidated, or an adapter was merged, unloaded or switched.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> penalty.drift().relative  # B is still 0
+            0.0
         """
         held = self.held()
         held.found.refuse_changed()
@@ -198,6 +224,13 @@ class LoraPenalty:
 
         Raises:
             FileError: it cannot be written; what was there is untouched.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> penalty.save("memory.safetensors")
+            >>> memory = retain.load("memory.safetensors", base)  # on a base model without adapters
         """
         header = self.state_dict()
         tensors = header.pop("tensors")
@@ -209,12 +242,28 @@ class LoraPenalty:
         Raises:
             FileError: it cannot be read.
             ModelError: it does not match the model; names all.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(base).observe(loader).consolidate()  # before the adapter
+            >>> memory.save("memory.safetensors")
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> penalty.load("memory.safetensors")
         """
         flat, header = files.read(path, "memory")
         self.load_state_dict({**header, "tensors": grouped(flat)})
 
     def state_dict(self) -> dict[str, Any]:
-        """`memory.state_dict()`, under the names of the base model."""
+        """`memory.state_dict()`, under the names of the base model.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> torch.save({"memory": penalty.state_dict()}, "last.pt")
+            >>> sorted(penalty.state_dict()["tensors"]["anchor.0"])
+            ['0.bias', '0.weight', '2.bias', '2.weight']
+        """
         state = self.memory.state_dict()
         found = self.held().found
         names = [*found.plain, *found.adapted]
@@ -232,6 +281,13 @@ class LoraPenalty:
         Raises:
             InputError: it is no state of this kind of memory.
             ModelError: it does not match the model; names all; nothing is changed then.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> torch.save({"memory": penalty.state_dict()}, "last.pt")
+            >>> penalty.load_state_dict(torch.load("last.pt")["memory"])
         """
         tensors, header = split(state, type(self.memory))
         found = self.held().found
@@ -241,7 +297,15 @@ class LoraPenalty:
             self.held()
 
     def held(self) -> HeldModel:
-        """What holds what, as the memory and the model are now."""
+        """What holds what, as the memory and the model are now.
+
+        Examples:
+            >>> from retain.integrations.peft import LoraPenalty
+            >>> memory = retain.MAS(model).observe(loader).consolidate()
+            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> sorted(penalty.held().blocks)  # the weights that adapters move
+            ['0.weight', '2.weight']
+        """
         self.memory._refuse_unconsolidated()
         terms, chosen = self.memory.terms, self.memory.selection
         disabled = disabled_in(self._layers)
