@@ -87,6 +87,58 @@ def test_they_are_told_where_nothing_more_is_observed(change):
         memory.consolidate()
 
 
+def saved_and_loaded(memory, folder):
+    memory.save(folder / "memory.safetensors")
+    return retain.load(folder / "memory.safetensors", memory.model)
+
+
+def carried(memory, _folder):
+    other = type(memory)(memory.model)
+    other.load_state_dict(memory.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("kind", [retain.MAS, retain.LocalMAS])
+@pytest.mark.parametrize("kept", [saved_and_loaded, carried])
+@pytest.mark.parametrize("change", [train, load, write_data])
+def test_sums_that_were_saved_know_their_weights(kind, kept, change, tmp_path):
+    memory = kind(network())
+    observe(memory, X)
+    change(memory.model)
+    memory = kept(memory, tmp_path)
+    with pytest.warns(UserWarning, match="trained or replaced since .* first 6 samples"):
+        observe(memory, MORE)
+
+
+@pytest.mark.parametrize("kept", [saved_and_loaded, carried])
+@pytest.mark.parametrize("change", [lambda model: None, put_a_copy, cast])
+def test_sums_that_were_saved_go_on_with_their_weights(kept, change, tmp_path):
+    memory = retain.MAS(network()).observe(X, progress=False)
+    change(memory.model)
+    memory = kept(memory, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory.observe(MORE.to(memory.model[0].weight.dtype), progress=False).consolidate()
+    assert memory.importance.samples == 12
+
+
+def test_what_joins_after_sums_were_saved_is_refused(tmp_path):
+    model = network()
+    model[0].requires_grad_(False)
+    memory = saved_and_loaded(retain.MAS(model).observe(X, progress=False), tmp_path)
+    model[0].requires_grad_(True)
+    with pytest.raises(ModelError, match=r"0\.weight.* not there"):
+        memory.observe(MORE, progress=False)
+
+
+def test_elements_in_a_file_that_are_none_are_damage():
+    memory = retain.MAS(network()).observe(X, progress=False)
+    state = memory.state_dict()
+    state["tensors"]["observed_at"]["0.weight"] = torch.zeros(2, 2)
+    with pytest.raises(retain.errors.InputError, match=r"observed_at/0\.weight"):
+        memory.load_state_dict(state)
+
+
 @pytest.mark.parametrize("change", [put_a_copy, cast, train_and_go_back])
 def test_the_same_weights_in_another_form_are_the_same(change):
     memory = retain.MAS(network()).observe(X, progress=False)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from retain.memory.holder import Holder
 from retain.memory.movement import Distance
-from retain.memory.running_sums import Running
 from retain.memory.state import State
 from retain.parameters import shape_of
 from retain.saying import warn
@@ -60,10 +59,7 @@ def grown(state: State, names: Mapping[str, nn.Parameter]) -> State:
     )
     running = state.running
     if running is not None:
-        sums = padded(running.sums, zero=True)
-        running = Running.restored(
-            sums, running.samples, running.routes, running.squared_norm, running.precisions
-        )
+        running = running.with_sums(padded(running.sums, zero=True))
     return replace(state, terms=terms, running=running)
 
 

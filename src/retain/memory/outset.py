@@ -31,6 +31,25 @@ class Outset:
         self._marks = {name: _mark(p) for name, p in parameters.items()}
         self._turn = 0
 
+    @classmethod
+    def restored(cls, kept: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> Outset:
+        """As `elements` told it, for parameters of these shapes."""
+        outset = cls({})
+        outset._then = {
+            name: _Glimpse(nn.Parameter, torch.Size(shapes[name]), seen) if len(seen) else None
+            for name, seen in kept.items()
+            if name in shapes
+        }
+        return outset
+
+    @property
+    def elements(self) -> dict[str, Tensor]:
+        """By name, a few elements of each ordinary parameter; none of the others, for a file."""
+        return {
+            name: one.elements if one and one.kind is nn.Parameter else torch.empty(0)
+            for name, one in self._then.items()
+        }
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_marks": {}}  # a copy is of other parameters
 
@@ -66,11 +85,10 @@ def _mark(p: nn.Parameter) -> tuple[ref[nn.Parameter], int]:
 
 
 class _Glimpse(NamedTuple):
-    """A few elements of a parameter, and where they lie in it."""
+    """A few elements of a parameter, spread over it."""
 
     kind: type
     shape: torch.Size
-    where: Tensor
     elements: Tensor
 
     @classmethod
@@ -78,11 +96,10 @@ class _Glimpse(NamedTuple):
         """None where there is nothing to be looked at."""
         if not can_be_read(p) or is_sharded(p):
             return None
-        where = spread(p)
-        return cls(type(p), p.shape, where, elements(p, where))
+        return cls(type(p), p.shape, elements(p, spread(p)))
 
     def differs(self, p: nn.Parameter) -> bool:
         """Whether others are there now; one of another shape is told of where it is observed."""
         if p.shape != self.shape or type(p) is not self.kind or p.is_meta:
             return False
-        return not same_elements(elements(p, self.where), self.elements)
+        return not same_elements(elements(p, spread(p)), self.elements)

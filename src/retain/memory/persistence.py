@@ -29,7 +29,8 @@ class Persistence(Remembered):
         Plain data and tensors: `torch.save` writes it, and `torch.load(path, weights_only=True)`
         reads it. `state["tensors"]` is kind -> name of the parameter -> tensor; the kinds are
         `"importance.0"` and `"anchor.0"` (Ω and θ*; with a term per task 1, 2, … as well),
-        `"observed"` (sums since the last `consolidate()`), and what a method needs besides.
+        `"observed"` (sums since the last `consolidate()`), `"observed_at"` (a few elements of the
+        weights that they are of), and what a method needs besides.
         An `output=` function is not in it.
 
         Examples:

@@ -18,7 +18,7 @@ from retain.memory.consolidated import Consolidated
 from retain.memory.file_header import checked
 from retain.memory.growth import has_grown
 from retain.memory.holder import Holder
-from retain.memory.state import State, Tensors
+from retain.memory.state import OBSERVED_AT, State, Tensors
 from retain.parameters import Selection, fingerprint, is_adapters
 from retain.samples.outputs import OutputPicker
 
@@ -247,6 +247,8 @@ def _damaged(
     """The tensors that are not those that the header tells of."""
 
     def unlike(kind: str, name: str, tensor: Tensor) -> bool:
+        if kind == OBSERVED_AT:
+            return bool(arguments.unusable(tensor)) or tensor.ndim != 1
         if arguments.unusable(tensor) or tuple(tensor.shape) != shapes.get(name):
             return True
         at_least = kind.startswith("importance.") or (kind == "observed" and not memory.signed)

@@ -144,7 +144,10 @@ class Running:
 
     def copy(self) -> Running:
         """The same, with sums of its own."""
-        sums = {name: total.clone() for name, total in self.sums.items()}
+        return self.with_sums({name: total.clone() for name, total in self.sums.items()})
+
+    def with_sums(self, sums: Mapping[str, Tensor]) -> Running:
+        """The same samples, with these sums: copies, or moved, or grown."""
         twin = Running.restored(sums, self.samples, self.routes, self.squared_norm, self.precisions)
         twin.outset = self.outset
         return twin

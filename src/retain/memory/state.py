@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from retain.memory.consolidated import Consolidated
+from retain.memory.outset import Outset
 from retain.memory.running_sums import Running
 
+OBSERVED_AT = "observed_at"  # a few elements of each parameter, as it was at the first sample
 Tensors = dict[str, dict[str, Tensor]]  # kind -> name of the parameter -> tensor
 
 
@@ -46,6 +48,8 @@ class State:
             tensors[f"anchor.{index}"] = dict(term.anchor)
         running = (self.running or Running()).copy()
         tensors["observed"] = running.sums
+        if running.outset is not None:
+            tensors[OBSERVED_AT] = running.outset.elements
         header = {
             "samples": self.samples,
             "tasks": self.tasks,
@@ -87,6 +91,8 @@ class State:
             header.get("observed_squared_norm"),
             header.get("observed_precisions", ()),
         ).copy()
+        if OBSERVED_AT in tensors:
+            running.outset = Outset.restored(tensors[OBSERVED_AT], header["fingerprint"])
         free = (tuple(map(str, header.get(key, ()))) for key in ("frozen", "left_out"))
         return cls(terms, int(header["samples"]), int(header["tasks"]), running, *free)
 
@@ -105,10 +111,7 @@ class State:
         )
         running = self.running
         if running is not None:
-            sums = at(running.sums, None)
-            running = Running.restored(
-                sums, running.samples, running.routes, running.squared_norm, running.precisions
-            )
+            running = running.with_sums(at(running.sums, None))
         return replace(self, terms=terms, running=running)
 
 
