@@ -14,9 +14,10 @@ from retain import arguments
 from retain.drift import Drift
 from retain.eagerly import eagerly
 from retain.errors import InputError, StateError
-from retain.memory.attachment import Attachment, Handle, attached
+from retain.memory.attachment import Attachment
 from retain.memory.forecast import Loss, after_one_step, weights_in
 from retain.memory.growth import hold_grown
+from retain.memory.handle import Handle, attached
 from retain.memory.held_and_free import Check, checked
 from retain.memory.monitor import Log, Monitor
 from retain.memory.optimizers import FoundOptimizer, optimizers_in, refuse_form, refuse_unheld

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from retain.memory.attachment import Attachment, Handle, Held
+from retain.memory.attachment import Attachment, Held
+from retain.memory.handle import Handle
 from retain.memory.optimizers import optimizers_in
 from retain.methods.method import Form
 from retain.methods.start import FromStart

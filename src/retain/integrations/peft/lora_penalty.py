@@ -28,9 +28,10 @@ from retain.integrations.peft.adapted import (
 from retain.integrations.peft.held_model import HeldModel, Merged, blocks_of, is_at
 from retain.integrations.peft.lora_attachment import LoraAttachment
 from retain.integrations.peft.low_rank import ProductPenalty
-from retain.memory.attachment import Attachment, Handle, attached
+from retain.memory.attachment import Attachment
 from retain.memory.body import Memory
 from retain.memory.consolidated import Consolidated
+from retain.memory.handle import Handle, attached
 from retain.memory.optimizers import FoundOptimizer, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.plain_data import remembering, split
 from retain.memory.state import flattened, grouped
