@@ -11,7 +11,7 @@ import pytest
 import retain
 
 pytest.importorskip("pydantic")
-from retain.cli.options import fields_of
+from retain.cli.flags import fields_of
 from retain.experiment import Config
 from retain.studies.study import Asked
 from retain.tasks.options import TaskOptions

@@ -13,11 +13,11 @@ from retain.penalty import (
     Penalty,
     add_gradient,
     add_gradients,
+    hold,
     many,
     parts,
     proximal_,
     proximals_,
-    quadratic,
     value,
     values,
 )
@@ -321,7 +321,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.fixture
 def accelerated(monkeypatch):
     """All tensors count as if they were on an accelerator."""
-    for module in (quadratic, parts, many):
+    for module in (hold, parts, many):
         monkeypatch.setattr(module, "is_accelerated", lambda tensor: True)
 
 

@@ -18,7 +18,7 @@ from retain.experiment import Results
 from retain.memory.memory_file import read_importance
 from retain.models.weights import load_weights, read_state
 from retain.passports import Passport
-from retain.studies.folder import recorded
+from retain.studies.study_folder import recorded
 from retain.tasks.idx import read_idx
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes and devices of Unix")

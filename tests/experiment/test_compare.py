@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from retain.cli.options import fields_of
+from retain.cli.flags import fields_of
 from retain.errors import ConfigError
 from retain.experiment import Config, Results, run
 from retain.experiment.config import knob_value

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retain.cli.options import fields_of, with_table
+from retain.cli.flags import fields_of, with_table
 from retain.experiment import Config, Run, run
 from retain.experiment.config import FIELDS
 from retain.experiment.results import MEASURES
@@ -21,7 +21,7 @@ def section(heading):
 
 
 def test_the_table_of_options_is_that_of_the_fields():
-    """If this fails: python -m retain.cli.options docs/runner.md."""
+    """If this fails: python -m retain.cli.flags docs/runner.md."""
     assert with_table(PAGE, Config, FIELDS) == PAGE
     assert with_table(PAGE, Workforce, fields_of(Workforce), "workforce") == PAGE
     assert "`--scheduler`" in section("## Side by side")

@@ -236,10 +236,10 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, monk
 
 
 def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
-    from retain.experiment import folder
+    from retain.experiment import run_folder
 
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ConfigError, match="the run may need"):
         run(tiny(), out=tmp_path, progress=False)
 

@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from retain import Importance
 from retain.cli.app import app
-from retain.studies.folder import gather
 from retain.studies.run import StudyOutcome
+from retain.studies.study_folder import gather
 from tests.hostile.values import Tally
 
 ODD = (

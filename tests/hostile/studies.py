@@ -15,7 +15,7 @@ from retain import report
 from retain.errors import RetainError
 from retain.experiment.disk import DIGEST
 from retain.studies import Asked, carry_out, gather, study_named
-from retain.studies.folder import recorded
+from retain.studies.study_folder import recorded
 from tests.hostile.values import FORGED, Tally, changed, damaged
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from retain import MAS
 from retain.memory import step_size
-from retain.penalty import quadratic
+from retain.penalty import hold
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.05}),
@@ -65,7 +65,7 @@ LASTING = OPTIMIZERS | {
 @pytest.mark.parametrize("name", LASTING)
 def test_the_size_of_a_step_is_how_far_a_lasting_gradient_moves(name, where, monkeypatch):
     if where == "device":
-        for module in (quadratic, step_size):
+        for module in (hold, step_size):
             monkeypatch.setattr(module, "is_accelerated", lambda _tensor: True)
     kind, settings = LASTING[name]
     p = nn.Parameter(torch.zeros(4, dtype=torch.float64))

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import retain
 from retain.errors import InputError, ModelError, StateError
 from retain.memory import attachment, step_size
-from retain.penalty import many, parts, quadratic
+from retain.penalty import hold, many, parts
 
 STRENGTH = 3.0
 FORMS = ("gradient", "proximal", "adaptive")
@@ -819,7 +819,7 @@ def test_what_a_step_costs_follows_what_it_steps(form):
 @pytest.fixture
 def accelerated(monkeypatch):
     """All tensors count as if they were on an accelerator."""
-    for module in (quadratic, parts, many, attachment, step_size):
+    for module in (hold, parts, many, attachment, step_size):
         monkeypatch.setattr(module, "is_accelerated", lambda _tensor: True)
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import retain
 from retain.memory import attachment, guard, step_size
-from retain.penalty import many, parts, quadratic
+from retain.penalty import hold, many, parts
 
 # What the host waits for: a number, a comparison's answer, how many there are, a copy to itself.
 WAITING = {
@@ -47,7 +47,7 @@ class Waits(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def _accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
     """All tensors count as if they were on an accelerator."""
-    for module in (quadratic, parts, many, attachment, guard, step_size):
+    for module in (hold, parts, many, attachment, guard, step_size):
         monkeypatch.setattr(module, "is_accelerated", lambda tensor: True)
 
 

@@ -15,8 +15,8 @@ from retain.experiment.progress import Watcher
 from retain.experiment.workers.processes import Processes
 from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
 from retain.studies import run as running
-from retain.studies.folder import part_folder, recorded
 from retain.studies.run import AllParts
+from retain.studies.study_folder import part_folder, recorded
 
 
 def tiny(name="table3", parts=2, **asked):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from retain.cli.options import described_by, fields_of, given, out_option
+from retain.cli.flags import described_by, fields_of, given, out_option
 from retain.cli.run import before_and_asked, config_of, show
 from retain.cli.speaking import plainly
 from retain.experiment import Config, Results

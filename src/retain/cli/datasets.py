@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from retain.cli.options import path, several
+from retain.cli.flags import path, several
 from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError, RetainError
 from retain.tasks.paper import PAPER_SETS, Counts, Inspection, download_set, inspect_data

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from retain.cli.options import out_option
+from retain.cli.flags import out_option
 from retain.cli.run import show
 from retain.cli.speaking import out, plainly
 from retain.experiment import Config, Results, run
-from retain.experiment.folder import CHECKPOINTS, made
 from retain.experiment.results import FILE
+from retain.experiment.run_folder import CHECKPOINTS, made
 from retain.methods import PAPER
 
 TITLE = "retain demo"

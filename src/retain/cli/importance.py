@@ -10,12 +10,12 @@ import typer
 from torch import nn
 
 from retain import MAS, LocalMAS, atomic
-from retain.cli.options import described_by, given, out_option, path
+from retain.cli.flags import described_by, given, out_option, path
 from retain.cli.speaking import out, plainly
 from retain.errors import ConfigError, FileError
 from retain.experiment import Config
 from retain.experiment.machine import chosen_device, refuse_too_large
-from retain.models.from_file import model_from_file
+from retain.models.build import model_from_file
 from retain.models.named import named_model
 from retain.models.weights import load_weights
 from retain.tasks import ImageExamples

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from retain.cli.options import path
+from retain.cli.flags import path
 from retain.cli.speaking import out, plainly
 from retain.memory.memory_file import read_importance
 

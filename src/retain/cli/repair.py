@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from retain.cli.options import out_option, path
+from retain.cli.flags import out_option, path
 from retain.cli.speaking import out, plainly
 from retain.errors import FileError
 from retain.files import write_weights

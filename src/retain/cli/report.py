@@ -9,7 +9,7 @@ import typer
 
 from retain import report as reporting
 from retain import studies
-from retain.cli.options import path
+from retain.cli.flags import path
 from retain.cli.speaking import out, plainly
 
 

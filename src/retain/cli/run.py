@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from retain import report
-from retain.cli.options import described_by, fields_of, given, out_option
+from retain.cli.flags import described_by, fields_of, given, out_option
 from retain.cli.speaking import err, out, plainly
 from retain.errors import ConfigError
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
 from retain.experiment.config import FIELDS
-from retain.experiment.folder import previous
 from retain.experiment.learner import described
 from retain.experiment.results import FILE, Content
+from retain.experiment.run_folder import previous
 from retain.experiment.workers.crew import Workforce
 from retain.legible import visible
 from retain.tasks.code_files import is_code

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from retain import studies
-from retain.cli.options import described_by, fields_of, flag_of, given, out_option
+from retain.cli.flags import described_by, fields_of, flag_of, given, out_option
 from retain.cli.run import confirm_code, show
 from retain.cli.speaking import err, plainly
 from retain.errors import ConfigError
@@ -16,8 +16,8 @@ from retain.experiment import Config
 from retain.experiment.checks import unknown
 from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
-from retain.studies.folder import recorded
 from retain.studies.study import SETTINGS, Asked
+from retain.studies.study_folder import recorded
 from retain.tasks.load import is_code_of_tasks
 
 EXAMPLES = """

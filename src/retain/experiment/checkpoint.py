@@ -12,9 +12,9 @@ from torch import Tensor
 
 from retain import files
 from retain.errors import FileError
-from retain.experiment.folder import CHECKPOINTS
 from retain.experiment.job import Job
 from retain.experiment.results import Run
+from retain.experiment.run_folder import CHECKPOINTS
 
 KIND = "checkpoint"
 SUFFIX = ".safetensors"

@@ -16,7 +16,6 @@ from retain.errors import ConfigError, FileError, StateError
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
 from retain.experiment.disk import LOCK, NotOwnedError, OwnedFolder
-from retain.experiment.folder import how_to_go_on, opened, remove_half_written
 from retain.experiment.job import Job, jobs
 from retain.experiment.learner import carry_out, steps_of
 from retain.experiment.machine import (
@@ -27,6 +26,7 @@ from retain.experiment.machine import (
 )
 from retain.experiment.progress import Watcher, watcher
 from retain.experiment.results import FILE, REMEDY, Results, Run
+from retain.experiment.run_folder import how_to_go_on, opened, remove_half_written
 from retain.experiment.stage import Stage
 from retain.experiment.strength_search import VALIDATION
 from retain.experiment.workers.assignment import Assignment

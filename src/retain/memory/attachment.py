@@ -14,8 +14,8 @@ from retain.memory.lent_gradients import ledger_of
 from retain.memory.optimizers import FOLLOWING, FoundOptimizer
 from retain.memory.step_size import step_sizes
 from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values
+from retain.penalty.hold import is_accelerated
 from retain.penalty.many import is_small
-from retain.penalty.quadratic import is_accelerated
 from retain.sharding import is_sharded, like, local, over_shards
 
 StepWatcher = Callable[[Optimizer], None]  # is told of every protected step when it is done

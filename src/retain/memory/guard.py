@@ -26,7 +26,7 @@ from retain.memory.twins import holds_the_same
 from retain.memory.watched import AttachedOptimizer, Said, SteppedOptimizer, parameters_of
 from retain.parameters import shape_of
 from retain.penalty import Number
-from retain.penalty.quadratic import is_accelerated
+from retain.penalty.hold import is_accelerated
 from retain.saying import warn
 
 REPLACED = 0.5  # of ‖θ*‖: nearer, a parameter in the place of another is taken for a copy of it

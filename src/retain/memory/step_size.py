@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from retain.errors import InputError
 from retain.penalty import Metric, Number, on_host
-from retain.penalty.quadratic import is_accelerated
+from retain.penalty.hold import is_accelerated
 from retain.sharding import is_sharded
 
 # Optimizers whose steps are of no size for each weight: lengths from a line search, signs, whole

@@ -12,7 +12,6 @@ from retain import arguments
 from retain.errors import ConfigError, InputError, ModelError
 from retain.header import shown
 from retain.models.adapter import adapter_for, example
-from retain.models.from_file import model_from_file
 from retain.models.head import find_head, without_head
 from retain.models.named import named_model
 from retain.models.network import TaskNetwork
@@ -20,7 +19,7 @@ from retain.models.seeded import seeded
 from retain.models.small import MLP, SmallConv
 from retain.models.weights import load_weights
 from retain.tasks.code_files import USAGE as CODE_USAGE
-from retain.tasks.code_files import is_code
+from retain.tasks.code_files import is_code, result_from_file
 
 SMALL: dict[str, type[MLP] | type[SmallConv]] = {"mlp": MLP, "cnn": SmallConv}
 DEFAULT_WEIGHTS = "default"
@@ -78,6 +77,19 @@ def build_model(
     for note in network.notes:
         warnings.warn(note, stacklevel=2)
     return network
+
+
+def model_from_file(spec: str) -> nn.Module:
+    """What the function in `path/to/file.py:function` returns, called without arguments.
+
+    Raises:
+        ConfigError: the file or the function is not there, or fails.
+        ModelError: it returns something other than an `nn.Module`.
+    """
+    model = result_from_file(spec, "model")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{spec} returns a {type(model).__name__}; expected an nn.Module.")
+    return model
 
 
 def _small(

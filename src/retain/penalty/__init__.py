@@ -6,10 +6,10 @@ for an accelerator: what a device alone knows (a learning rate, a count of steps
 as a tensor without dimensions.
 """
 
+from retain.penalty.hold import LEAST, Hold, Metric, Number, in_full, on_host
 from retain.penalty.loss import Penalty
 from retain.penalty.many import add_gradients, proximals_, values
 from retain.penalty.parts import PART, add_gradient, proximal_, value
-from retain.penalty.quadratic import LEAST, Hold, Metric, Number, in_full, on_host
 
 __all__ = [
     "LEAST",

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from retain.errors import StateError
 from retain.parameters import summed_in
+from retain.penalty.hold import Hold, Number, on_host
 from retain.penalty.many import add_gradients, values
-from retain.penalty.quadratic import Hold, Number, on_host
 
 
 class Penalty(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retain.penalty import parts
-from retain.penalty.quadratic import (
+from retain.penalty.hold import (
     LEAST,
     TINY,
     Hold,

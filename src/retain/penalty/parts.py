@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from retain.penalty.quadratic import (
+from retain.penalty.hold import (
     TINY,
     Hold,
     Metric,

@@ -12,16 +12,17 @@ from torch import Tensor
 from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment import Config, Interrupted, Results, UnwrittenError, WorkersLostError
 from retain.experiment.disk import NotOwnedError, OccupiedError
-from retain.experiment.folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
 from retain.experiment.progress import Watcher, spoken, watcher
 from retain.experiment.results import FILE, Content
 from retain.experiment.run import run_by as run_config
+from retain.experiment.run_folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.workers.crew import Crew, Workforce, crew
 from retain.models import build_model
 from retain.models.build import SMALL
-from retain.studies.folder import (
+from retain.studies.study import Part, Study
+from retain.studies.study_folder import (
     gather,
     part_folder,
     record,
@@ -30,7 +31,6 @@ from retain.studies.folder import (
     results_of_all,
     write_gathered,
 )
-from retain.studies.study import Part, Study
 from retain.tasks.crops import PAPER_SIZE
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from retain.cli.options import names, settings, strengths, whole_numbers
+from retain.cli.flags import names, settings, strengths, whole_numbers
 from retain.errors import ConfigError
 
 

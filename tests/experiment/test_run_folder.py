@@ -20,8 +20,8 @@ import pytest
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results, disk, run
 from retain.experiment.disk import LOCK, OccupiedError, owned
-from retain.experiment.folder import how_to_go_on
 from retain.experiment.progress import Watcher
+from retain.experiment.run_folder import how_to_go_on
 from retain.legible import visible
 
 from .tiny import accuracies, tiny

@@ -16,8 +16,8 @@ from retain.errors import ConfigError, FileError
 from retain.experiment import Results
 from retain.experiment.checks import loaded, shown
 from retain.experiment.disk import signed
-from retain.experiment.folder import STUDY
 from retain.experiment.results import FILE, SCHEMA, Content
+from retain.experiment.run_folder import STUDY
 from retain.studies.study import Part, Study
 
 PARTS = "parts"

@@ -294,7 +294,7 @@ def _value(text: str) -> Any:
 
 # ---- the table in the documentation ----
 
-BEGIN, END = "<!-- {}: python -m retain.cli.options docs/runner.md -->", "<!-- end -->"
+BEGIN, END = "<!-- {}: python -m retain.cli.flags docs/runner.md -->", "<!-- end -->"
 
 
 def table(model: type, order: Iterable[str]) -> str:
