@@ -65,8 +65,9 @@ class GpuLike(TorchDispatchMode):
             return one
         if not one.numel():
             return one
-        over = list(range(1, one.ndim))
-        largest = one.abs().amax(over, keepdim=True) if over else one.abs()
+        over, sizes = list(range(1, one.ndim)), one.abs()
+        sizes = sizes.where(sizes.isfinite(), 0.0)  # what a mask of −∞ was added to
+        largest = sizes.amax(over, keepdim=True) if over else sizes
         by = torch.rand(one.shape, generator=self.chance).mul_(2).sub_(1)
         # what is exactly zero (a dead unit, padding) was added up from zeros: it stays
         return one + by.mul_(largest * self.noise).mul_(one != 0)

@@ -20,6 +20,7 @@ DOZEN = [
     "conv2d_groups_dilation_stride",
     "depthwise_separable",
     "group_norm",
+    "batch_norm_before_a_class_token",
     "encoder_sequence_first_directly",
     "vision_transformer_with_class_token",
     "lstm_bidirectional_two_layers",
@@ -50,6 +51,16 @@ def test_sums_do_not_depend_on_the_batch_size(name: str, size: int) -> None:
             total[parameter] = total.get(parameter, 0) + part
     errors = relative_errors(total, _one_by_one(name), watched.specimen)
     assert not {parameter: e for parameter, e in errors.items() if not e <= 1e-5}
+
+
+def test_one_image_is_as_many_beside_others() -> None:
+    """PyTorch's backward of batch norms takes one channel for another, in a batch of one."""
+    watched = Watched(REGISTRY["batch_norm_before_a_class_token"])
+    batch = watched.specimen.batch(4)
+    errors = relative_errors(
+        watched.truth(batch), watched.truth_of_one_graph(batch), watched.specimen
+    )
+    assert not {parameter: e for parameter, e in errors.items() if not e <= 1e-9}
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -134,6 +134,39 @@ CASES = {
     "embedding, padded": Case(
         "Embedding", (9, 4), (7,), lambda x, p: F.embedding(x, p, padding_idx=2), "embedding", 9
     ),
+    "bag": Case("EmbeddingBag", (9, 4), (7,), F.embedding_bag, "embedding", 9),
+    "bag, padded": Case(
+        "EmbeddingBag",
+        (9, 4),
+        (7,),
+        lambda x, p: F.embedding_bag(x, p, mode="sum", padding_idx=2),
+        "embedding",
+        9,
+    ),
+    "bag, the largest": Case(
+        "EmbeddingBag",
+        (9, 4),
+        (7,),
+        lambda x, p: F.embedding_bag(x, p, mode="max"),
+        "embedding",
+        9,
+    ),
+    "index": Case("Index", (9, 4), (7,), lambda x, p: p[x], "embedding", 9),
+    "index, time first": Case(
+        "Index", (9, 4), (7,), lambda x, p: p[x.T].transpose(0, 1), "embedding", 9
+    ),
+    "index, from the end": Case("Index", (9,), (7,), lambda x, p: p[-1 - x], "embedding", 9),
+    "index, of two": Case(
+        "Index", (9, 9, 2, 3), (7,), lambda x, p: p[x, x.roll(1, 1)], "embedding", 9
+    ),
+    "index select": Case(
+        "IndexSelect",
+        (9, 4),
+        (7,),
+        lambda x, p: p.index_select(0, x.flatten()).view(*x.shape, 4),
+        "embedding",
+        9,
+    ),
     "add": Case("Add", (3, 1), (2, 3, 4), lambda x, p: torch.add(x, p, alpha=2)),
     "addcmul, what is added": Case(
         "Addcmul", (3, 1), (2, 3, 4), lambda x, p: torch.addcmul(p, x, x, value=2)

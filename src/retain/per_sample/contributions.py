@@ -99,7 +99,10 @@ class SampleGradients:
 
 @dataclass(eq=False)
 class Lookups:
-    """gₖ has the rows of `values` [r, d] added at `tokens` [r]: an embedding's gradient."""
+    """gₖ has the rows of `values` [r, d] added at `tokens` [r]: an embedding's gradient.
+
+    The table is seen as rows of d numbers, whatever its shape.
+    """
 
     tokens_r: Tensor
     values_rd: Tensor
@@ -118,12 +121,14 @@ class Lookups:
         )
 
     def add_samples(self, start: int, stop: int, out: Tensor) -> None:
-        """Add gₖ to `out` [m, vocabulary, d]."""
+        """Add gₖ to `out` [m, *table]."""
+        rows = out.view(-1, self.values_rd.shape[1])
         owned = (self.owner_r >= start) & (self.owner_r < stop)
         # the others are added as zeros: how many there are, a device need not be asked
         values = torch.where(owned[:, None], self.values_rd, 0).to(out.dtype)
-        places = torch.where(owned, (self.owner_r - start) * out.shape[1] + self.tokens_r, 0)
-        out.flatten(0, 1).index_add_(0, places, values)
+        each = len(rows) // len(out)
+        places = torch.where(owned, (self.owner_r - start) * each + self.tokens_r, 0)
+        rows.index_add_(0, places, values)
 
 
 @dataclass(eq=False)

@@ -47,6 +47,11 @@ class Graph:
                 self.other_leaves.append(node)
         self._wires = tuple(wires)
 
+    @property
+    def of_one(self) -> bool:
+        """Whether there is but one sample."""
+        return self.scores.shape[-1] == 1
+
     @cached_property
     def users(self) -> dict[Node, list[Link]]:
         """Node → who uses its results."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -78,6 +80,32 @@ def constants(node: Node) -> list[tuple[str, Any]]:
         if isinstance(value, (bool, float)):
             found.append((attribute.removeprefix("_saved_"), value))
     return found
+
+
+def by_itself(grad: Tensor) -> Tensor:
+    """A gradient [1, …] that lies in memory as it would by itself.
+
+    With channels last, and a stride from row to row that is that of a larger tensor (of which a
+    class token was cut off), the backward of batch norms takes one channel for another on a CPU.
+    """
+    whole = grad[:1].numel()
+    return grad.contiguous() if len(grad) == 1 and grad.stride(0) != whole else grad
+
+
+@contextmanager
+def rightly(nodes: Iterable[Node]) -> Iterator[None]:
+    """Backward passes through these nodes give batch norms of one row what they compute with."""
+
+    def arrives(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        return tuple(None if grad is None else by_itself(grad) for grad in grads)
+
+    norms = [n for n in nodes if operation(n) == "NativeBatchNorm" and shape_of(n)[0] == 1]
+    hooks = [node.register_prehook(arrives) for node in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class UnaskableError(Exception):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from retain.per_sample.graph import Graph, Output
+from retain.per_sample.nodes import rightly
 from retain.per_sample.switches import without_autocast
 
 Grads = tuple[Tensor | None, ...]  # what arrives at the results of a node
@@ -56,7 +57,7 @@ def gradients_at(
     edges = [GradientEdge(node, output) for node, output in wanted]
     if not edges:
         return []
-    with without_autocast():
+    with rightly(graph.order if graph.of_one else ()), without_autocast():
         found = torch.autograd.grad(
             graph.scores, edges, grad_outputs=weights, retain_graph=keep, allow_unused=True
         )

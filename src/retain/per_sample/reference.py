@@ -11,7 +11,7 @@ from torch.autograd.graph import Node
 from retain.per_sample.below import any_older, beginning, inputs_first, leaves_of
 from retain.per_sample.graph import Graph
 from retain.per_sample.lent import gradients_aside, taken_gradients
-from retain.per_sample.nodes import is_custom
+from retain.per_sample.nodes import is_custom, rightly
 from retain.per_sample.passes import gradients_at
 from retain.per_sample.scores import Score
 from retain.per_sample.switches import without_autocast
@@ -53,7 +53,7 @@ def sums_by_loop(
             leaves, shared = _with_side_doors(nodes, parameters), any_older(nodes, since)
             for index, s in enumerate(scores):
                 keep = shared or index < len(scores) - 1
-                with without_autocast():
+                with rightly(nodes), without_autocast():
                     given = (
                         torch.autograd.grad(s, leaves, retain_graph=keep, allow_unused=True)
                         if leaves

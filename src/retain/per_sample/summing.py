@@ -32,7 +32,11 @@ def sum_contributions(contributions: Sequence[Contribution], samples: int, total
     first, *others = contributions
     factors = [contribution for contribution in contributions if isinstance(contribution, Factors)]
     lookups = [contribution for contribution in contributions if isinstance(contribution, Lookups)]
-    if len(lookups) == len(contributions):
+    widths = {one.values_rd.shape[1] for one in lookups}
+    widths.update(total.total.shape[1:].numel() for _ in factors[:1])
+    if lookups and len(widths) > 1:  # of rows here, of elements there
+        sum_mixture(contributions, samples, total)
+    elif len(lookups) == len(contributions):
         sum_lookups(Lookups.together(lookups), total)
     elif factors and len(factors) + len(lookups) == len(contributions):
         sum_factors(factors, lookups, samples, total)
@@ -114,7 +118,7 @@ def sum_lookups(contribution: Lookups, total: Sum) -> None:
     """Look-ups without an n × vocabulary tensor: rows of one sample and token meet first."""
     owned = contribution.owner_r != NOBODY
     values = contribution.values_rd[owned].to(total.total.dtype)
-    vocabulary = total.total.shape[0]
+    vocabulary = total.total.numel() // values.shape[1]
     # one number for each (sample, token): those that coincide are summed before the power
     keys = contribution.owner_r[owned] * vocabulary + contribution.tokens_r[owned]
     keys, place = torch.unique(keys, return_inverse=True)

@@ -118,7 +118,7 @@ class Sum:
 
     def add_rows(self, index_r: Tensor, powers_rd: Tensor) -> None:
         """Add rows, raised to the power already, in their places: those of an embedding."""
-        self.result().index_add_(0, index_r, powers_rd)
+        self.result().view(-1, powers_rd.shape[1]).index_add_(0, index_r, powers_rd)
         self._bounded = False
 
     def add_product(self, left_rp: Tensor, right_rq: Tensor) -> None:

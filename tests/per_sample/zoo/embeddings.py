@@ -116,6 +116,22 @@ def embedding_bag_weighted():
 
 
 @specimen(tokens(6, V))
+def embedding_bags_of_which_some_are_empty():
+    """Three bags for each sample: the first is empty, the second may hold nothing but padding."""
+
+    def forward(net, x):
+        n, t = x.shape
+        start = torch.arange(0, n * t, t)
+        offsets = torch.stack([start, start, start + 1], 1).flatten()
+        rows = torch.where(x < 4, 0, x).reshape(-1)
+        of_bags = [bag(rows, offsets).view(n, -1) for bag in (net.mean, net.largest)]
+        return net.head(torch.tanh(torch.cat(of_bags, 1)))
+
+    mean, largest = (nn.EmbeddingBag(V, 5, mode=mode, padding_idx=0) for mode in ("mean", "max"))
+    return Net(forward, mean=mean, largest=largest, head=nn.Linear(30, 3))
+
+
+@specimen(tokens(6, V))
 def one_hot_products():
     def forward(net, x):
         rows = F.one_hot(x, V).to(net.table.dtype) @ net.table
@@ -138,6 +154,18 @@ def lookups_by_indexing():
         forward, rows=weight(V, 5), scale=weight(V), columns=weight(5, 4), each=weight(1, V),
         head=nn.Linear(5, 3),
     )  # fmt: skip
+
+
+@specimen(tokens(6, 4))
+def lookups_of_rows_and_elements():
+    """One table of which rows are looked up, counted from the end, single elements, and a block."""
+
+    def forward(net, x):
+        before = x.roll(1, 1)
+        h = net.table[-1 - x] + net.table[x, before].unsqueeze(2) + net.kernels[x, before].sum(2)
+        return net.head(torch.tanh(h).mean(1))
+
+    return Net(forward, table=weight(4, 5), kernels=weight(4, 4, 2, 5), head=nn.Linear(5, 3))
 
 
 @specimen(tokens(6, V))

@@ -34,6 +34,21 @@ def instance_norm_with_running_statistics():
     )  # fmt: skip
 
 
+@specimen(images(3, 6, 6))
+def batch_norm_before_a_class_token():
+    """What arrives at the batch norm is a part of a larger tensor, channels last."""
+
+    def forward(net, x):
+        places = net.norm(net.stem(x)).flatten(2).transpose(1, 2)
+        rows = torch.cat([net.token.expand(len(x), -1, -1), places], 1)
+        return net.head(torch.tanh(net.hidden(rows)).mean(1))
+
+    return Net(
+        forward, stem=nn.Conv2d(3, 5, 3), norm=nn.BatchNorm2d(5), token=weight(1, 1, 5),
+        hidden=nn.Linear(5, 5), head=nn.Linear(5, 3),
+    )  # fmt: skip
+
+
 @specimen(sequences(4, 6))
 def layer_norm():
     return nn.Sequential(

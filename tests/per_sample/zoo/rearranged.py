@@ -121,6 +121,19 @@ def hard_mixture_of_experts():
     )
 
 
+@specimen(sequences(4, 6))
+def steps_of_different_samples_side_by_side():
+    """A step's row is that of the next sample for each step: owners by the element."""
+
+    def forward(net, x):
+        number, step = torch.arange(len(x))[:, None], torch.arange(4)
+        skewed = x[(number + step) % len(x), step] + net.place
+        rows = skewed[(number - step) % len(x), step]
+        return net.head(torch.tanh(net.hidden(rows)).mean(1))
+
+    return Net(forward, place=weight(4, 6), hidden=nn.Linear(6, 5), head=nn.Linear(5, 3))
+
+
 @specimen(vectors(6), samples=7)
 def sample_chooses_its_branch():
     def forward(net, x):

@@ -14,10 +14,12 @@ from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
 def rows(values: Tensor, layout: Layout, shape: torch.Size) -> SampleGradients | None:
     """gₖ [n, *shape]: `values`, summed for each sample over what was broadcast from `shape`.
 
-    None where the parameter itself has a size along the samples' dimension.
+    None where the parameter itself has a size along the samples' dimension, and these are blocks.
     """
     lead = values.ndim - len(shape)
     dim = layout.dim
+    if isinstance(layout, Owners) and (dim is None or (dim >= lead and shape[dim - lead] != 1)):
+        return _element_by_element(values, layout, shape)
     if lead < 0 or dim is None or (dim >= lead and shape[dim - lead] != 1):
         return None
     summed = [d for d in range(values.ndim) if d != dim and (d < lead or shape[d - lead] == 1)]
@@ -34,6 +36,21 @@ def rows(values: Tensor, layout: Layout, shape: torch.Size) -> SampleGradients |
     over = [d for d in over if split.shape[d] != 1]
     sums = split.sum(over, keepdim=True) if over else split
     return SampleGradients(sums.movedim(dim + 1, 0).reshape(layout.samples, *shape))
+
+
+def _element_by_element(
+    values: Tensor, layout: Owners, shape: torch.Size
+) -> SampleGradients | None:
+    """The same where the owner changes from element to element, or along the parameter itself."""
+    n, numbers = layout.samples, shape.numel()
+    if values.ndim < len(shape) or n * numbers > 2 * values.numel():
+        return None  # would be more than was computed for all samples
+    owner = layout.owner.expand(values.shape)
+    place = torch.arange(numbers, device=values.device).view(shape).expand(values.shape)
+    known = owner != NOBODY
+    sums = values.new_zeros(n * numbers)
+    sums.index_add_(0, (owner * numbers + place)[known], values[known])
+    return SampleGradients(sums.view(n, *shape))
 
 
 def add(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from retain.per_sample.contributions import SampleGradients
 from retain.per_sample.layout import Layout
+from retain.per_sample.nodes import by_itself
 from retain.per_sample.rules.elementwise import rows
 
 WEIGHT, BIAS = 1, 2
@@ -55,7 +56,8 @@ def _over_pixels(node: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return scale.view(rows, channels), shift.view(rows, channels)
     unit = torch.ones_like(mean)
     each = [
-        _backward(d, x, unit, mean, var, *given)[1:] for d, x in zip(grad.split(1), inputs.split(1))
+        _backward(by_itself(d), x, unit, mean, var, *given)[1:]
+        for d, x in zip(grad.split(1), inputs.split(1))
     ]
     scales, shifts = zip(*each)
     return torch.stack(scales), torch.stack(shifts)
