@@ -213,7 +213,35 @@ def test_norms_are_weighed_as_importance_is():
     assert (parts[0] + parts[1]).squared_norm == 12.0
 
 
+def test_a_norm_that_is_not_known_is_not_made_up():
+    """Unless the part that lacks it has no samples, and so no weight."""
+    known = Importance({"w": torch.ones(2)}, 3, squared_norm=4.0)
+    lacking = [Importance({"w": torch.ones(2)}, n) for n in (3, 0)]
+    assert Importance.pool([known, lacking[0]]).squared_norm is None
+    assert (known + lacking[0]).squared_norm is None
+    assert Importance.pool([known, lacking[1]]).squared_norm == 4.0
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ({"samples": -1, "routes": {}, "names": ["w"]}, "samples"),
+        ({"samples": 3, "routes": {}, "names": ["w", "v"]}, "it names 2 tensors and holds 1"),
+        ({"routes": {}, "names": ["w"]}, "samples"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_a_damaged_file(header, said, tmp_path):
+    path = tmp_path / "omega.safetensors"
+    files.write(path, "importance", {"w": torch.ones(2)}, header)
+    with pytest.raises(FileError, match=rf"damaged header: .*{said}"):
+        Importance.load(path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.float16, torch.float64])
 def test_numbers_of_any_width_are_compared_with_zero(dtype):
     assert is_positive(torch.tensor([0.0, 1.0]).to(dtype))
     assert not is_positive(torch.tensor([0.0, -1.0]).to(dtype))
+
+
+def test_a_negative_number_too_small_for_single_precision_is_negative():
+    assert not is_positive(torch.tensor([1.0, -1e-300], dtype=torch.float64))

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from retain.errors import InputError, ModelError
 from retain.parameters import (
     Selection,
+    is_finite,
     named_parameters,
     snapshot,
     summed_in,
@@ -206,3 +207,13 @@ def test_brackets_in_a_name_are_meant_as_they_are():
     model = nn.ModuleDict({"x[0]": nn.Linear(2, 2)})
     whole = ".".join(["x[0]", "weight"])
     assert list(Selection.of(whole, None).trainable(model)) == [whole]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float64])
+def test_numbers_of_any_width_are_asked_whether_they_are_finite(dtype):
+    assert is_finite(torch.tensor([0.0, -1.0]).to(dtype))
+    assert not is_finite(torch.tensor([0.0, float("nan")]).to(dtype))
+
+
+def test_a_number_too_large_for_single_precision_is_finite():
+    assert is_finite(torch.tensor([1e300], dtype=torch.float64))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from retain.closest import did_you_mean
 from retain.errors import InputError, ModelError
+from retain.saying import warn
 from retain.sharding import is_sharded
 
 # Wrappers put these into the middle of names; without them a file outlives compiling and wrapping.
@@ -227,9 +227,7 @@ class Selection:
             raise InputError(f"include= matches no parameter with {_suggest(idle, aliases)}")
         idle = [p for p in self.exclude if not any(matches(a, p) for a in aliases)]
         if idle and aliases:
-            warnings.warn(
-                f"exclude= matches no parameter with {_suggest(idle, aliases)}", stacklevel=2
-            )
+            warn(f"exclude= matches no parameter with {_suggest(idle, aliases)}")
 
 
 def fingerprint(model: nn.Module, selection: Selection) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from retain import files
@@ -15,14 +14,11 @@ from retain.errors import FileError
 from retain.experiment.job import Job
 from retain.experiment.results import Run
 from retain.experiment.run_folder import CHECKPOINTS
+from retain.parameters import is_finite
 
 KIND = "checkpoint"
 SUFFIX = ".safetensors"
 DAMAGED = ".damaged"
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 class Standing(NamedTuple):
@@ -70,7 +66,7 @@ class Checkpoint:
             raise FileError(f"{self.path} holds no record of a run: {error}.") from None
         if not self.job.is_of(run) or not 0 < len(run.accuracy) <= len(run.tasks):
             raise FileError(f"{self.path} is of another job: {run.method}, seed {run.seed}.")
-        wrong = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+        wrong = [name for name, tensor in tensors.items() if not is_finite(tensor)]
         if wrong:
             raise FileError(f"{self.path} holds NaN or infinity in {', '.join(sorted(wrong))}.")
         return Standing(run, _under(tensors, "network."), _under(tensors, "method."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from retain import arguments
 from retain.memory import load
 from retain.memory.body import Memory
+from retain.saying import warn
 
 
 @runtime_checkable
@@ -63,11 +63,10 @@ def is_beyond(drift: float, limit: float | None) -> bool:
     """Whether training is to end, since the drift is beyond the limit; says so if it is."""
     if limit is None or drift <= limit:
         return False
-    warnings.warn(
+    warn(
         f"Training ends here: the drift is {100 * drift:.3g} %, beyond the limit of "
         f"{100 * limit:.3g} % (stop_when_drift_exceeds). The weights are as the last step left "
-        "them.",
-        stacklevel=3,
+        "them."
     )
     return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,6 +15,7 @@ from retain.local_rule.ownership import BATCH_FIRST, Ownership, evident, find
 from retain.local_rule.padding import that_exclude, unpadded
 from retain.local_rule.watch import LayerUse, Watch, WatchedLayer
 from retain.samples.batches import Batch, tensors_in
+from retain.saying import warn
 
 Say = Callable[[str], None]
 
@@ -142,7 +142,7 @@ class Passes:
             "rows depend on the data, as those of an expert)."
         )
         if say is None:
-            warnings.warn(message, stacklevel=6)
+            warn(message)
         else:
             say(message)
 

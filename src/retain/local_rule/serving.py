@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +21,7 @@ from retain.local_rule.served_call import listen, listen_no_more
 from retain.parameters import named_parameters
 from retain.samples.calls import served_batch
 from retain.samples.owners import padding_said
+from retain.saying import warn
 
 Commit = Callable[[dict[str, Tensor], int], None]
 
@@ -235,4 +235,4 @@ class CallObserver:
                 "the compiled model, or the DataParallel, to LocalMAS"
             )
         if said:
-            warnings.warn(f"Not observed while serving: {'; '.join(said)}.", stacklevel=5)
+            warn(f"Not observed while serving: {'; '.join(said)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from retain.memory.holder import Holder
 from retain.memory.state import OBSERVED_AT, State, Tensors
 from retain.parameters import Selection, fingerprint, is_adapters
 from retain.samples.outputs import OutputPicker
+from retain.saying import warn
 
 HolderT = TypeVar("HolderT", bound=Holder)
 Refusal = Callable[[str], RetainError]  # from what is wrong to the error that says so
@@ -196,10 +196,9 @@ def _available(device: str | None) -> str | None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        warnings.warn(
+        warn(
             f"It was kept with device={device!r}, which is not here; Ω and θ* stay with the "
-            "weights.",
-            stacklevel=5,
+            "weights."
         )
         return None
     return device

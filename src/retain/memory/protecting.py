@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from retain.memory.monitor import Log, Monitor
 from retain.memory.optimizers import FoundOptimizer, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.remembered import Remembered
 from retain.penalty import Number, Penalty
+from retain.saying import warn
 from retain.sharding import is_sharded, local, over_shards
 
 
@@ -245,10 +245,9 @@ class Protecting(Remembered):
         twice = any(handle.attached and handle.form != "loss" for handle in self._attachments)
         if twice and not self._warned_twice:
             self._warned_twice = True
-            warnings.warn(
+            warn(
                 "penalty() is in a loss while an optimizer is attached, whose steps add it as "
-                "well: it counts twice. Use one or the other.",
-                stacklevel=2,
+                "well: it counts twice. Use one or the other."
             )
 
 

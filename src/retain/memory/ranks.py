@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from retain.errors import RetainError, StateError
 from retain.importance import Importance, combined
+from retain.saying import warn
 
 SHOWN = 4  # names of parameters in a message
 
@@ -147,9 +147,8 @@ def _total_of_samples(everyone: list[dict[str, Any]]) -> int:
     samples = [int(one["samples"]) for one in everyone]
     idle = [str(rank) for rank, n in enumerate(samples) if n == 0]
     if idle and len(idle) < len(samples) and dist.get_rank() == 0:
-        warnings.warn(
+        warn(
             f"Of {len(samples)} ranks, {', '.join(idle)} observed nothing: Ω is of the samples of "
-            "the others.",
-            stacklevel=5,
+            "the others."
         )
     return sum(samples)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -25,6 +24,7 @@ from retain.memory.storage import Storage, folder_of
 from retain.parameters import Patterns, Selection, unwrapped
 from retain.samples.outputs import OutputPicker
 from retain.samples.reader import Reader
+from retain.saying import warn
 
 
 class Remembered:
@@ -228,10 +228,9 @@ class Remembered:
         self._refuse_unconsolidated()
         if not self._state.terms and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"Nothing is protected yet: {type(self).__name__} has no importance before "
-                "consolidate(), and the penalty is 0.",
-                stacklevel=3,
+                "consolidate(), and the penalty is 0."
             )
         return self._holding()
 

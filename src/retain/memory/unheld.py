@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torch import Tensor
 
 from retain.memory.running_sums import Running
+from retain.saying import warn
 
 GLANCE = 1024  # numbers: nearly always there is something among the first few
 
@@ -36,10 +35,7 @@ def warn_of_zeros(running: Running, known: set[str]) -> None:
         else "What follows them is 0 for all that was observed. Observe again when the model has "
         "been trained, or data that use them; or leave them out with exclude=…"
     )
-    warnings.warn(
-        f"The importance of {shown} is 0 throughout: nothing will hold them. {remedy}",
-        stacklevel=3,
-    )
+    warn(f"The importance of {shown} is 0 throughout: nothing will hold them. {remedy}")
 
 
 def _is_zero(total: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from retain.models.network import TaskNetwork
 from retain.models.seeded import seeded
 from retain.models.small import MLP, SmallConv
 from retain.models.weights import load_weights
+from retain.saying import warn
 from retain.tasks.code_files import USAGE as CODE_USAGE
 from retain.tasks.code_files import is_code, result_from_file
 
@@ -75,7 +75,7 @@ def build_model(
                 spec, input_shape, seed, weights, shared_head, dtype=input_dtype
             )
     for note in network.notes:
-        warnings.warn(note, stacklevel=2)
+        warn(note)
     return network
 
 

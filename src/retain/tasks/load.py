@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
+from retain.saying import warn
 from retain.tasks.code_files import USAGE as CODE_USAGE
 from retain.tasks.code_files import is_code
 from retain.tasks.digits import PERMUTATIONS, SIDE, TEST_FRACTION, digits, permuted_digits
@@ -67,7 +67,7 @@ def load_tasks(
         raise ConfigError(f"Nothing stands behind {name!r} in {spec!r}; expected {usage}.")
     sequence = loader(argument, options, progress)
     for note in sequence.notes:
-        warnings.warn(note, stacklevel=2)
+        warn(note)
     return _in_scenario(replace(sequence, name=spec), options.scenario)
 
 

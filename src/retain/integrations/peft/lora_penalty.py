@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +36,7 @@ from retain.memory.plain_data import remembering, split
 from retain.memory.state import flattened, grouped
 from retain.parameters import is_adapters
 from retain.penalty import Hold, Number, Penalty, value
+from retain.saying import warn
 
 
 class LoraPenalty:
@@ -326,10 +326,9 @@ class LoraPenalty:
             self._made = known = terms, chosen, self._hold(found)
         if not terms and not self._warned:
             self._warned = True
-            warnings.warn(
+            warn(
                 f"Nothing is protected yet: {type(self.memory).__name__} has no importance before "
-                "consolidate(), and the penalty is 0.",
-                stacklevel=3,
+                "consolidate(), and the penalty is 0."
             )
         return known[2]
 
@@ -413,10 +412,9 @@ class LoraPenalty:
         self._in_losses += 1
         if any(one.attached for one in self._attachments) and not self._warned_twice:
             self._warned_twice = True
-            warnings.warn(
+            warn(
                 "penalty() is in a loss while an optimizer is attached, whose steps add it as "
-                "well: it counts twice. Use one or the other.",
-                stacklevel=2,
+                "well: it counts twice. Use one or the other."
             )
 
 
