@@ -6,7 +6,8 @@ from typer.testing import CliRunner
 from retain.cli.app import app
 from retain.experiment import Config
 from retain.report import summary, write
-from retain.report.tables.equal_accuracy import compared, points, sentences
+from retain.report.tables.equal_accuracy import compared, sentences
+from retain.report.tables.operating_points import points
 from retain.report.variants import read
 
 RUN = ("--tasks", "digits", "--classes-per-task", "5", "--samples-per-class", "16")

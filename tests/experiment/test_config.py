@@ -37,6 +37,7 @@ FULL = Config(
     scenario="task-incremental",
     title="a title",
     quick=True,
+    comparison=True,
 )
 
 

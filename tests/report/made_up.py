@@ -148,6 +148,27 @@ def sweep(methods: tuple[str, ...] = ("mas", "ewc", "si")) -> dict[str, Any]:
     return made
 
 
+def comparison() -> dict[str, Any]:
+    """Thirteen methods, five values of a knob each, with weak ones where fine-tuning is."""
+    swept = ("mas", "ewc", "lwf", "l2-sp", "kl")
+    knobs = ("low-lr", "freeze", "replay", "lora", "wise-ft")
+    made = results(("finetune", "joint"), ("a", "b"), (0, 1), comparison=True)
+    for method in (*swept, *knobs, "model-soup"):
+        for value in (0.001, 0.01, 0.1, 1.0, 10.0) if method != "model-soup" else (None,):
+            for seed in (0, 1):
+                dice = random.Random(f"{method} {seed} {value}")
+                holds = 0.3 if value is None else value / (0.5 + value)
+                new = 0.95 - 0.2 * holds**2 * dice.uniform(0.8, 1.2)
+                kept = 0.95 - 0.1 * (1 - holds) * dice.uniform(0.9, 1.1)
+                accuracy = [[0.96, None], [round(kept, 4), round(new, 4)]]
+                record = run("finetune", ("a", "b"), seed)
+                record |= {"method": method, "accuracy": accuracy, **measures(accuracy)}
+                record["strength" if method in swept else "knob"] = value
+                made["runs"].append(record)
+    made["config"]["strengths"] = {name: [0.001, 0.01, 0.1, 1.0, 10.0] for name in swept}
+    return made
+
+
 def unfinished() -> dict[str, Any]:
     """A run of two methods, stopped in the second's third task."""
     made = results(("finetune", "mas"), seeds=(0,))

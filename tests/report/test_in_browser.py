@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "what each method keeps": made_up.memory_study,
     "adaptation": made_up.adaptation_study,
     "long names": made_up.long_names,
+    "a comparison": made_up.comparison,
     "nothing yet": lambda: made_up.results(()),
 }
 
@@ -38,6 +39,7 @@ NAMES_APART = (
     "several strengths",
     "adaptation",
     "long names",
+    "a comparison",
 )
 
 

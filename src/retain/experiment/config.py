@@ -27,7 +27,7 @@ Strength = float | Literal["auto"]
 OptimizerName = Literal["sgd", "adam"]
 BatchNorm = Literal["frozen", "frozen-for-all", "moving"]
 # What changes how a run is carried out and none of its numbers.
-WITHOUT_EFFECT = frozenset({"loaders"})
+WITHOUT_EFFECT = frozenset({"loaders", "comparison"})
 FORMERLY = {"workers": "loaders"}  # names of fields in files that were written earlier
 # The knobs other than λ, such as freeze.blocks.
 SWEPT = tuple(f"{m}.{k.knob}" for m, k in METHODS.items() if k.knob not in (None, "strength"))
@@ -165,6 +165,10 @@ class Config(TaskChoices):
         "for the library's own",
     )
     title: str = option("", "what the report calls the run")
+    comparison: bool = option(
+        False, "whether its page answers what each method forgets at equal accuracy on new tasks",
+        json_schema_extra=spelled(None),
+    )  # fmt: skip
     quick: bool = option(
         False, "whether it is a reduced version of something, which its page then says",
         json_schema_extra=spelled(None),

@@ -172,13 +172,13 @@ def _carry_out_all(stage: Stage, books: _Books, hands: Crew | None) -> None:
         else:
             _have_carried_out(todo, stage, books, hands)
     except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted. {_how_to_go_on(books.folder)}") from None
+        raise Interrupted(f"Interrupted. {_how_to_go_on(books)}") from None
     except FileError as error:  # of our own files: what a job does wrong is in its record
         if isinstance(error, NotOwnedError):
             raise
-        raise UnwrittenError(f"{error} {_how_to_go_on(books.folder)}") from error
+        raise UnwrittenError(f"{error} {_how_to_go_on(books)}") from error
     except StateError as error:  # of workers, for the same reason
-        raise WorkersLostError(f"{error} {_how_to_go_on(books.folder)}") from error
+        raise WorkersLostError(f"{error} {_how_to_go_on(books)}") from error
     finally:
         stage.watch.stop()
 
@@ -236,10 +236,10 @@ def _refuse_other_runs(results: Results, stage: Stage, path: Path) -> None:
             )
 
 
-def _how_to_go_on(folder: Path | None) -> str:
-    if folder is None:
+def _how_to_go_on(books: _Books) -> str:
+    if books.folder is None:
         return "Nothing was kept: the run had no out folder."
-    return how_to_go_on("run", folder)
+    return how_to_go_on("compare" if books.results.config.comparison else "run", books.folder)
 
 
 def refuse_what_does_not_fit(config: Config, sequence: TaskSequence) -> None:

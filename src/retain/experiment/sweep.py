@@ -37,7 +37,7 @@ def swept(config: Config) -> Config:
         else:
             sweeps[method] = kind.sweep or _blocks(config)
     sweeps = {method: values for method, values in sweeps.items() if len(values) > 1}
-    return replace(config, methods=methods, strengths=strengths, sweeps=sweeps)
+    return replace(config, methods=methods, strengths=strengths, sweeps=sweeps, comparison=True)
 
 
 def _single(config: Config) -> Iterator[str]:

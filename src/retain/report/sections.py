@@ -23,6 +23,7 @@ from retain.report.tables.by_class import adapted
 from retain.report.tables.cost import cost, kept_at_each_step, searches
 from retain.report.tables.equal_accuracy import compared, is_comparison, sentences
 from retain.report.tables.grid import Grid
+from retain.report.tables.operating_points import points, why_not_equal
 from retain.report.tables.outcome import headline
 from retain.report.variants import Sequence, ShownResults
 
@@ -142,10 +143,13 @@ def _frontier(results: ShownResults) -> Section | None:
     """A comparison at equal accuracy on new tasks, where methods were swept along their knobs."""
     if not is_comparison(results):
         return None
+    equal = any(not why_not_equal(points(sequence)) for sequence in results.sequences)
     return _per_sequence(
         results,
         "frontier",
-        "What is forgotten at equal accuracy on new tasks",
+        "What is forgotten at equal accuracy on new tasks"
+        if equal
+        else "What is forgotten, and what is learned",
         " ".join(sentences(sequence) for sequence in results.sequences),
         grids=lambda s: [compared(s)],
         pictures=frontier,

@@ -71,10 +71,14 @@ class ShownRun:
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ only in their seed, under one label."""
+    """Runs that differ only in their seed, under one label.
+
+    Variants of one `curve` differ in the value of the method's knob, and in nothing else.
+    """
 
     method: str
     label: str
+    curve: str
     runs: tuple[ShownRun, ...]
 
     @property
@@ -246,7 +250,9 @@ def _variants(runs: list[ShownRun]) -> tuple[Variant, ...]:
         groups,
         key=lambda key: (order.get(key[0], len(order)), key[0], key[3] or ""),
     )
-    return tuple(Variant(key[0], _label(key, keys), tuple(groups[key])) for key in keys)
+    return tuple(
+        Variant(key[0], _label(key, keys), _curve(key, keys), tuple(groups[key])) for key in keys
+    )
 
 
 def _strength(run: ShownRun) -> str:
@@ -258,7 +264,18 @@ def _strength(run: ShownRun) -> str:
 
 def _label(key: VariantKey, keys: list[VariantKey]) -> str:
     """The method's name, and only what tells it from the same method's other variants."""
-    method, importance_on, classes, form, strength, knob = key
+    method, _, _, _, strength, knob = key
+    parts = [_curve(key, keys)]
+    if strength and len({other[4] for other in keys if other[0] == method}) > 1:
+        parts.append(f"λ = {strength}")
+    if knob is not None:
+        parts.append(f"{knob_name(method)} = {number(knob)}")
+    return ", ".join(parts)
+
+
+def _curve(key: VariantKey, keys: list[VariantKey]) -> str:
+    """The same without the value of the knob."""
+    method, importance_on, classes, form, _, _ = key
     others = [other for other in keys if other[0] == method]
     parts = [method_name(method)]
     if importance_on and len({other[1] for other in others}) > 1:
@@ -267,8 +284,4 @@ def _label(key: VariantKey, keys: list[VariantKey]) -> str:
         parts.append(f"Ω on {class_names(classes)}")
     if form and len({other[3] for other in others}) > 1:
         parts.append(form)
-    if strength and len({other[4] for other in others}) > 1:
-        parts.append(f"λ = {strength}")
-    if knob is not None:
-        parts.append(f"{knob_name(method)} = {number(knob)}")
     return ", ".join(parts)

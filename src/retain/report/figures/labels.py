@@ -55,10 +55,13 @@ def at_the_right(
     *,
     size: float = 12,
     offset: float = 16,
-) -> None:
+) -> list[PixelLine]:
     """Write each point's name right of the axes, and lead a thin line from the point to it.
 
     Points are in the axes' own units; limits and scales have to be set before.
+
+    Returns:
+        The thin lines, in pixels of the figure.
     """
     axes.autoscale_view()  # matplotlib sets limits late, and places depend on them
     figure = axes.figure
@@ -67,10 +70,11 @@ def at_the_right(
     heights = [float(y) for _, y in pixels]
     places = spaced(heights, LINE, box.y0, box.y1)
     to_figure = figure.transFigure.inverted().transform
+    lines: list[PixelLine] = []
     for (x, y), place, name, colour in zip(pixels, places, names, colours):
         end = box.x1 + offset
-        line = [to_figure(p) for p in ((x, y), (box.x1 + 2, place), (end - 4, place))]
-        figure.add_artist(_leader(line, colour))
+        lines.append([(float(x), float(y)), (box.x1 + 2, place), (end - 4, place)])
+        figure.add_artist(_leader([to_figure(p) for p in lines[-1]], colour))
         figure.text(
             *to_figure((end, place)),
             name,
@@ -79,6 +83,7 @@ def at_the_right(
             color=INK,
             size=size * POINTS_PER_PIXEL,
         )
+    return lines
 
 
 def _leader(points: list[Any], colour: str) -> Any:
@@ -93,22 +98,41 @@ def around(
     curves: Sequence[Sequence[tuple[float, float, str]]],
     colours: Sequence[str],
     *,
+    others: Sequence[tuple[float, float]] = (),
+    leaders: Sequence[PixelLine] = (),
     size: float = 10,
 ) -> None:
     """Write a few letters beside each point of `curves`, where they cover neither line nor name.
 
-    A point that has no free side stays without. Points are (x, y, letters) in the axes' units.
+    A point that has no free side, or only sides on which its letters would stand as near to the
+    point of another curve, stays without.
+
+    Args:
+        axes: limits and scales have to be set before.
+        curves: of points (x, y, letters) in the axes' units.
+        colours: of the letters, curve by curve.
+        others: points that are marked beside those of the curves, in the same units.
+        leaders: lines to be kept free as well, in pixels of the figure.
+        size: of the letters, in CSS pixels.
     """
     inside = axes.get_window_extent()
-    pixels = [[axes.transData.transform((x, y)) for x, y, _ in curve] for curve in curves]
-    taken = [_around(x, y, 4, 4) for curve in pixels for x, y in _along(curve)]
+    pixels = [_in_pixels(axes, [(x, y) for x, y, _ in curve]) for curve in curves]
+    alone = _in_pixels(axes, others)
+    marks = [*(place for curve in pixels for place in curve), *alone]
+    taken = [_around(x, y, MARKER, MARKER) for x, y in marks]
+    taken += [_around(x, y, 4, 4) for curve in pixels for x, y in _along(curve)]
+    taken += [_around(x, y, 2, 2) for line in leaders for x, y in _along(line)]
     for curve, places, colour in zip(curves, pixels, colours):
+        rest = [*(place for other in pixels if other is not places for place in other), *alone]
         for (_, _, letters), (x, y) in zip(curve, places):
             half = (0.31 * size * len(letters), 0.5 * size)
             for right, up in SIDES:
-                middle = (x + right * (half[0] + 6), y + up * (half[1] + 6))
+                middle = (x + right * (half[0] + MARKER), y + up * (half[1] + MARKER))
                 box = _around(*middle, *half)
-                if box[0] < inside.x0 or any(_overlap(box, other) for other in taken):
+                outside = box[0] < inside.x0 or box[3] > inside.y1
+                if outside or any(_overlap(box, other) for other in taken):
+                    continue
+                if any(_apart(box, other) < CLEAR * _apart(box, (x, y)) for other in rest):
                     continue
                 taken.append(box)
                 axes.annotate(
@@ -122,11 +146,14 @@ def around(
                 break
 
 
-# Where letters may stand: how far right and up, in half widths and heights, nearest first.
+# Where letters may stand: how far right and up, in half widths and heights.
 SIDES = (
     *((0, 1), (1, 0), (0, -1), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8)),
-    *((0, 2), (0, -2), (1.6, 1.2), (-1.6, 1.2), (1.6, -1.2), (-1.6, -1.2)),
+    *((1, 0.6), (-1, 0.6), (1, -0.6), (-1, -0.6)),
 )
+MARKER = 6  # CSS pixels from the middle of a marker to its edge, with a margin
+CLEAR = 1.5  # times as far as its own point is every other curve's from a point's letters
+PixelLine = list[tuple[float, float]]
 LabelBox = tuple[float, float, float, float]
 
 
@@ -139,6 +166,16 @@ def _along(curve: Sequence[Any]) -> list[tuple[float, float]]:
             (x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps) for k in range(1, steps + 1)
         ]
     return found
+
+
+def _in_pixels(axes: Any, points: Sequence[tuple[float, float]]) -> PixelLine:
+    return [(float(x), float(y)) for x, y in map(axes.transData.transform, points)]
+
+
+def _apart(box: LabelBox, point: tuple[float, float]) -> float:
+    """From the edge of the box to the point."""
+    x, y = point
+    return math.hypot(max(box[0] - x, x - box[2], 0), max(box[1] - y, y - box[3], 0))
 
 
 def _around(x: float, y: float, half_wide: float, half_high: float) -> LabelBox:

@@ -9,26 +9,29 @@ from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, MUTED, looks
-from retain.report.format import method_name
-from retain.report.tables.equal_accuracy import LESS, OperatingPoint, points, sentences, target
+from retain.report.tables.equal_accuracy import sentences
+from retain.report.tables.operating_points import LESS, OperatingPoint, points, target
 from retain.report.variants import Sequence
 
 SHOWN = 0.25  # of accuracy on new tasks below FineTune's: what learns less is off the picture
+DASHED = (
+    f"; the dashed one is FineTune's accuracy on new tasks minus {100 * LESS:.0f} point. What "
+    f"stays more than {100 * SHOWN:.0f} points below it is off the picture, and in the table."
+)
 
 
 def frontier(sequence: Sequence, prefix: str) -> list[Picture]:
     """One picture of every method along its knob; none where nothing finished."""
     found = points(sequence)
-    if target(found) is None:
+    if not found:
         return []
     return [
         Picture(
             name=f"{prefix}frontier",
-            caption="Each point is one value of a method's knob, the mean over seeds, with the "
-            "standard deviation as a cross. Right: new tasks are learned better; up: less is "
-            "forgotten. The wide line is the Pareto front of all methods; the dashed one is "
-            f"FineTune's accuracy on new tasks minus {100 * LESS:.0f} point. What stays more than "
-            f"{100 * SHOWN:.0f} points below it is off the picture, and in the table.",
+            caption="Each point is a method with one value of its knob, if it has one: the mean "
+            "over seeds, with the standard deviation as a cross. Right: new tasks are learned "
+            "better; up: less is forgotten. The wide line is the Pareto front of all methods"
+            + ("." if target(found) is None else DASHED),
             description=sentences(sequence),
             draw=partial(_draw, found=found),
         )
@@ -37,8 +40,8 @@ def frontier(sequence: Sequence, prefix: str) -> list[Picture]:
 
 def _draw(width: int, found: list[OperatingPoint]) -> Any:
     height = 480 if width >= WIDE else 400
-    methods = list(dict.fromkeys(point.method for point in found))
-    names, right = room([method_name(method) for method in methods], width)
+    curves = {point.curve: [p for p in found if p.curve == point.curve] for point in found}
+    names, right = room(list(curves), width)
     canvas = Canvas(width, height)
     canvas.text(0, 12, "Forgetting, points", size=12, color=MUTED)
     axes = canvas.plot(48, 30, width - 48 - right, height - 30 - 46)
@@ -54,12 +57,10 @@ def _draw(width: int, found: list[OperatingPoint]) -> Any:
     wanted = target(found)
     if wanted is not None:
         axes.axvline(100 * wanted, color=MUTED, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
-    styles, ends = looks(methods), []
+    styles, ends = looks(own[0].method for own in curves.values()), []
     left = -1.0 if wanted is None else wanted - SHOWN
-    for own, method in zip(styles, methods):
-        line = sorted(
-            (p for p in found if p.method == method), key=lambda p: (p.value is None, p.value or 0)
-        )
+    for own, several in zip(styles, curves.values()):
+        line = sorted(several, key=lambda p: (p.value is None, p.value or 0))
         axes.errorbar(
             [100 * p.new.mean for p in line],
             [100 * p.forgotten.mean for p in line],

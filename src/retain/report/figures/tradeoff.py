@@ -10,11 +10,11 @@ from retain.report.figures.canvas import Canvas
 from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, looks
-from retain.report.format import BOUNDS, class_names, method_name, number
+from retain.report.format import BOUNDS, method_name, number
 from retain.report.spread import spread
 from retain.report.variants import Sequence, ShownRun, Variant
 
-CurveKey = tuple[str, str | None, str | None, tuple[str, ...]]  # method, form, Ω on, classes
+LONG = 5  # letters of a λ that are written out
 Curve = tuple[str, str, list[tuple[float, float, float]]]  # method, name, [(λ, new, old)]
 
 
@@ -35,7 +35,8 @@ def tradeoffs(sequence: Sequence, prefix: str) -> list[Picture]:
             name=f"{prefix}tradeoff",
             caption="Each point is one strength λ. A larger λ moves up, to what was known, and "
             "left, away from what is new; a curve nearer the upper right corner gives a better "
-            "choice. Numbers: λ. Means over seeds.",
+            "choice. Numbers: λ, where there is room; along a curve it only grows. Means over "
+            "seeds.",
             description="; ".join(said) + ".",
             draw=partial(_draw, curves=curves, bounds=_bounds(sequence)),
         )
@@ -43,23 +44,17 @@ def tradeoffs(sequence: Sequence, prefix: str) -> list[Picture]:
 
 
 def _curves(sequence: Sequence) -> list[Curve]:
-    groups: dict[CurveKey, list[Variant]] = {}
+    groups: dict[str, list[Variant]] = {}
     for variant in sequence.variants:
         first = variant.runs[0]
         if variant.done and first.strength is not None and not first.search:
-            key = (variant.method, first.form, first.importance_on, first.importance_classes)
-            groups.setdefault(key, []).append(variant)
+            groups.setdefault(variant.curve, []).append(variant)
     curves = []
-    for (method, form, data, classes), variants in groups.items():
-        same = [other for other in groups if other[0] == method]
-        extra = [form] if form and len({other[1] for other in same}) > 1 else []
-        extra += [f"Ω on {data}"] if data and len({other[2] for other in same}) > 1 else []
-        if len({other[3] for other in same}) > 1:
-            extra.append(f"Ω on {class_names(classes)}")
+    for name, variants in groups.items():
         placed = [(v.runs[0].strength or 0.0, *_place(v.done)) for v in variants]
         points = sorted((s, x, y) for s, x, y in placed if x is not None and y is not None)
         if len(points) > 1:
-            curves.append((method, ", ".join([method_name(method), *extra]), points))
+            curves.append((variants[0].method, name, points))
     return curves
 
 
@@ -98,7 +93,21 @@ def _draw(width: int, curves: list[Curve], bounds: list[tuple[str, float, float]
     axes.set_xlabel("New tasks, when learned, %")
     best = [max(points, key=lambda point: point[1] + point[2]) for _, _, points in curves]
     ends = [(100 * x, 100 * y) for _, x, y in [*best, *bounds]]
-    at_the_right(axes, ends, names, [own.colour for own in styles])
-    marked = [[(100 * x, 100 * y, number(s)) for s, x, y in points] for _, _, points in curves]
-    around(axes, marked, [own.colour for own in styles])
+    leaders = at_the_right(axes, ends, names, [own.colour for own in styles])
+    marked = [[(100 * x, 100 * y, _short(s)) for s, x, y in points] for _, _, points in curves]
+    around(
+        axes,
+        marked,
+        [own.colour for own in styles],
+        others=[(100 * x, 100 * y) for _, x, y in bounds],
+        leaders=leaders,
+    )
     return axes.figure
+
+
+def _short(strength: float) -> str:
+    """λ in as few letters as tell it: 0.01, 400, 1e6, 1e-5."""
+    mantissa, _, power = f"{strength:e}".partition("e")
+    scientific = f"{float(mantissa):g}e{int(power)}"
+    plain = number(strength)
+    return scientific if len(scientific) < len(plain) and len(plain) > LONG else plain

@@ -2,102 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from retain.methods import METHODS
-from retain.report.format import BOUNDS, capitalised, knob_name, method_name, number, percent
-from retain.report.spread import Spread, spread
-from retain.report.tables.grid import Cell, Grid
-from retain.report.variants import Sequence, ShownResults, Variant
-
-FREE = "finetune"
-LESS = 0.01  # of FineTune's accuracy on new tasks that may be given up for what is kept
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """One method with one value of its knob, over the seeds."""
-
-    method: str
-    value: float | None
-    new: Spread  # accuracy on the tasks after the first, right after each was learned
-    forgotten: Spread
-    chosen: bool = False  # its λ was, on each new task, so that it has no one value
-    front: bool = False  # no other point is better in one of the two and no worse in the other
-
-    @property
-    def setting(self) -> str:
-        """The knob and its value; empty where there is none."""
-        if self.chosen:
-            return f"{knob_name(self.method)} = auto"
-        return "" if self.value is None else f"{knob_name(self.method)} = {number(self.value)}"
+from retain.report.format import BOUNDS, capitalised, listed, percent
+from retain.report.spread import Spread
+from retain.report.tables import side_by_side
+from retain.report.tables.grid import UNKNOWN, Cell, Grid
+from retain.report.tables.operating_points import (
+    OperatingPoint,
+    at_target,
+    curves,
+    free_point,
+    nearest,
+    points,
+    why_not_equal,
+)
+from retain.report.variants import Sequence, ShownResults
 
 
 def is_comparison(results: ShownResults) -> bool:
-    """Whether a method was swept along its knob: what equal accuracy can be found among."""
+    """Whether one was asked for, or a method was swept along its knob beside FineTune."""
+    if results.config.get("comparison"):
+        return True
     asked = (results.config.get("sweeps"), results.config.get("strengths"))
     lists = [values for given in asked for values in (given or {}).values()]
-    return any(isinstance(values, list | tuple) and len(values) > 1 for values in lists)
-
-
-def points(sequence: Sequence) -> list[OperatingPoint]:
-    """Every variant that finished a seed, those of the Pareto front marked."""
-    found = [point for variant in sequence.variants if (point := _point(variant))]
-    return [replace(p, front=not any(_better(q, p) for q in found)) for p in found]
-
-
-def _point(variant: Variant) -> OperatingPoint | None:
-    learned = [run.new_tasks() for run in variant.done]
-    new = spread([value for value in learned if value is not None])
-    forgotten = variant.measure("average_forgetting")
-    if new is None or forgotten is None:
-        return None
-    first = variant.runs[0]
-    chosen = bool(first.search)
-    strength = None if chosen else first.strength
-    value = strength if first.knob is None else first.knob
-    return OperatingPoint(variant.method, value, new, forgotten, chosen)
-
-
-def _better(one: OperatingPoint, other: OperatingPoint) -> bool:
-    """Whether `one` is at least as good in both, and better in one."""
-    a = (one.new.mean, -one.forgotten.mean)
-    b = (other.new.mean, -other.forgotten.mean)
-    return a != b and a[0] >= b[0] and a[1] >= b[1]
-
-
-def target(found: list[OperatingPoint]) -> float | None:
-    """The accuracy on new tasks at which methods are compared; None without FineTune."""
-    free = [point.new.mean for point in found if point.method == FREE]
-    return free[0] - LESS if free else None
-
-
-def at_target(found: list[OperatingPoint], method: str) -> OperatingPoint | None:
-    """Where the method forgets least among its values that reach the target, if one does."""
-    wanted = target(found)
-    own = [p for p in found if p.method == method and wanted is not None and p.new.mean >= wanted]
-    return min(own, key=lambda p: p.forgotten.mean, default=None)
+    swept = any(isinstance(values, list | tuple) and len(values) > 1 for values in lists)
+    return swept and any(free_point(points(sequence)) for sequence in results.sequences)
 
 
 def sentences(sequence: Sequence) -> str:
     """For each method what it forgets at the accuracy of FineTune minus one point on new tasks."""
     found = points(sequence)
-    wanted = target(found)
-    if wanted is None:
-        return ""
-    free = next(point for point in found if point.method == FREE)
+    free = free_point(found)
+    if free is None or why_not_equal(found):
+        return side_by_side.sentences(found)
     said = [
-        f"FineTune forgets {_points(free.forgotten)} points and reaches "
+        f"{free.name} forgets {_points(free.forgotten)} points and reaches "
         f"{100 * free.new.mean:.1f} % on new tasks. At that accuracy minus 1 point:"
     ]
-    for method in dict.fromkeys(p.method for p in found if p.method != FREE):
-        best = at_target(found, method)
+    for curve, own in curves(found).items():
+        best = at_target(found, curve)
+        near = nearest(found, curve)
         if best is not None:
-            said.append(f"{_named(best)} forgets {_points(best.forgotten)}.")
-        else:
-            near = max((p for p in found if p.method == method), key=lambda p: p.new.mean)
+            said.append(f"{best.name} forgets {_points(best.forgotten)}.")
+        elif len(own) == 1:
             said.append(
-                f"{method_name(method)} never gets there: {100 * near.new.mean:.1f} % at best, "
+                f"{near.name} does not get there: {100 * near.new.mean:.1f} %, "
+                f"forgetting {_points(near.forgotten)}."
+            )
+        else:
+            said.append(
+                f"{curve} never gets there: {100 * near.new.mean:.1f} % at best, "
                 f"forgetting {_points(near.forgotten)}."
             )
     return " ".join(said)
@@ -106,75 +60,88 @@ def sentences(sequence: Sequence) -> str:
 def conclusion(sequence: Sequence) -> str:
     """Which method forgets least at that accuracy, beside FineTune: a sentence to begin with."""
     found = points(sequence)
-    if target(found) is None:
-        return ""
-    free = next(point for point in found if point.method == FREE)
-    methods = dict.fromkeys(p.method for p in found if p.method not in BOUNDS)
-    there = [best for method in methods if (best := at_target(found, method))]
+    free = free_point(found)
+    if free is None or why_not_equal(found):
+        return side_by_side.conclusion(found)
+    rivals = {name: own for name, own in curves(found).items() if own[0].method not in BOUNDS}
+    there = [best for curve in rivals if (best := at_target(found, curve))]
     aside = "Joint training aside, " if any(p.method == "joint" for p in found) else ""
-    least = min(there, key=lambda p: p.forgotten.mean, default=None)
     forgotten = _points(free.forgotten)
+    least = min((_shown(p) for p in there), default=None)
     if least is None:
         said = (
             "no method comes within 1 point of FineTune's accuracy on new tasks; "
             f"FineTune forgets {forgotten} points."
         )
-    elif least.forgotten.mean >= free.forgotten.mean:
+    elif least >= _shown(free):
         said = (
             f"no method forgets less than FineTune ({forgotten} points) at its accuracy on new "
             "tasks minus 1 point."
         )
     else:
+        ahead = [p for p in there if _shown(p) == least]
+        each = listed([_points(p.forgotten) for p in ahead])
         said = (
-            f"{_named(least)} forgets least at the new-task accuracy of FineTune minus 1 point: "
-            f"{_points(least.forgotten)} points; FineTune {forgotten}."
+            f"{listed([p.name for p in ahead])} {'forgets' if len(ahead) == 1 else 'forget'} least "
+            f"at the new-task accuracy of FineTune minus 1 point: {each} points; FineTune "
+            f"{forgotten}."
         )
     return capitalised(aside + said)
-
-
-def _named(point: OperatingPoint) -> str:
-    if point.method == "replay" and point.value is not None:
-        return f"replay of {100 * point.value:g} %"
-    return method_name(point.method) + (f" ({point.setting})" if point.setting else "")
 
 
 def _points(value: Spread) -> str:
     return percent(value, 1)
 
 
+def _shown(point: OperatingPoint) -> float:
+    """What it forgets, as it is written: what reads the same is the same."""
+    return round(100 * point.forgotten.mean, 1)
+
+
 def compared(sequence: Sequence) -> Grid | None:
     """One row a method: what it needs, and what it forgets where it learns as well as FineTune."""
     found = points(sequence)
-    if target(found) is None:
-        return None
-    rows = []
-    for method in dict.fromkeys(point.method for point in found):
-        best = at_target(found, method)
-        front = sum(point.front for point in found if point.method == method)
-        needs = METHODS[method].needs if method in METHODS else "–"
-        cells = [Cell(method_name(method)), Cell(needs)]
-        if best is None:
-            near = max((p for p in found if p.method == method), key=lambda p: p.new.mean)
-            cells += [
-                Cell("never gets there", mark="bad"),
-                Cell("–", mark="quiet"),
-                Cell(percent(near.new, 1), near.new.mean),
-            ]
-        else:
-            cells += [
-                Cell(best.setting or "–"),
-                Cell(_points(best.forgotten), best.forgotten.mean),
-                Cell(percent(best.new, 1), best.new.mean),
-            ]
-        rows.append((*cells, Cell(str(front), front)))
+    free = free_point(found)
+    if free is None or why_not_equal(found):
+        return side_by_side.table(found, sequence.name)
+    every = {free.curve: [free], **curves(found)}
+    partial = any(point.new.n < point.seeds for point in found)
     return Grid(
         title=f"At the new-task accuracy of FineTune minus 1 point: {sequence.name}",
-        columns=("Method", "Needs", "With", "Forgetting, points", "New tasks, %", "On the front"),
-        rows=tuple(rows),
+        columns=(
+            *("Method", "Needs", "With", "Forgetting, points", "New tasks, %", "On the front"),
+            *(["Seeds"] if partial else []),
+        ),
+        rows=tuple(_row(found, curve, own, partial) for curve, own in every.items()),
         caption="Of each method the value of its knob that forgets least among those that learn "
         "new tasks at most 1 point worse than FineTune, on the mean over seeds; where none does, "
         "its best accuracy on new tasks. Needs: from before the new task, beside the network. On "
-        "the front: how many of its values no other method's beats in both.",
+        "the front: of how many of its values no other point, of whatever method, is better in "
+        "one of the two and no worse in the other.",
         heads=2,
         sortable=True,
+    )
+
+
+def _row(
+    found: list[OperatingPoint], curve: str, own: list[OperatingPoint], partial: bool
+) -> tuple[Cell, ...]:
+    best = at_target(found, curve)
+    shown = best or nearest(found, curve)
+    front = sum(point.front for point in own)
+    if best is not None:
+        cells = [
+            Cell(best.setting or "–"),
+            Cell(_points(best.forgotten), best.forgotten.mean),
+        ]
+    else:
+        word = "never gets" if len(own) > 1 else "does not get"
+        cells = [Cell(f"{word} there", mark="bad"), UNKNOWN]
+    return (
+        Cell(curve),
+        Cell(METHODS[own[0].method].needs if own[0].method in METHODS else "–"),
+        *cells,
+        Cell(percent(shown.new, 1), shown.new.mean),
+        Cell(str(front), front),
+        *([Cell(f"{shown.new.n} of {shown.seeds}", shown.new.n)] if partial else []),
     )
