@@ -47,6 +47,8 @@ class GpuLike(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense" and not isinstance(args[0], Tensor):
+            return args[0]  # PyTorch hands a mode the numbers of which some tensors are made
         allowed = self.tf32 and torch.backends.cudnn.allow_tf32
         if name in ROUNDED and allowed:
             args = tuple(

@@ -11,7 +11,7 @@ from torch import nn
 from retain.samples.batches import Batch
 
 from .zoo import REGISTRY, Watched, batch_of, one_off
-from .zoo.specimen import sequences, vectors
+from .zoo.specimen import images, sequences, vectors
 
 LAST_ONLY = ["vision_transformer_with_class_token", "causal_attention_by_hand", "gpt2", "lstm"]
 
@@ -114,3 +114,55 @@ def test_gradients_of_very_different_size() -> None:
     x = torch.randn(6, 6)
     for scale in (torch.logspace(-3, 3, 6), torch.logspace(6, -6, 6), torch.ones(6)):
         assert not watched.complaint(batch_of(x * scale[:, None]))
+
+
+ZEROS = {
+    "head": ("heads.head.weight", "heads.head.bias"),
+    "residual": ("residual.2.weight", "residual.2.bias"),
+}
+
+
+def _silent(which: str) -> nn.Module:
+    """Networks as they are made, of which a part begins with zeros."""
+    if which == "head":
+        return pytest.importorskip("torchvision").models.VisionTransformer(
+            image_size=16, patch_size=4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=12,
+            num_classes=3,
+        )  # fmt: skip
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 3)
+            self.residual = nn.Sequential(
+                nn.Conv2d(3, 3, 3), nn.Tanh(), nn.ConvTranspose2d(3, 3, 3)
+            )
+
+        def forward(self, x):
+            h = torch.tanh(self.stem(x))
+            return self.head((h + self.residual(h)).mean((2, 3)))
+
+    return Residual()
+
+
+@pytest.mark.parametrize("which", ["head", "residual"])
+def test_what_begins_with_zeros_is_no_riddle_for_ever(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan is kept although some gradients are zero, until they are not; then it is made anew."""
+    watched = one_off(_silent(which), images(3, 16, 16))
+    zeros = [watched.model.get_parameter(name) for name in ZEROS[which]]
+    for p in zeros:  # the zoo has shaken them
+        nn.init.zeros_(p)
+    passes, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(1) or grad(*a, **k))
+    for zero in (True, False):
+        for seed, n in enumerate((5, 5, 7)):
+            assert not watched.complaint(watched.specimen.batch(n, seed=seed))
+            assert not {"masked", "loop"} & set(watched.per_sample.routes.values())
+        for n in (5, 7):
+            passes.clear()
+            watched.engine(watched.specimen.batch(n, seed=9))
+            assert len(passes) == 1
+        for p in zeros:
+            nn.init.normal_(p, std=0.3 if zero else 0)

@@ -51,6 +51,10 @@ class SelfCheck:
         """Whether this is a new kind of graph."""
         return graph.operations not in self._checked
 
+    def forget(self, graph: Graph) -> None:
+        """Check this kind of graph once more: where all was zero, there was nothing to compare."""
+        self._checked.discard(graph.operations)
+
     def of_few(self, backward: PerSampleBackward, few: Batch, target: Tensor | None) -> None:
         """Have the parameters looped over whose sums, of a few samples, are not the truth.
 

@@ -46,6 +46,9 @@ class Frontier:
     likely: frozenset[ResultKey] = frozenset()
     # all layouts that fit the gradients of the samples that were looked at
     fitting: Mapping[ResultKey, tuple[Layout, ...]] = field(default_factory=dict)
+    # where every gradient is zero, so that any layout is right as long as they are (a branch, or a
+    # head, of which the weight is zero)
+    silent: frozenset[ResultKey] = frozenset()
     # operations that may lay out another batch in another way
     wandering: tuple[str, ...] = ()
 
@@ -66,25 +69,29 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
     storages of the model's parameters.
     """
     known: dict[Node, Fits | None] = {}
+    zero: set[Output] = set()
     while True:
         between, uses, unknown = _climb(graph, known)
         if not unknown:
             break
-        known.update(_probe(graph, _unknown(graph, known, unknown), weights))
+        known.update(_probe(graph, _unknown(graph, known, unknown), weights, zero))
     at = graph.position
     fits: dict[ResultKey, tuple[torch.Size, list[Layout]]] = {
         (at[node], output): (shape_of(node, output), layouts)
         for node, _ in uses
         for output, layouts in (known[node] or {}).items()
     }
+    silent = frozenset((at[node], output) for node, output in zero) & fits.keys()
     layouts, likely, doubtful = _choose(fits)
+    likely, doubtful = likely - silent, doubtful - silent
     return Frontier(
         uses=tuple(ParameterUse(at[node], index) for node, index in uses),
         layouts=layouts,
         between=frozenset(at[node] for node in between),
         doubtful=doubtful,
         likely=likely,
-        fitting={key: tuple(fits[key][1]) for key in likely},
+        fitting={key: tuple(fits[key][1]) for key in likely | silent},
+        silent=silent,
         wandering=wandering(graph, between, weights, held),
     )
 
@@ -161,8 +168,13 @@ def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
     return name not in HIDDEN_INPUTS and not is_custom(node)
 
 
-def _probe(graph: Graph, nodes: Iterable[Node], weights: list[Tensor]) -> dict[Node, Fits | None]:
-    """For each node, the layouts that fit the gradient of each result; None if not separable."""
+def _probe(
+    graph: Graph, nodes: Iterable[Node], weights: list[Tensor], zero: set[Output]
+) -> dict[Node, Fits | None]:
+    """For each node, the layouts that fit the gradient of each result; None if not separable.
+
+    `zero` is filled with the results of which every gradient is zero: what fits says nothing there.
+    """
     wanted: list[Output] = [(node, output) for node in nodes for output in graph.outputs(node)]
     passes = [gradients_at(graph, over_all_scores(graph, each), wanted) for each in weights]
     found: dict[Node, Fits | None] = {}
@@ -174,6 +186,8 @@ def _probe(graph: Graph, nodes: Iterable[Node], weights: list[Tensor]) -> dict[N
         layouts = find_layouts(arrived, weights, graph.precision)
         if layouts:
             fits[output] = layouts
+            if len(layouts) > 1 and not any(bool(g.any()) for g in arrived):
+                zero.add((node, output))
         else:
             found[node] = None
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from retain.per_sample.frontier import Frontier, ResultKey, find_frontier
 from retain.per_sample.graph import Graph
 from retain.per_sample.groups import Group, make_groups
-from retain.per_sample.layout import Layout, Owners
+from retain.per_sample.layout import Blocks, Layout, Owners
 from retain.per_sample.nodes import shape_of
 
 
@@ -69,16 +69,23 @@ class Plan:
         for key, layout in self.frontier.layouts.items():
             shape = shape_of(graph.order[key[0]], key[1])
             small = self.shapes[key]
-            if isinstance(layout, Owners) or len(shape) != len(small):
-                return None
-            larger = layout.grown(samples, shape[layout.dim])
-            if larger is None or any(
-                a != b for d, (a, b) in enumerate(zip(shape, small)) if d != layout.dim
-            ):
+            silent = key in self.frontier.silent  # there, any that fits will do
+            fitting = self.frontier.fitting[key] if silent else (layout,)
+            larger = next((g for one in fitting if (g := _grown(one, small, shape, samples))), None)
+            if larger is None:
                 return None
             layouts[key], shapes[key] = larger, shape
         frontier = replace(self.frontier, layouts=layouts)
         return replace(self, frontier=frontier, shapes=shapes)
+
+
+def _grown(layout: Layout, small: torch.Size, shape: torch.Size, samples: int) -> Blocks | None:
+    """The layout of a gradient of another shape, if nothing but the samples' dimension changed."""
+    if isinstance(layout, Owners) or len(shape) != len(small):
+        return None
+    if any(a != b for d, (a, b) in enumerate(zip(shape, small)) if d != layout.dim):
+        return None
+    return layout.grown(samples, shape[layout.dim])
 
 
 def make_plan(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Plan:

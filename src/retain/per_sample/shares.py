@@ -22,11 +22,13 @@ class Shares:
         self._precision = precision
         self._layouts = plan.frontier.layouts
         self._likely, self._fitting = plan.frontier.likely, plan.frontier.fitting
+        self._silent = Silence(plan)
         self._of: dict[ResultKey, Tensor] = {}
         self._whole: dict[ResultKey, Tensor] = {}
 
     def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
         """Take in the gradients that arrive at a node."""
+        self._silent.see(at, grads)
         for output, grad in enumerate(grads):
             layout = self._layouts.get((at, output))
             if grad is not None and isinstance(layout, Blocks):
@@ -41,6 +43,8 @@ class Shares:
     def agree(self, others: Shares, weights: Tensor) -> bool:
         """Whether `others`, seen with `weights`, is what the layouts say it must be."""
         precision = self._precision
+        if self._silent.broken or others._silent.broken:
+            return False
         return self._of.keys() == others._of.keys() and all(
             bool(
                 (
@@ -64,6 +68,28 @@ class Shares:
             if [one for one in fits if _order(one) in before] != [self._layouts[key]]:
                 return False
         return True
+
+
+class Silence:
+    """Whether gradients that were zero when a plan was made, are; if not, it says nothing of them.
+
+    What it takes in may be of several passes. The device is waited for once, at the end.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._keys = plan.frontier.silent
+        self._heard: list[Tensor] = []
+
+    def see(self, at: int, grads: tuple[Tensor | None, ...]) -> None:
+        """Take in the gradients that arrive at a node."""
+        for output, grad in enumerate(grads):
+            if grad is not None and (at, output) in self._keys:
+                self._heard.append(grad.any())
+
+    @property
+    def broken(self) -> bool:
+        """Whether any is not zero."""
+        return bool(self._heard) and bool(torch.stack(self._heard).any())
 
 
 def _order(layout: Blocks) -> tuple[int, int, int]:

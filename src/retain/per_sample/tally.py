@@ -65,18 +65,19 @@ class Tally:
         rows: Sequence[Tensor],
         *,
         also: See | None = None,
+        throughout: See | None = None,
         keep: bool = False,
     ) -> None:
         """The sums of a pass for each of these weights of the scores.
 
-        `also` sees the gradients at the frontier in the first. The graph is let go in the last,
-        unless `keep`.
+        `also` sees the gradients at the frontier in the first, `throughout` in all of them. The
+        graph is let go in the last, unless `keep`.
         """
         start = self._clock()
         self.clear()
         with without_autocast():
             for at, row in enumerate(rows, 1):
-                see = also if at == 1 else None
+                see = also if at == 1 and also is not None else throughout
                 backward.run(row, also=see, keep=keep or at < len(rows))
         self.routes.update(backward.routes)
         self.looped.update(dict.fromkeys(backward.unaskable, UNASKABLE))

@@ -30,7 +30,7 @@ from retain.per_sample.layout import probe_weights, verifying_weights
 from retain.per_sample.lent import versions
 from retain.per_sample.passes import score_weights
 from retain.per_sample.plan import Habits, Plan, make_plan
-from retain.per_sample.shares import Shares
+from retain.per_sample.shares import Shares, Silence
 from retain.per_sample.switches import repeatable, unrounded, without_autocast
 from retain.per_sample.tally import Tally
 from retain.samples.batches import Batch
@@ -74,11 +74,17 @@ class KnownPlans:
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], Known] = {}
         self._ragged: set[int] = set()  # graphs whose layouts change from batch to batch
+        self._loud: set[int] = set()  # graphs with gradients that are zero in some batches only
 
     def recall(self, graph: Graph, samples: int) -> Known | None:
         """What is known about this graph for so many samples, if its shapes are the same."""
         known = self._known.get((graph.signature, samples))
         return known if known is not None and known.plan.fits(graph) else None
+
+    def forget(self, graph: Graph, samples: int) -> None:
+        """What was zero is not so any longer: look again, and no more trust it if it is again."""
+        self._known.pop((graph.signature, samples), None)
+        self._loud.add(graph.signature)
 
     def is_ragged(self, graph: Graph) -> bool:
         """Whether this graph was seen to be laid out in another way from batch to batch."""
@@ -91,7 +97,8 @@ class KnownPlans:
         has made a gradient look separable. Where data decide which rows go where, it stays a
         guess, to be verified on every batch.
         """
-        if not known.plan.certain or not proved:
+        changing = bool(known.plan.frontier.silent) and graph.signature in self._loud
+        if not known.plan.certain or not proved or changing:
             self._ragged.add(graph.signature)
             return
         while len(self._known) >= REMEMBERED:
@@ -147,8 +154,15 @@ class Ladder:
         """Fill the tally by this plan, verified if it must be, or by another; which one it was."""
         samples = batch.samples
         if known.trust.enough:
-            self._fill(graph, samples, known)
-            return known
+            silence = Silence(known.plan)
+            self._fill(graph, samples, known, silence=silence)
+            if not silence.broken:
+                return known
+            self.plans.forget(graph, samples)
+            if self._check is not None:
+                self._check.forget(graph)
+            graph, found = self.climb(self._forward(batch, target)[0], batch, target, None)
+            return self.compute(graph, batch, target, found)
         scores = graph.scores
         weights = verifying_weights(samples, graph.precision, scores.dtype, scores.device)
         expected, seen = Shares(known.plan, graph.precision), Shares(known.plan, graph.precision)
@@ -245,10 +259,18 @@ class Ladder:
             return Known(make_plan(graph, weights, held), Trust.PROBED)
 
     def _fill(
-        self, graph: Graph, samples: int, known: Known, *, also: Shares | None = None
+        self,
+        graph: Graph,
+        samples: int,
+        known: Known,
+        *,
+        also: Shares | None = None,
+        silence: Silence | None = None,
     ) -> None:
         see = None if also is None else also.see
-        self._tally.fill(self._along(graph, samples, known), score_weights(graph), also=see)
+        every = None if silence is None or not known.plan.frontier.silent else silence.see
+        backward, rows = self._along(graph, samples, known), score_weights(graph)
+        self._tally.fill(backward, rows, also=see, throughout=every)
 
     def _along(self, graph: Graph, samples: int, known: Known) -> PerSampleBackward:
         return PerSampleBackward(graph, known.plan, self._tally.sums, samples, known.habits)
