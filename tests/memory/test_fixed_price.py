@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import nn
 
 import retain
+from tests.calls import counted
 
 CALLS = 3000  # of Python functions and built-in ones; there were 2,680 when this was written
 
@@ -22,18 +21,3 @@ def test_a_batch_takes_few_calls_of_functions():
         memory.observe([batch])
     assert counted(lambda: memory.observe([batch])) < CALLS
     assert counted(lambda: memory.observe([batch] * 11)) < CALLS + 10 * 0.75 * CALLS
-
-
-def counted(run):
-    calls = 0
-
-    def count(_frame, event, _argument):
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return calls

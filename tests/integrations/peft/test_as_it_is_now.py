@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import retain
 from retain.errors import StateError
 from retain.integrations.peft import LoraPenalty
+from tests.calls import counted
 from tests.integrations.peft import adapted_models as made
 
 peft = pytest.importorskip("peft")
@@ -107,3 +109,18 @@ def test_an_optimizer_of_what_was_replaced_is_stopped_before_it_steps(change, fo
     anew = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     with penalty.attach(anew, form=form):
         train(model, anew)
+
+
+def test_the_rest_of_a_model_costs_a_step_little():
+    """Whether anything has changed is asked before every step, of every module."""
+
+    def calls(others):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 4), *(nn.LayerNorm(4) for _ in range(others)))
+        memory = retain.MAS(net).observe(torch.randn(8, 4), progress=False).consolidate()
+        model = made.adapt(net, target_modules=["0"])
+        penalty = LoraPenalty(memory, model)
+        penalty.penalty()
+        return counted(penalty.penalty)
+
+    assert calls(100) - calls(0) < 10 * 100  # it was 6 of each, three a parameter

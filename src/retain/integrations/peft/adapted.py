@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from retain.errors import ModelError, StateError
 from retain.extras import needs
-from retain.integrations.peft.adapter_layer import AdapterLayer, active_in, made_of_now, resting
+from retain.integrations.peft.adapter_layer import AdapterLayer, active_in, resting
 from retain.integrations.peft.low_rank import Factor, Product, View
+from retain.integrations.peft.structure import Structure
 from retain.parameters import canonical, is_adapters, unwrapped
 from retain.sharding import any_sharded, is_sharded
 
@@ -53,15 +55,22 @@ class AdaptedModel:
     layers: tuple[AdapterLayer, ...]
     standing_in: Mapping[int, str | None]  # id of a `modules_to_save` → the copy that is active
     resting: tuple[object, ...]  # what `resting` gave of the plain ones
+    structure: Structure
+    adapting: tuple[tuple[str, nn.Module], ...]  # everything in it that belongs to adapters
 
     @property
     def is_current(self) -> bool:
         """Whether the model still has these weights and adapters there, with these factors."""
-        if any(made_of_now(layer.module) != layer.made_of for layer in self.layers):
-            return False
-        there = set(map(id, self.root.parameters()))
-        plain = self.plain.values()
-        return self.resting == tuple(map(resting, plain)) and all(id(p) in there for p in plain)
+        return (
+            self.structure.is_whole
+            and all(layer.is_current for layer in self.layers)
+            and self.resting == tuple(map(resting, self.plain.values()))
+        )
+
+    @cached_property
+    def sharded(self) -> tuple[str, ...]:
+        """The adapters' layers that are sharded over the ranks."""
+        return tuple(one.name for one in self.layers if any_sharded(one.module.parameters()))
 
     def refuse_sharded(self) -> None:
         """Nothing, if every rank has all of the adapters.
@@ -69,12 +78,11 @@ class AdaptedModel:
         Raises:
             StateError: they are sharded over the ranks: a row of B A needs all of A.
         """
-        sharded = [one.name for one in self.layers if any_sharded(one.module.parameters())]
-        if sharded:
+        if self.sharded:
             raise StateError(
                 f"Adapters are sharded over the ranks (fully_shard), and LoraPenalty needs all of "
-                f"them on each: {', '.join(sharded)}. Train with DistributedDataParallel, or hold "
-                "the weights themselves: merge the adapters and use memory.attach(optimizer)."
+                f"them on each: {', '.join(self.sharded)}. Train with DistributedDataParallel, or "
+                "hold the weights themselves: merge the adapters and use memory.attach(optimizer)."
             )
 
     def refuse_changed(self) -> None:
@@ -83,15 +91,15 @@ class AdaptedModel:
         Raises:
             StateError: an adapter or a copy was put in, taken out, merged or switched.
         """
+        whole = self.structure.is_whole  # then the layers are there, and no others
         for layer in self.layers:
-            layer.refuse_changed(self.root)
+            layer.refuse_changed(None if whole else self.root)
+        modules = self.adapting if whole else _adapting(self.root.named_modules())
         known = {id(layer.module) for layer in self.layers}
-        tuner = needs("peft.tuners.tuners_utils", "trainers").BaseTunerLayer
-        modules = list(self.root.named_modules())  # once: it is asked before every step
         new = [
             name
             for name, module in modules
-            if isinstance(module, tuner) and id(module) not in known and _moves(module)
+            if _is_tuner(module) and id(module) not in known and _moves(module)
         ]
         new += [
             name
@@ -160,9 +168,8 @@ def find(model: nn.Module) -> AdaptedModel:
         ModelError: no LoRA layer, or layers of another kind; names all of them.
     """
     root = root_of(model)
-    tuners = needs("peft.tuners.tuners_utils", "trainers")
     modules = dict(root.named_modules())
-    layers = {n: m for n, m in modules.items() if isinstance(m, tuners.BaseTunerLayer)}
+    layers = {name: module for name, module in modules.items() if _is_tuner(module)}
     _refuse_other_kinds(root, layers, modules)
     names = _names(root, modules)
     adapted: dict[str, Adapted] = {}
@@ -177,13 +184,26 @@ def find(model: nn.Module) -> AdaptedModel:
     plain = {
         names[id(p)]: p for p in root.parameters() if id(p) in names and names[id(p)] not in adapted
     }
-    found = tuple(
-        AdapterLayer(name, module, active_in(module), made_of_now(module))
-        for name, module in layers.items()
-    )
-    copies = {id(module): copy for _name, module, copy in _copies(modules.items())}
+    found = tuple(AdapterLayer.of(name, module) for name, module in layers.items())
+    adapting = _adapting(modules.items())
+    copies = {id(module): copy for _name, module, copy in _copies(adapting)}
     still = tuple(map(resting, plain.values()))
-    return AdaptedModel(root, adapted, plain, found, copies, still)
+    return AdaptedModel(root, adapted, plain, found, copies, still, Structure(root), adapting)
+
+
+def _adapting(modules: Iterable[tuple[str, nn.Module]]) -> tuple[tuple[str, nn.Module], ...]:
+    """Those of the modules that belong to adapters: their layers, and what they have copies of."""
+    return tuple((name, one) for name, one in modules if _is_tuner(one) or _has_copies(one))
+
+
+def _is_tuner(module: nn.Module) -> bool:
+    return isinstance(module, needs("peft.tuners.tuners_utils", "trainers").BaseTunerLayer)
+
+
+def _has_copies(module: nn.Module) -> bool:
+    """Whether an adapter may put a copy in its place (PEFT's `modules_to_save`)."""
+    copies = getattr(module, "modules_to_save", None)
+    return isinstance(copies, nn.ModuleDict) and hasattr(module, "original_module")
 
 
 def disabled_in(layers: Iterable[AdapterLayer]) -> tuple[bool, ...]:
@@ -219,11 +239,10 @@ def _idle(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 
 def _copies(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, Any, str | None]]:
     """Modules of which adapters have copies: name, module, and which copy is active."""
-    for name, module in modules:
-        copies = getattr(module, "modules_to_save", None)
-        if isinstance(copies, nn.ModuleDict) and hasattr(module, "original_module"):
-            active: Any = () if module.disable_adapters else module.active_adapters
-            yield name, module, next((one for one in active if one in copies), None)
+    of_copies: list[tuple[str, Any]] = [(n, one) for n, one in modules if _has_copies(one)]
+    for name, module in of_copies:
+        active = () if module.disable_adapters else module.active_adapters
+        yield name, module, next((one for one in active if one in module.modules_to_save), None)
 
 
 def _refuse_other_kinds(
