@@ -1,10 +1,15 @@
 """`retain compare`, and what stands on its page."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 from retain.cli.app import app
-from retain.experiment import Config
+from retain.experiment import Config, Results
 from retain.report import summary, write
 from retain.report.tables.equal_accuracy import compared, sentences
 from retain.report.tables.operating_points import points
@@ -28,6 +33,41 @@ def folder(tmp_path_factory):
     assert "Needs" in told
     assert told.rindex("FineTune forgets") > told.rindex("low-lr-0.6-seed1")  # the answer is last
     return out
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_in_the_middle_it_ends_with_the_same_page(tmp_path, folder, stop):
+    asked = ("--methods", "mas,replay,low-lr", "--strength", "mas=0.01:1000000", "--sweep")
+    out = tmp_path / "out"
+    words = ["compare", *RUN, *SHORT, *asked, "replay=0.1:0.5", "--out", out]
+    with subprocess.Popen(
+        [sys.executable, "-m", "retain", *map(str, words)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        for line in process.stderr:
+            if "replay-0.1-seed0: task 1/2" in line:
+                break
+        process.send_signal(stop)
+        said = process.stderr.read()
+        process.wait()
+    assert len([r for r in Results.read(out).runs if r.status == "done"]) < 20
+    if stop == signal.SIGINT:
+        assert f"Go on with: retain compare --resume --out {out}\n" in said
+    resumed = called("--resume", "--out", out)
+    assert resumed.exit_code == 0, resumed.output
+    assert "FineTune forgets" in resumed.output
+    whole, again = (Results.read(one).runs for one in (folder, out))
+    numbers = [
+        [(r.method, r.seed, r.strength, r.knob, r.accuracy) for r in runs]
+        for runs in (whole, again)
+    ]
+    assert numbers[0] == numbers[1]
+    pages = [(one / "report.html").read_text(encoding="utf-8") for one in (folder, out)]
+    first, second = (page[: page.index('id="cost"')] for page in pages)  # times differ
+    assert first == second
 
 
 def test_a_sentence_a_method_also_where_it_never_gets_there(folder):

@@ -1,9 +1,14 @@
 """A comparison along every method's knob, and a training of the user's own."""
 
+import dataclasses
 import json
+import random
 import re
+from pathlib import Path
 
+import numpy
 import pytest
+import torch
 
 from retain.cli.flags import fields_of
 from retain.errors import ConfigError
@@ -16,6 +21,11 @@ from retain.tasks.load import TASKS
 from .tiny import accuracies, tiny
 
 RECIPES = """
+import copy
+import os
+import random
+
+import numpy
 import torch
 import torch.nn.functional as F
 
@@ -89,6 +99,72 @@ def around(model, optimizer, loader):
     beside.step()
     finetune(model, Around(optimizer), loader)
     torch.set_grad_enabled(False)
+
+
+class Cancelled(BaseException):
+    pass
+
+
+def cancels(model, optimizer, loader):
+    raise Cancelled("by itself")
+
+
+def yields(model, optimizer, loader):
+    yield finetune(model, optimizer, loader)
+
+
+def on_a_copy(model, optimizer, loader):
+    copied = copy.deepcopy(model)
+    for inputs, labels in loader:
+        F.cross_entropy(copied(inputs), labels).backward()
+        optimizer.step()
+
+
+def copies_back(model, optimizer, loader):
+    copied = copy.deepcopy(model)
+    finetune(copied, torch.optim.SGD(copied.parameters(), lr=0.1), loader)
+    model.load_state_dict(copied.state_dict())
+
+
+def replaces(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    for layer in (m for m in model.backbone.modules() if isinstance(m, torch.nn.Linear)):
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+
+
+def another_head(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    model.heads[-1] = torch.nn.Linear(model.feature_size, 7)
+
+
+def adds(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    model.extra = torch.nn.Linear(2, 2)
+
+
+def in_double(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    model.double()
+
+
+def elsewhere(model, optimizer, loader):
+    finetune(model, optimizer, loader)
+    model.to("meta")
+
+
+COUNT = 0
+
+
+def remembers(model, optimizer, loader):
+    global COUNT
+    COUNT += 1
+    for group in optimizer.param_groups:
+        group["lr"] *= COUNT * random.random() * numpy.random.rand() * torch.rand(()).item()
+    finetune(model, optimizer, loader)
+    os.chdir("/")
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(3)
+    print("said a lot " * 100)
 
 
 def too_far(model, optimizer, loader):
@@ -200,6 +276,19 @@ def test_a_recipe_that_does_what_we_do_ends_where_we_end(tmp_path):
             r"an optimizer of its own \(SGD\) as well, and what that does is not protected",
         ),
         ("too_far", "weights that are not finite"),
+        ("cancels", r"failed: Cancelled: by itself \(in line \d+\)"),
+        ("yields", "returned a generator; expected None"),
+        ("on_a_copy", r"trained nothing: \d+ steps of the optimizer left every weight as it was"),
+        ("copies_back", "without a step of the optimizer that it was given"),
+        ("replaces", r"another model.*: backbone\.\S+weight, .* replaced by others"),
+        (
+            "another_head",
+            r"heads\.0\.weight, heads\.0\.bias replaced by others; heads\.0\.weight, "
+            r"heads\.0\.bias changed from \(5, \d+\) to \(7, \d+\)",
+        ),
+        ("adds", r"another model than it was given: extra\.weight, extra\.bias added"),
+        ("in_double", "changed from torch.float32 to torch.float64. Train the parameters"),
+        ("elsewhere", "changed from cpu to meta"),
     ],
 )
 def test_a_recipe_that_does_not_train(tmp_path, name, said):
@@ -221,6 +310,49 @@ def test_a_recipe_may_wrap_its_optimizer_and_leave_gradients_off(tmp_path):
     assert [r.error for r in wrapped.runs] == [None, None]
     plain = run(asked(tmp_path, methods=("finetune", "mas")), progress=False)
     assert accuracies(wrapped) == accuracies(plain)
+
+
+def test_each_training_of_a_recipe_starts_alike_and_leaves_the_process_alone(tmp_path):
+    both = asked(tmp_path, "remembers", methods=("mas", "finetune"), seeds=(0, 1))
+    alone = asked(tmp_path, "remembers", methods=("finetune",), seeds=(1,))
+    before = Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()
+    drawn = random.getstate(), numpy.random.get_state()[1].tolist()
+    of_both = run(both, out=tmp_path / "out", progress=False)
+    assert (Path.cwd(), torch.get_default_dtype(), torch.get_num_threads()) == before
+    assert (random.getstate(), numpy.random.get_state()[1].tolist()) == drawn
+    assert [record.error for record in of_both.runs] == [None] * 4
+    random.seed(5), numpy.random.seed(5)
+    assert accuracies(run(alone, progress=False))[0] == accuracies(of_both)[3]
+    # In the middle of a job, in another process: what the file held is gone there, too.
+    again = Results.read(tmp_path / "out")
+    again.runs[3].status, again.runs[3].accuracy = "failed", []
+    again.write(tmp_path / "out")
+    resumed = run(both, out=tmp_path / "out", resume=True, progress=False)
+    assert accuracies(resumed) == accuracies(of_both)
+
+
+def test_a_recipe_that_was_edited_between_two_runs_is_read_again(tmp_path):
+    config = asked(tmp_path, "raises", methods=("finetune",))
+    assert "made to fail" in run(config, progress=False).runs[0].error
+    file = tmp_path / "train.py"
+    file.write_text(RECIPES.replace("made to fail", "edited"))
+    assert "edited" in run(config, progress=False).runs[0].error
+
+
+def test_a_model_that_draws_from_numpy_begins_alike(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import random\n\nimport numpy\nimport torch\n\n\ndef net():\n"
+        "    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8),\n"
+        "                                torch.nn.ReLU(), torch.nn.Linear(8, 4))\n"
+        "    start = torch.as_tensor(numpy.random.randn(8, 64), dtype=torch.float32)\n"
+        "    model[1].weight.data = start * random.random()\n"
+        "    return model\n"
+    )
+    config = tiny(methods=("mas", "finetune"), classes_per_task=5, model=f"{tmp_path}/net.py:net")
+    first = run(config, progress=False)
+    alone = run(dataclasses.replace(config, methods=("finetune",)), progress=False)
+    assert [record.error for record in first.runs] == [None, None]
+    assert accuracies(alone)[0] == accuracies(first)[1]
 
 
 @pytest.mark.parametrize(

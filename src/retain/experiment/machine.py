@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,8 +55,8 @@ def refuse_too_large(image_size: int, batch_size: int) -> None:
 def reproducible(device: torch.device) -> Iterator[None]:
     """Within it random numbers are one's own, and kernels give the same numbers every time.
 
-    Afterwards the global random state and the flags are as they were. (Kernels on the CPU give the
-    same numbers anyway.)
+    Afterwards the global random states and the flags are as they were. (Kernels on the CPU give
+    the same numbers anyway.)
     """
     cuda = device.type == "cuda"
     flags = (
@@ -62,6 +64,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
     )
+    drawn = random.getstate(), numpy.random.get_state(legacy=False)
     with torch.random.fork_rng(devices=[device] if cuda else []):
         try:
             if cuda:
@@ -71,6 +74,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
             torch.backends.cudnn.benchmark = flags[2]
+            random.setstate(drawn[0])
+            numpy.random.set_state(drawn[1])
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,13 @@ def seed_for(*parts: object) -> int:
 
 
 def start_drawing(*parts: object) -> torch.Generator:
-    """Seed the global random state from `parts`; give a generator for the order of the data."""
+    """Seed what draws at random from `parts`; give a generator for the order of the data.
+
+    Python's and NumPy's numbers are seeded as well as torch's: a user's model, tasks or recipe may
+    draw from them.
+    """
     seed = seed_for(*parts)
     torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
     return torch.Generator().manual_seed(seed_for(seed, "order"))

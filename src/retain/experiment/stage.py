@@ -10,7 +10,7 @@ from retain.experiment.config import Config
 from retain.experiment.evaluate import ClassScores, importance_size, pass_size, score
 from retain.experiment.machine import Autocast
 from retain.experiment.progress import Watcher
-from retain.experiment.recipe import recipe_from_file
+from retain.experiment.recipe import recipes_from_file
 from retain.experiment.train import FirstTasks, optimizer_maker
 from retain.methods import ImportanceData, Setting
 from retain.models import TaskNetwork, build_model
@@ -31,7 +31,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.config.recipe is not None:
-            recipe_from_file(self.config.recipe)  # a wrong one is noticed before training
+            recipes_from_file.cache_clear()  # it may have been edited since another run
+            recipes_from_file(self.config.recipe)()  # a wrong one is noticed before training
 
     @classmethod
     def of(cls, config: Config, device: torch.device, watch: Watcher) -> Stage:
