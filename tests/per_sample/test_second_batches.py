@@ -121,6 +121,27 @@ def test_mixtral_with_its_samples_in_another_order() -> None:
         assert not watched.complaint(replace(batch, kwargs=shuffled))
 
 
+def test_experts_that_are_multiplied_all_at_once() -> None:
+    """`grouped_mm`, as transformers call experts unless told otherwise: in single precision only."""
+    transformers = pytest.importorskip("transformers")
+
+    def build() -> nn.Module:
+        return transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(
+                vocab_size=23, hidden_size=16, intermediate_size=20, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+                num_experts_per_tok=2, max_position_embeddings=16,
+                experts_implementation="grouped_mm",
+            )
+        )  # fmt: skip
+
+    words = REGISTRY["mixtral_of_experts"].inputs
+    watched = Watched(Specimen("experts_at_once", "", build, words), torch.float32)
+    for n in (4, 4, 6):
+        assert not watched.complaint(watched.specimen.batch(n, torch.float32, seed=n))
+        assert not {"masked", "loop"} & set(watched.per_sample.routes.values())
+
+
 @pytest.mark.parametrize("top", [1, 2])
 def test_experts_that_come_and_go(top: int) -> None:
     """In one batch an expert is idle, in the next it has all of one sample."""

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from retain.per_sample.layout import Blocks, Layout, Owners
+from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
 
 
 class Contribution(Protocol):
@@ -83,6 +83,37 @@ class Factors:
             return
         left, right = (side[start:stop].to(out.dtype) for side in self.positions)
         gradients.baddbmm_(left.mT, right)
+
+
+@dataclass(eq=False)
+class Grouped:
+    """gₖ [groups, q, p] has a product Lᵀ R of its own for each group of rows: an expert's tokens.
+
+    L [r, q] and R [r, p] hold the rows of all samples and groups; those of nobody are left out.
+    """
+
+    left_rq: Tensor
+    right_rp: Tensor
+    group_r: Tensor
+    owner_r: Tensor
+    route: str = "linear"
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, int, Tensor, Tensor]]:
+        """A group, a sample, and L and R of the rows of both; the device is waited for once."""
+        owned = (self.owner_r != NOBODY).nonzero().flatten()
+        samples = int(self.owner_r.max()) + 1 if len(owned) else 1
+        keys = self.group_r[owned] * samples + self.owner_r[owned]
+        order = owned[keys.argsort()]
+        numbers, counts = torch.unique(keys, return_counts=True)
+        sides = (side[order].split(counts.tolist()) for side in (self.left_rq, self.right_rp))
+        return [(*divmod(key, samples), *rows) for key, *rows in zip(numbers.tolist(), *sides)]
+
+    def add_samples(self, start: int, stop: int, out: Tensor) -> None:
+        """Add gₖ to `out` [m, groups, q, p]."""
+        for group, sample, left, right in self.pieces:
+            if start <= sample < stop:
+                out[sample - start, group].addmm_(left.T.to(out.dtype), right.to(out.dtype))
 
 
 @dataclass(eq=False)

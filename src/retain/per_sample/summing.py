@@ -11,6 +11,7 @@ from retain.per_sample import devices
 from retain.per_sample.contributions import (
     Contribution,
     Factors,
+    Grouped,
     Lookups,
     OneByOne,
     Patches,
@@ -46,6 +47,8 @@ def sum_contributions(contributions: Sequence[Contribution], samples: int, total
         add_patches(first, total)
     elif not others and isinstance(first, Weighed):
         sum_weighed(first, samples, total)
+    elif not others and isinstance(first, Grouped):
+        sum_grouped(first, total)
     elif not others and isinstance(first, Together):
         sum_together(first, samples, total)
     elif not others and isinstance(first, OneByOne):
@@ -124,6 +127,16 @@ def sum_lookups(contribution: Lookups, total: Sum) -> None:
     keys, place = torch.unique(keys, return_inverse=True)
     met = values.new_zeros(len(keys), values.shape[1]).index_add_(0, place, values)
     total.add_rows(keys % vocabulary, total.raised_(met))
+
+
+def sum_grouped(contribution: Grouped, total: Sum) -> None:
+    """A product for each sample and group that meet, into the group's part of the sum."""
+    groups = len(total.result())  # zeros, where a group has no rows
+    sums = total.matrix(groups).view(total.total.shape)
+    gradient = torch.empty_like(sums[0])
+    for group, _, left, right in contribution.pieces:
+        torch.mm(left.T.to(sums.dtype), right.to(sums.dtype), out=gradient)
+        sums[group].add_(total.raised_(gradient))
 
 
 def sum_together(contribution: Together, samples: int, total: Sum) -> None:

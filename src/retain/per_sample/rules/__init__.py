@@ -27,6 +27,7 @@ RULES: dict[str, Rule] = {
     "Mm": linear.mm,
     "Bmm": linear.bmm,
     "Baddbmm": linear.baddbmm,
+    "GroupedMm": linear.grouped_mm,
     "Mv": linear.mv,
     "Convolution": convolution.convolution,
     "Embedding": embedding.embedding,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retain.per_sample.contributions import Contribution, Factors, OneByOne
-from retain.per_sample.layout import Blocks, Layout, Owners
+from retain.per_sample.contributions import Contribution, Factors, Grouped, OneByOne
+from retain.per_sample.layout import NOBODY, Blocks, Layout, Owners
 from retain.per_sample.rules.elementwise import rows
 
 
@@ -60,6 +60,23 @@ def baddbmm(
         return rows(grad * node._saved_beta, layout, shape)
     scaled = grad * node._saved_alpha
     return _batched(node._saved_batch1, node._saved_batch2, index - 1, scaled, layout)
+
+
+def grouped_mm(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> Grouped | None:
+    """Y_r = A_r B_g, a weight for each group of rows: the tokens of an expert."""
+    left_rq, ends = node._saved_self, node._saved_offs
+    if index != 1 or layout.dim != 0 or ends is None or left_rq.ndim != 2 or len(shape) != 3:
+        return None
+    number = torch.arange(len(grad), device=grad.device)
+    group = torch.searchsorted(ends, number.to(ends), right=True)
+    if isinstance(layout, Blocks):
+        owner = number // layout.inner % layout.samples
+    else:
+        owner = layout.owner.reshape(-1)
+    owner = torch.where(group < shape[0], owner, NOBODY)  # rows behind the last group are of none
+    return Grouped(left_rq, grad, group, owner)
 
 
 def mv(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -> Factors | None:
