@@ -3,7 +3,7 @@ import math
 import pytest
 
 from retain.errors import InputError
-from retain.experiment import metrics
+from retain.experiment import Config, Results, Run, metrics
 
 # R[i][j]: on task j after learning task i
 R = [
@@ -57,3 +57,11 @@ def test_methods_that_always_differ_by_the_same():
 def test_pairs_are_needed(a, b):
     with pytest.raises(InputError, match="same two or more seeds"):
         metrics.compare(a, b)
+
+
+def test_a_measure_that_runs_do_not_have_is_said_to_be_missing():
+    run = Run(method="mas", seed=0, tasks=["only"], accuracy=[[0.9]], status="done")
+    results = Results(Config("digits"), [run])
+    assert results.mean_sd("mas", "average_accuracy") == (0.9, None)
+    with pytest.raises(InputError, match="'mas' have no average_forgetting"):
+        results.mean_sd("mas", "average_forgetting")

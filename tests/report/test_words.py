@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import retain.report
+from retain.experiment.metrics import Spread
 from retain.report.format import percent, points, seconds, size
-from retain.report.spread import Spread, spread
 from retain.report.text import facts, title
 from retain.report.variants import ShownResults
 
@@ -85,10 +85,10 @@ def test_one_task_cannot_be_forgotten() -> None:
 
 
 def test_one_seed_has_no_spread() -> None:
-    assert spread([]) is None
-    assert spread([0.5]) == Spread(0.5, None, 1)
-    assert percent(spread([0.5])) == "50.00"
-    assert percent(spread([0.98, 0.99, 1.0])) == "99.00 ± 1.00"
+    assert Spread.of([]) is None
+    assert Spread.of([0.5, None]) == Spread(0.5)
+    assert percent(Spread.of([0.5])) == "50.00"
+    assert percent(Spread.of([0.98, 0.99, 1.0])) == "99.00 ± 1.00"
     assert percent(None) == "–"
 
 
@@ -96,7 +96,7 @@ def test_one_seed_has_no_spread() -> None:
     ("value", "text"), [(-0.00001, "0.00"), (-0.0123, "−1.23"), (0.5, "50.00")]
 )
 def test_percent_never_shows_a_negative_zero(value: float, text: str) -> None:
-    assert percent(Spread(value, None, 1)) == text
+    assert percent(Spread(value)) == text
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
-"""What an accuracy matrix says about a run. R[i][j]: accuracy on task j after learning task i."""
+"""What an accuracy matrix says about a run, and runs with several seeds about a method.
+
+R[i][j]: accuracy on task j after learning task i.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -55,6 +58,29 @@ def forward_transfer(before: Sequence[float], at_random: Sequence[float]) -> flo
 def plasticity(accuracy: Matrix) -> float:
     """The mean accuracy right after learning: 1/T Σⱼ R[j][j]."""
     return fmean(_known(accuracy[j][j]) for j in range(len(accuracy)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A measure over n seeds: its mean and its standard deviation (n − 1), None for one seed."""
+
+    mean: float
+    sd: float | None = None
+    n: int = 1
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """That of the values that are known; None where there are none."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(fmean(known), stdev(known) if len(known) > 1 else None, len(known))
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """The mean of `values`; None when there are none or one of them is not known."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -408,8 +407,10 @@ class Results:
             >>> 0 < mean <= 1
             True
         """
-        values = list(self._by_seed(method, measure).values())
-        return fmean(values), stdev(values) if len(values) > 1 else None
+        found = metrics.Spread.of(self._by_seed(method, measure).values())
+        if found is None:
+            raise InputError(f"The runs of {method!r} have no {measure}, as with a single task.")
+        return found.mean, found.sd
 
     def compare(
         self, first: str, second: str, measure: str = "average_accuracy"

@@ -7,8 +7,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from retain.experiment.metrics import Spread
 from retain.methods import METHODS as ALL
-from retain.report.spread import Spread
 
 # In the order of the paper's tables, the two bounds first, then what people do instead.
 METHODS = {name: kind.title for name, kind in ALL.items()}

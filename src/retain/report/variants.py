@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from retain import arguments, experiment
+from retain.experiment.metrics import Spread, mean_or_none
 from retain.experiment.results import FILE, Content, Record, read_content
 from retain.legible import legible, visible
 from retain.report.format import METHODS, class_names, knob_name, method_name, number
-from retain.report.spread import Spread, mean_or_none, spread
 
 AccuracyMatrix = tuple[tuple[float | None, ...], ...]
 Bytes = Mapping[str, int]
@@ -86,14 +86,17 @@ class Variant:
         """The runs that reached the end; only these are averaged."""
         return tuple(run for run in self.runs if run.status == "done")
 
+    def over(self, measure: Callable[[ShownRun], float | None]) -> Spread | None:
+        """A number of each run, over the finished seeds of which it is known."""
+        return Spread.of(map(measure, self.done))
+
     def measure(self, name: str) -> Spread | None:
         """A measure of results.json (`average_accuracy`, …) over the finished seeds."""
-        return spread([run.measures[name] for run in self.done if name in run.measures])
+        return self.over(lambda run: run.measures.get(name))
 
     def at(self, after: int, on: int) -> Spread | None:
         """Accuracy on task `on` after learning task `after`, over the finished seeds."""
-        values = [run.at(after, on) for run in self.done]
-        return spread([value for value in values if value is not None])
+        return self.over(lambda run: run.at(after, on))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from retain.experiment.metrics import Spread, mean_or_none
 from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.labels import LINE, at_the_right, room
 from retain.report.figures.picture import Picture
 from retain.report.figures.style import looks
-from retain.report.spread import Spread, mean_or_none, spread
 from retain.report.variants import Sequence, ShownRun, Variant
 
 LEAST = 5.0  # points that an upright axis spans
@@ -56,8 +56,7 @@ def _first(run: ShownRun, after: int) -> float | None:
 
 
 def _followed(variant: Variant, after: int, follow: Follow) -> Spread | None:
-    values = [follow(run, after) for run in variant.done]
-    return spread([value for value in values if value is not None])
+    return variant.over(lambda run: follow(run, after))
 
 
 def _draw(width: int, sequence: Sequence, shown: tuple[Variant, ...]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,6 @@ from retain.report.figures.labels import around, at_the_right, room
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, looks
 from retain.report.format import BOUNDS, method_name, number
-from retain.report.spread import spread
 from retain.report.variants import Sequence, ShownRun, Variant
 
 LONG = 5  # letters of a λ that are written out
@@ -51,23 +49,21 @@ def _curves(sequence: Sequence) -> list[Curve]:
             groups.setdefault(variant.curve, []).append(variant)
     curves = []
     for name, variants in groups.items():
-        placed = [(v.runs[0].strength or 0.0, *_place(v.done)) for v in variants]
+        placed = [(v.runs[0].strength or 0.0, *_place(v)) for v in variants]
         points = sorted((s, x, y) for s, x, y in placed if x is not None and y is not None)
         if len(points) > 1:
             curves.append((variants[0].method, name, points))
     return curves
 
 
-def _place(runs: Iterable[ShownRun]) -> tuple[float | None, float | None]:
+def _place(variant: Variant) -> tuple[float | None, float | None]:
     """Accuracy on new tasks when learned, and on old tasks at the end, over the seeds."""
-    pairs = [(run.new_tasks(), run.old_tasks()) for run in runs]
-    new = spread([x for x, _ in pairs if x is not None])
-    old = spread([y for _, y in pairs if y is not None])
+    new, old = variant.over(ShownRun.new_tasks), variant.over(ShownRun.old_tasks)
     return (new.mean if new else None, old.mean if old else None)
 
 
 def _bounds(sequence: Sequence) -> list[tuple[str, float, float]]:
-    placed = [(v.method, *_place(v.done)) for v in sequence.variants if v.method in BOUNDS]
+    placed = [(v.method, *_place(v)) for v in sequence.variants if v.method in BOUNDS]
     return [(m, x, y) for m, x, y in placed if x is not None and y is not None]
 
 

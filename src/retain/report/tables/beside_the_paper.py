@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from retain.experiment.metrics import Spread
 from retain.report.format import METHODS, method_name, percent, points
-from retain.report.spread import Spread, spread
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
-from retain.report.variants import Sequence, ShownResults, Variant
+from retain.report.variants import Sequence, ShownResults, ShownRun, Variant
 from retain.studies.paper import published
 
 TABLES = ("table2", "table3")
@@ -158,9 +158,11 @@ def _ours(key: RowKey, pair: Sequence) -> Numbers | None:
 
 
 def _numbers(variant: Variant) -> Numbers:
-    changes = [(run.at(1, 0), run.at(0, 0)) for run in variant.done]
-    drop = spread([now - then for now, then in changes if now is not None and then is not None])
-    return variant.at(1, 0), drop, variant.at(1, 1)
+    def change(run: ShownRun) -> float | None:
+        now, then = run.at(1, 0), run.at(0, 0)
+        return None if now is None or then is None else now - then
+
+    return variant.at(1, 0), variant.over(change), variant.at(1, 1)
 
 
 def _cells(numbers: Numbers | None) -> tuple[Cell, Cell]:

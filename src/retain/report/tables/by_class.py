@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from retain.experiment.metrics import Spread, mean_or_none
 from retain.report.format import class_names, percent, points
-from retain.report.spread import Spread, mean_or_none, spread
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
 from retain.report.variants import Sequence, ShownResults, ShownRun, Variant
 
@@ -39,19 +39,14 @@ def _kept(variant: Variant, chosen: tuple[str, ...]) -> KeptByClass:
         return name not in chosen
 
     def final(where: Where) -> Spread | None:
-        return _spread(variant, lambda run: _mean(run, run.by_class, where))
+        return variant.over(lambda run: _mean(run, run.by_class, where))
 
     def change(where: Where) -> Spread | None:
-        return _spread(variant, lambda run: _change(run, where))
+        return variant.over(lambda run: _change(run, where))
 
     last = len(variant.runs[0].tasks) - 1
     finals = (final(matters), final(elsewhere), variant.at(last, last))
     return KeptByClass(variant, finals, (change(matters), change(elsewhere)))
-
-
-def _spread(variant: Variant, measure: Callable[[ShownRun], float | None]) -> Spread | None:
-    values = [measure(run) for run in variant.done]
-    return spread([value for value in values if value is not None])
 
 
 def _mean(

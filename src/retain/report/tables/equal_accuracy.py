@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from retain.experiment.metrics import Spread
 from retain.methods import METHODS
 from retain.report.format import BOUNDS, capitalised, listed, percent
-from retain.report.spread import Spread
 from retain.report.tables import side_by_side
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
 from retain.report.tables.operating_points import (

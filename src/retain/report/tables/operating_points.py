@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 
+from retain.experiment.metrics import Spread
 from retain.methods import METHODS
 from retain.report.format import knob_name, listed, number
-from retain.report.spread import Spread, spread
-from retain.report.variants import Sequence, Variant
+from retain.report.variants import Sequence, ShownRun, Variant
 
 FREE = "finetune"  # what the others are compared with
 LESS = 0.01  # of FineTune's accuracy on new tasks that may be given up for what is kept
@@ -62,8 +62,7 @@ def points(sequence: Sequence) -> list[OperatingPoint]:
 
 
 def _point(variant: Variant, seeds: int) -> OperatingPoint | None:
-    learned = [run.new_tasks() for run in variant.done]
-    new = spread([value for value in learned if value is not None])
+    new = variant.over(ShownRun.new_tasks)
     forgotten = variant.measure("average_forgetting")
     if new is None or forgotten is None:
         return None
