@@ -204,7 +204,7 @@ def _strengths(runs: tuple[ShownRun, ...]) -> str:
     used: dict[str, dict[str, None]] = {}
     for run in runs:
         if run.strength is not None:
-            said = number(run.strength) + (" (searched)" if run.search else "")
+            said = number(run.strength) + (" (searched)" if run.strength_search else "")
             used.setdefault(run.method, {})[said] = None
     return "; ".join(f"{method_name(method)} {', '.join(s)}" for method, s in used.items())
 

@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retain import arguments, experiment
 from retain.experiment.metrics import Spread, mean_or_none
-from retain.experiment.results import FILE, Content, Record, read_content
+from retain.experiment.results import FILE, Content, LayerImportance, Record, read_content
 from retain.legible import legible, visible
 from retain.report.format import METHODS, class_names, knob_name, method_name, number
 
-AccuracyMatrix = tuple[tuple[float | None, ...], ...]
-Bytes = Mapping[str, int]
 AccuracyByClass = Mapping[str, Mapping[str, float | None]]  # task: class: accuracy
 
 
-@dataclass(frozen=True)
-class ShownRun:
-    """One method on one sequence of tasks with one seed; accuracies are fractions, 0 to 1."""
+class ShownRun(Record):
+    """One method on one sequence of tasks with one seed, as its record says, and what follows."""
 
-    method: str
-    seed: int
-    tasks: tuple[str, ...]
-    accuracy: (
-        AccuracyMatrix  # accuracy[i][j]: on task j after learning task i; None where not measured
-    )
-    status: str = "done"  # done, running or failed
-    error: str | None = None
-    strength: float | None = None
-    knob: float | None = None  # the value of a sweep over something other than λ
-    form: str | None = None
-    importance_on: str | None = None
-    importance_classes: tuple[str, ...] = ()  # those that Ω was computed on; () is all
-    measures: Mapping[str, float] = field(default_factory=dict)  # by results.json's own names
-    memory: tuple[Bytes, ...] = ()  # bytes kept after each task, by kind
-    layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # importance_by_layer
-    search: tuple[Mapping[str, Any], ...] = ()  # strength_search
-    by_class: AccuracyByClass = field(default_factory=dict)  # at the end
-    by_class_learned: AccuracyByClass = field(
-        default_factory=dict
-    )  # of each task, right after learning it
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Those that Ω was computed on; () is all."""
+        return tuple(self.importance_classes or ())
+
+    @property
+    def memory(self) -> list[dict[str, int]]:
+        """Bytes kept after each task, by kind; of an older file after the last one alone."""
+        if self.memory_bytes_by_task is not None:
+            return self.memory_bytes_by_task
+        return [self.memory_bytes] if self.memory_bytes else []
+
+    @property
+    def layers(self) -> Mapping[str, LayerImportance]:
+        """Ω parameter by parameter, in a few numbers; empty where none was kept."""
+        return self.importance_by_layer or {}
 
     @property
     def about_importance(self) -> tuple[Hashable, ...]:
         """What tells runs of one method apart beside λ: the penalty's form, and the data of Ω."""
-        return self.form, self.importance_on, self.importance_classes
+        return self.form, self.importance_on, self.classes
 
     @property
     def learned(self) -> int:
@@ -92,7 +84,7 @@ class Variant:
 
     def measure(self, name: str) -> Spread | None:
         """A measure of results.json (`average_accuracy`, …) over the finished seeds."""
-        return self.over(lambda run: run.measures.get(name))
+        return self.over(lambda run: getattr(run, name))
 
     def at(self, after: int, on: int) -> Spread | None:
         """Accuracy on task `on` after learning task `after`, over the finished seeds."""
@@ -152,16 +144,6 @@ class ShownResults:
 
 # ---- from a results.json ----
 
-MEASURES = (
-    "average_accuracy",
-    "average_forgetting",
-    "backward_transfer",
-    "forward_transfer",
-    "plasticity",
-    "train_seconds",
-    "importance_seconds",
-    "evaluation_seconds",
-)
 Source = experiment.Results | Content | Mapping[str, Any] | Path | str
 
 
@@ -185,46 +167,11 @@ def read(results: Source) -> ShownResults:
 
 def _shown(content: Content, source: str) -> ShownResults:
     # Here, once, for page, pictures and terminal: every text is one that can be written and seen.
-    content = Content.model_validate(legible(content.model_dump()))
-    source = visible(source)
-    runs = tuple(_run(record) for record in content.runs)
-    return ShownResults(source, content.versions, content.config, runs, _in_sequences(runs))
-
-
-def _run(record: Record) -> ShownRun:
-    measures = {name: getattr(record, name) for name in MEASURES}
-    only_last = [record.memory_bytes] if record.memory_bytes else []
-    by_task = record.memory_bytes_by_task
-    return ShownRun(
-        method=record.method,
-        seed=record.seed,
-        tasks=tuple(record.tasks),
-        accuracy=tuple(tuple(row) for row in record.accuracy),
-        status=record.status,
-        error=record.error,
-        strength=record.strength,
-        knob=record.knob,
-        form=record.form,
-        importance_on=record.importance_on,
-        importance_classes=tuple(record.importance_classes or ()),
-        measures={name: value for name, value in measures.items() if value is not None},
-        memory=tuple(only_last if by_task is None else by_task),
-        layers={name: _layer(layer) for name, layer in (record.importance_by_layer or {}).items()},
-        search=tuple(
-            {"strength": None, "accuracy": None, **step} for step in record.strength_search or ()
-        ),
-        by_class=record.accuracy_by_class or {},
-        by_class_learned=record.accuracy_by_class_learned or {},
+    plain = legible(content.model_dump())
+    runs = tuple(map(ShownRun.model_validate, plain["runs"]))
+    return ShownResults(
+        visible(source), plain["versions"], plain["config"], runs, _in_sequences(runs)
     )
-
-
-def _layer(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The mean, the share of the total, and seven quantiles where known."""
-    return {
-        "mean": given.get("mean"),
-        "share": given.get("share"),
-        "quantiles": given.get("quantiles") or [],
-    }
 
 
 # ---- by what differs beside the seed ----
@@ -234,7 +181,7 @@ def _in_sequences(runs: Iterable[ShownRun]) -> tuple[Sequence, ...]:
     """The runs by their tasks, and in each sequence by what differs beside the seed."""
     by_tasks: dict[tuple[str, ...], list[ShownRun]] = {}
     for run in runs:
-        by_tasks.setdefault(run.tasks, []).append(run)
+        by_tasks.setdefault(tuple(run.tasks), []).append(run)
     return tuple(Sequence(tasks, _variants(own)) for tasks, own in by_tasks.items())
 
 
@@ -246,7 +193,7 @@ def _variants(runs: list[ShownRun]) -> tuple[Variant, ...]:
     order = {method: place for place, method in enumerate(METHODS)}
     groups: dict[VariantKey, list[ShownRun]] = {}
     for run in runs:
-        about = (run.importance_on, run.importance_classes, run.form, _strength(run), run.knob)
+        about = (run.importance_on, run.classes, run.form, _strength(run), run.knob)
         key = (run.method, *about)
         groups.setdefault(key, []).append(run)
     keys = sorted(
@@ -260,7 +207,7 @@ def _variants(runs: list[ShownRun]) -> tuple[Variant, ...]:
 
 def _strength(run: ShownRun) -> str:
     """λ as asked for: one that was searched for may differ between seeds, and is one variant."""
-    if run.search:
+    if run.strength_search:
         return "auto"
     return "" if run.strength is None else number(run.strength)
 

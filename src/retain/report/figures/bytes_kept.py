@@ -10,9 +10,9 @@ from retain.report.figures.canvas import Canvas, fitted, widest
 from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import KINDS, OTHER_KINDS
 from retain.report.format import size
-from retain.report.variants import Bytes, Sequence
+from retain.report.variants import Sequence
 
-Stacks = tuple[str, tuple[Bytes, ...]]
+Stacks = tuple[str, list[dict[str, int]]]
 TOP, LEFT = 20, 58  # CSS pixels: a line of the legend; room for the upright axis
 HIGH, PANEL = 120, 186  # a chart, and the same with its title and axis
 FEWEST = 4  # tasks that a chart has room for: bars are no wider where there are fewer
@@ -71,7 +71,7 @@ def _draw(width: int, kept: list[Stacks]) -> Any:
     return canvas.figure
 
 
-def _stack(axes: Any, steps: tuple[Bytes, ...], kinds: dict[str, str]) -> None:
+def _stack(axes: Any, steps: list[dict[str, int]], kinds: dict[str, str]) -> None:
     """One stack a task, of the kinds in their order."""
     tasks = range(1, len(steps) + 1)
     below = [0.0] * len(steps)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from retain.experiment.results import LayerImportance
 from retain.extras import needs
 from retain.report.figures.canvas import Canvas, fitted_end
 from retain.report.figures.picture import NARROW, Picture
@@ -41,8 +41,8 @@ def importance(sequence: Sequence, prefix: str) -> list[Picture]:
     return list(pictures.values())
 
 
-def _share(layer: Mapping[str, Any]) -> float:
-    return layer["share"] or 0.0
+def _share(layer: LayerImportance) -> float:
+    return layer.get("share") or 0.0
 
 
 def _draw(width: int, label: str, run: ShownRun) -> Any:
@@ -63,7 +63,7 @@ def _draw(width: int, label: str, run: ShownRun) -> Any:
     shares = canvas.plot(0, TOP, SHARE * width, high)
     _shares(shares, [_share(layer) for layer in layers], colour)
     spreads = canvas.plot(inner, TOP, width - inner - 4, high, sharey=shares)
-    _spreads(spreads, [layer["quantiles"] for layer in layers], colour)
+    _spreads(spreads, [layer.get("quantiles", []) for layer in layers], colour)
     if left_out:
         rest = sum(_share(run.layers[name]) for name in left_out)
         said = f"and {len(left_out)} more with {100 * rest:.1f} % in all"
@@ -79,9 +79,9 @@ def _shares(axes: Any, shares: list[float], colour: str) -> None:
     axes.set_axis_off()
 
 
-def _spreads(axes: Any, quantiles: list[list[float | None]], colour: str) -> None:
+def _spreads(axes: Any, quantiles: list[list[float]], colour: str) -> None:
     """Box: the middle half. Tick: the median. Line: up to 99 %. Dot: the largest."""
-    known = {row: [q or 0.0 for q in found] for row, found in enumerate(quantiles) if found}
+    known = {row: found for row, found in enumerate(quantiles) if found}
     lower = [q for found in known.values() for q in found[1:4] if q > 0]
     upper = [found[-1] for found in known.values() if found[-1] > 0]
     axes.tick_params(

@@ -45,7 +45,7 @@ def _curves(sequence: Sequence) -> list[Curve]:
     groups: dict[str, list[Variant]] = {}
     for variant in sequence.variants:
         first = variant.runs[0]
-        if variant.done and first.strength is not None and not first.search:
+        if variant.done and first.strength is not None and not first.strength_search:
             groups.setdefault(variant.curve, []).append(variant)
     curves = []
     for name, variants in groups.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from retain.experiment.metrics import Spread, mean_or_none
 from retain.report.format import class_names, percent, points
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
-from retain.report.variants import Sequence, ShownResults, ShownRun, Variant
+from retain.report.variants import AccuracyByClass, Sequence, ShownResults, ShownRun, Variant
 
 Where = Callable[[str], bool]
 PLACES = ("on the classes that matter", "elsewhere in the first task", "on the second task")
@@ -39,7 +39,7 @@ def _kept(variant: Variant, chosen: tuple[str, ...]) -> KeptByClass:
         return name not in chosen
 
     def final(where: Where) -> Spread | None:
-        return variant.over(lambda run: _mean(run, run.by_class, where))
+        return variant.over(lambda run: _mean(run, run.accuracy_by_class, where))
 
     def change(where: Where) -> Spread | None:
         return variant.over(lambda run: _change(run, where))
@@ -49,15 +49,15 @@ def _kept(variant: Variant, chosen: tuple[str, ...]) -> KeptByClass:
     return KeptByClass(variant, finals, (change(matters), change(elsewhere)))
 
 
-def _mean(
-    run: ShownRun, by_class: Mapping[str, Mapping[str, float | None]], where: Where
-) -> float | None:
-    classes = by_class.get(run.tasks[0], {})
+def _mean(run: ShownRun, by_class: AccuracyByClass | None, where: Where) -> float | None:
+    classes = (by_class or {}).get(run.tasks[0], {})
     return mean_or_none([v for name, v in classes.items() if where(name) and v is not None])
 
 
 def _change(run: ShownRun, where: Where) -> float | None:
-    then, now = (_mean(run, by, where) for by in (run.by_class_learned, run.by_class))
+    then, now = (
+        _mean(run, by, where) for by in (run.accuracy_by_class_learned, run.accuracy_by_class)
+    )
     return None if then is None or now is None else now - then
 
 
@@ -96,7 +96,7 @@ def said(results: ShownResults) -> str:
     chosen = tuple(results.config.get("adapt_to") or ())
     for sequence in results.sequences:
         mas = {
-            one.variant.runs[0].importance_classes: one
+            one.variant.runs[0].classes: one
             for one in kept(sequence, chosen)
             if one.variant.method == "mas"
         }

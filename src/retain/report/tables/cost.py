@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from retain.experiment.results import TriedStrength
 from retain.report.format import number, seconds, size
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
 from retain.report.variants import Sequence
@@ -72,8 +70,8 @@ def searches(sequence: Sequence) -> Grid | None:
     rows = []
     for variant in sequence.variants:
         for run in variant.runs:
-            if run.search:
-                tried = " → ".join(_tried(step) for step in run.search)
+            if run.strength_search:
+                tried = " → ".join(_tried(step) for step in run.strength_search)
                 chosen = "–" if run.strength is None else number(run.strength)
                 rows.append((Cell(variant.label), Cell(str(run.seed)), Cell(chosen), Cell(tried)))
     if not rows:
@@ -89,8 +87,8 @@ def searches(sequence: Sequence) -> Grid | None:
     )
 
 
-def _tried(step: Mapping[str, Any]) -> str:
-    strength, accuracy = step["strength"], step["accuracy"]
+def _tried(step: TriedStrength) -> str:
+    strength, accuracy = step.get("strength"), step.get("accuracy")
     said = "–" if strength is None else number(strength)
     said += "" if accuracy is None else f" ({100 * accuracy:.1f})"
     return said + (" ✓" if step.get("accepted") else "")

@@ -67,7 +67,7 @@ def _point(variant: Variant, seeds: int) -> OperatingPoint | None:
     if new is None or forgotten is None:
         return None
     first = variant.runs[0]
-    chosen = bool(first.search)
+    chosen = bool(first.strength_search)
     strength = None if chosen else first.strength
     value = strength if first.knob is None else first.knob
     return OperatingPoint(variant.method, variant.curve, value, new, forgotten, seeds, chosen)
