@@ -128,7 +128,7 @@ def test_a_study_does_not_either(tmp_path):
     assert not file.with_name("ran").exists()
     assert retain("study", "adaptation", "--resume", "--model", spec, *out).exit_code == 0
     result = retain("study", "adaptation", "--resume", "--epochs", 3, *out)
-    assert refused(result, "--epochs would be left out of account")
+    assert refused(result, "--epochs would be ignored")
 
 
 @pytest.mark.parametrize("where", ["made", "file"])

@@ -48,7 +48,7 @@ retain compare --tasks digits --recipe train.py:finetune --methods mas,l2-sp,wis
     Config,
     FIELDS,
     left_out={
-        "methods": f"{', '.join(USUAL)}; FineTune is always there",
+        "methods": f"{', '.join(USUAL)}; FineTune is always included",
         "batch_norm": f"{BATCH_NORM}, unlike in retain run",
     },
 )
@@ -56,11 +56,12 @@ def compare(
     *,
     out_folder: Annotated[Path, out_option("Folder for results and report.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what is in --out; options may be left out.")
+        bool,
+        typer.Option("--resume", help="Continue what is in --out; other options may be left out."),
     ] = False,
     **written: Any,
 ) -> None:
-    """Compare methods at equal accuracy on new tasks: each along its knob, the Pareto front."""
+    """Compare how much methods forget at equal accuracy on new tasks, with the Pareto front."""
     by = given(Workforce, {field: written.pop(field) for field in fields_of(Workforce)}, ())
     Workforce(**by)
     usual = tuple(m for m in USUAL if m != "lora" or importlib.util.find_spec("peft"))

@@ -31,7 +31,7 @@ def datasets(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="The folder that holds, or shall hold, the data sets.",
+            help="The folder where the data sets are or should go.",
             parser=path,
             metavar="PATH",
         ),
@@ -42,7 +42,7 @@ def datasets(
     ] = False,
     download: Annotated[
         bool,
-        typer.Option("--download", help="First get what is missing, where torchvision has it."),
+        typer.Option("--download", help="First download what is missing, if torchvision has it."),
     ] = False,
 ) -> None:
     """See what each of the paper's eight data sets needs, and what is there.
@@ -58,7 +58,9 @@ def datasets(
         paper_set(name)
     if data is None:
         if download or images:
-            raise ConfigError("Which folder? Give --data, where the data sets are or shall go.")
+            raise ConfigError(
+                "Which folder? Give --data, the folder where the data sets are or should go."
+            )
         out.print(_needed(chosen), markup=True)
         out.print("Where the data are, retain datasets --data FOLDER says what is there.")
         return

@@ -28,7 +28,7 @@ def path(given: str | Path) -> Path:
     if not str(given).strip():
         raise typer.BadParameter("it is empty; give a path, such as . for the current folder.")
     if "\0" in str(given):
-        raise typer.BadParameter("it has a zero byte, which no path has.")
+        raise typer.BadParameter("it contains a zero byte, which no path can.")
     found = Path(given)
     try:
         found.exists()
@@ -112,7 +112,7 @@ def _left_out(field: Any) -> str:
 
 
 def _told(description: str, left_out: str) -> str:
-    return f"{description}; if left out {left_out}" if left_out else description
+    return f"{description}; if left out, {left_out}" if left_out else description
 
 
 def _sentence(description: str) -> str:
@@ -188,7 +188,7 @@ def several(given: str, option: str) -> tuple[str, ...]:
         ConfigError: there is none.
     """
     if not names(given):
-        raise ConfigError(f"{option} is {given!r}; expected names with commas between.")
+        raise ConfigError(f"{option} is {given!r}; expected names separated by commas.")
     return names(given)
 
 
@@ -202,7 +202,7 @@ def whole_numbers(given: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in names(given))
     except ValueError:
         raise ConfigError(
-            f"{option} is {given[:40]!r}; expected whole numbers with commas between, such as "
+            f"{option} is {given[:40]!r}; expected whole numbers separated by commas, such as "
             "0,1,2."
         ) from None
 

@@ -50,14 +50,18 @@ def importance(
     data: Annotated[
         Path,
         typer.Option(
-            help="Folder of images, searched through; no labels.", parser=path, metavar="PATH"
+            help="Folder of images, without labels; subfolders are searched, too.",
+            parser=path,
+            metavar="PATH",
         ),
     ],
     file: Annotated[Path, out_option("The file to write, .safetensors.")],
     max_samples: Annotated[
-        int | None, typer.Option(help="Stop after so many images.", min=1, max=LARGEST)
+        int | None, typer.Option(help="Stop after this many images.", min=1, max=LARGEST)
     ] = None,
-    local: Annotated[bool, typer.Option("--local", help="l-MAS: by forward passes only.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Use the local rule, l-MAS: forward passes only.")
+    ] = False,
     **written: Any,
 ) -> None:
     """Compute how much each weight of a model matters on a folder of images, without labels."""

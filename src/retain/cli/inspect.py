@@ -17,7 +17,9 @@ def inspect(
     file: Annotated[
         Path,
         typer.Argument(
-            help="What `retain importance` or `.save(…)` wrote.", parser=path, metavar="FILE"
+            help="A file that `retain importance` or `memory.save(…)` wrote.",
+            parser=path,
+            metavar="FILE",
         ),
     ],
     plot: Annotated[
@@ -29,7 +31,7 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Look at Ω in a file: for each layer its mean, its share, its largest, how it was obtained.
+    """Show Ω in a file: for each layer its mean, share, maximum, and how it was computed.
 
     [bold]Example[/]
 

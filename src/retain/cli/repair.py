@@ -24,13 +24,15 @@ def repair(
     base: Annotated[
         Path,
         typer.Argument(
-            help="Weights from before: safetensors or a torch file.", parser=path, metavar="BASE"
+            help="Weights before fine-tuning: safetensors or a torch file.",
+            parser=path,
+            metavar="BASE",
         ),
     ],
     tuned: Annotated[
         Path,
         typer.Argument(
-            help="Weights after training that forgot, or a folder with an adapter.",
+            help="Weights after fine-tuning, or a folder with an adapter.",
             parser=path,
             metavar="TUNED",
         ),
@@ -39,17 +41,18 @@ def repair(
     memory: Annotated[
         Path,
         typer.Option(
-            help="What a memory of the base model saved, or `retain importance`.",
+            help="A memory of the base model: a file from memory.save() or `retain importance`.",
             parser=path,
             metavar="PATH",
         ),
     ],
     file: Annotated[Path, out_option("The file to write, .safetensors.")],
     amount: Annotated[
-        float, typer.Option(help="How far to go back: 0 is the tuned model, larger is nearer base.")
+        float,
+        typer.Option(help="How far to go back: 0 keeps the tuned model, larger is nearer to base."),
     ] = 1.0,
 ) -> None:
-    """Shrink every weight's change by how much the weight mattered. No training, no data.
+    """Undo part of a fine-tuning, most where weights matter most. No training, no data.
 
     [bold]Example[/]
 
@@ -69,4 +72,7 @@ def _refuse_to_overwrite(file: Path, read: Iterable[Path]) -> None:
     """What is read cannot be computed again from what would take its place."""
     for given in read:
         if file.exists() and given.exists() and file.samefile(given):
-            raise FileError(f"--out is {given}, which is read. Give another file, to keep it.")
+            raise FileError(
+                f"--out is {given}, which is one of the inputs. Give another file, so that it is "
+                "not lost."
+            )

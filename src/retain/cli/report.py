@@ -18,11 +18,13 @@ def report(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="What `retain run` or `retain study` wrote to.", parser=path, metavar="FOLDER"
+            help="The folder that `retain run` or `retain study` wrote.",
+            parser=path,
+            metavar="FOLDER",
         ),
     ],
 ) -> None:
-    """Make report.html and its pictures again from results.json.
+    """Make report.html and its figures again from results.json.
 
     [bold]Example[/]
 

@@ -47,7 +47,8 @@ def run(
     *,
     out_folder: Annotated[Path, out_option("Folder for results and report.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out; options may be left out.")
+        bool,
+        typer.Option("--resume", help="Continue the run in --out; other options may be left out."),
     ] = False,
     **written: Any,
 ) -> None:

@@ -60,7 +60,7 @@ def study(
     folder: Annotated[Path, out_option("Folder for results and report.")],
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the study in --out; --data may be left out."),
+        typer.Option("--resume", help="Continue the study in --out; --data may be left out."),
     ] = False,
     **written: Any,
 ) -> None:
@@ -100,8 +100,8 @@ def _planned(name: str, asked: dict[str, Any], resumed: Path | None) -> studies.
     others = [flag for field in asked if (flag := ALONE.get(field))]
     if others:
         raise ConfigError(
-            f"{', '.join(others)} would be left out of account: with --resume give --data and all "
-            "options again, to see whether they are those of the study, or leave all of them out."
+            f"{', '.join(others)} would be ignored. With --resume, either give --data and all "
+            "options again, to be compared with those of the study, or give none of them."
         )
     models = {part.config.model for part in begun.parts}
     confirm_code(models, asked.get("model"))

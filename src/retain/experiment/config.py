@@ -90,34 +90,35 @@ class Config(TaskChoices):
         "which network: mlp, cnn, a torchvision or timm name, or path/to/file.py:function",
     )
     methods: Annotated[tuple[str, ...], Several] = option(
-        ("finetune", "mas"), f"in the order in which they run: {', '.join(METHODS)}",
+        ("finetune", "mas"),
+        f"methods to compare, in the order in which they run: {', '.join(METHODS)}",
         json_schema_extra=spelled("--methods", "a,b"),
     )  # fmt: skip
     seeds: Annotated[tuple[Annotated[int, BeforeValidator(_seed)], ...], Several] = option(
-        (0,), "every method runs once per seed, which covers everything that is drawn at random",
+        (0,), "every method runs once per seed; a seed decides everything that is drawn at random",
         json_schema_extra=spelled("--seeds", "0,1,2"),
     )  # fmt: skip
     strengths: Annotated[Mapping[str, Any], BeforeValidator(_by_method)] = option(
         dict,
-        "λ by method; several (mas=0.1:1:10) are a sweep, auto has it chosen on each new task "
-        "without old data",
+        "λ by method: one value, several for a sweep (mas=0.1:1:10), or auto, which chooses λ on "
+        "each new task without old data",
         left_out="each method's own, measured default",
         json_schema_extra=spelled("--strength", "mas=1,ewc=400"),
     )
     forms: Annotated[tuple[Form, ...], Several] = option(
         (),
-        "of quadratic penalties: gradient, proximal, adaptive; several for a comparison",
+        "how a quadratic penalty acts: gradient, proximal or adaptive; several for a comparison",
         left_out="each method's own default",
         json_schema_extra=spelled("--form", "adaptive"),
     )
     importance_on: Annotated[tuple[ImportanceData, ...], Several] = option(
         ("train",),
-        "data that Ω is computed on, never labels: train, test, train+test; several for a "
+        "data that Ω is computed on, without its labels: train, test or train+test; several for a "
         "comparison",
         json_schema_extra=spelled("--importance-on", "train"),
     )  # fmt: skip
     importance_classes: Annotated[tuple[str, ...], Several] = option(
-        (), "names of classes: of a task that has some of them, Ω is computed on those alone",
+        (), "class names; in a task that has any of these classes, Ω is computed on them alone",
         json_schema_extra=spelled("--importance-classes", "a,b"),
     )  # fmt: skip
     options: Mapping[str, Mapping[str, Any]] = option(
@@ -132,23 +133,24 @@ class Config(TaskChoices):
     )
     recipe: Word | None = option(
         None,
-        "a training function of one's own, path/to/file.py:function, called as "
-        "function(model, optimizer, loader) for each task in place of the epochs",
+        "your own training function, path/to/file.py:function, called as function(model, "
+        "optimizer, loader) for each task in place of the epochs",
     )
     epochs: int = option(10, "epochs per task", ge=1, le=LARGEST)
     batch_size: int = option(128, "samples per step", ge=1, le=LARGEST)
-    lr: float = option(
-        1e-3, "learning rate; the optimizer is made anew for each task", gt=0, le=1e30
-    )
+    lr: float = option(1e-3, "learning rate; each task gets a new optimizer", gt=0, le=1e30)
     lr_drop_every: int | None = option(
-        None, "multiply the learning rate by 0.1 every so many epochs of a task", ge=1, le=LARGEST
+        None,
+        "multiply the learning rate by 0.1 each time this many epochs of a task have passed",
+        ge=1,
+        le=LARGEST,
     )
     optimizer: OptimizerName = option("adam", "which optimizer: adam, or sgd with momentum 0.9")
     batch_norm: BatchNorm = option(
         "frozen",
-        "running statistics after the first task: frozen for methods that hold weights; "
-        "frozen-for-all, so that no method is ahead because of them; or moving with the new data "
-        "for all",
+        "running statistics after the first task: frozen (for methods that hold weights), "
+        "frozen-for-all (for every method, so that none gains from it), or moving (with the new "
+        "data, for every method)",
     )
     amp: bool = option(
         False,
@@ -162,15 +164,16 @@ class Config(TaskChoices):
     weights: Word | None = option(
         None,
         "pre-trained weights: a file (safetensors, or a torch file of weights alone), or default "
-        "for the library's own",
+        "for those that come with the model",
     )
-    title: str = option("", "what the report calls the run")
+    title: str = option("", "title of the report")
     comparison: bool = option(
-        False, "whether its page answers what each method forgets at equal accuracy on new tasks",
+        False,
+        "whether the report answers what each method forgets at equal accuracy on new tasks",
         json_schema_extra=spelled(None),
-    )  # fmt: skip
+    )
     quick: bool = option(
-        False, "whether it is a reduced version of something, which its page then says",
+        False, "whether this is a reduced version of something; the report then says so",
         json_schema_extra=spelled(None),
     )  # fmt: skip
 

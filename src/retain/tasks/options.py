@@ -40,32 +40,33 @@ class TaskChoices:
     )  # fmt: skip
     augmentation: Augmentation = option(
         "none",
-        "what is done to image files in training: none, or crop-flip (random squares, half of "
-        "them mirrored); importance and evaluation always see the square in the middle",
+        "how image files are varied in training: none, or crop-flip (random squares, half of them "
+        "mirrored); importance and evaluation always use the central square",
     )
     loaders: int = option(
-        0, "processes that read image files which do not fit in memory; with 0 threads do",
+        0,
+        "processes that read image files if they do not fit in memory; with 0, threads read them",
         ge=0, le=1024,
     )  # fmt: skip
     classes_per_task: int | None = option(
-        None, "classes that a task gets",
-        left_out="two where one data set makes all the tasks, and all the classes of a folder "
-        "where each folder is a task",
+        None, "number of classes in a task",
+        left_out="two if one data set is divided into tasks, and all classes of a folder if each "
+        "folder is a task",
         ge=1, le=LARGEST,
     )  # fmt: skip
     class_order_seed: int | None = option(
-        None, "shuffles the classes before they are dealt out to tasks",
+        None, "seed that shuffles the classes before they are divided among tasks",
         left_out="they keep their order", ge=0, le=LARGEST_SEED,
     )  # fmt: skip
     samples_per_class: int | None = option(
-        None, "use no more than this many examples of each class, in training and in test",
+        None, "use at most this many examples of each class, for training and for testing",
         ge=1, le=LARGEST,
     )  # fmt: skip
     scenario: Scenario | None = option(
         None,
-        "a head per task (task-incremental) or one for all (domain-incremental); telling the "
-        "classes of all tasks apart (class-incremental) is not what these methods are for",
-        left_out="what suits the tasks",
+        "one head per task (task-incremental) or one for all tasks (domain-incremental); telling "
+        "the classes of all tasks apart (class-incremental) is beyond these methods",
+        left_out="whichever suits the tasks",
     )
 
 

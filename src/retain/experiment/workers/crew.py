@@ -48,11 +48,9 @@ class Workforce:
         ConfigError: something that cannot be.
     """
 
-    workers: int = option(
-        1, "processes of this machine that carry out jobs side by side", ge=1, le=1024
-    )
+    workers: int = option(1, "processes on this machine that run jobs in parallel", ge=1, le=1024)
     scheduler: Annotated[str, AfterValidator(_address)] | None = option(
-        None, "address of a Dask scheduler whose workers carry out the jobs, as tcp://HOST:8786"
+        None, "address of a Dask scheduler whose workers run the jobs, as tcp://HOST:8786"
     )
 
     def __post_init__(self) -> None:
