@@ -340,7 +340,7 @@ def test_a_thread_that_trains_is_refused_instead_of_run_in_eval_mode():
     model, x = Model(), torch.randn(5, 3)
 
     def train():
-        with pytest.raises(StateError, match=r"Model is observed by another thread.*copy"):
+        with pytest.raises(StateError, match=r"Model is being observed by another thread.*copy"):
             model(x)
 
     with borrowed(model):

@@ -355,7 +355,9 @@ def test_weights_that_moved_between_forward_and_backward_are_noticed():
     total = Penalty.apply([held], 1.0, lambda _weight: None, leaf)
     with torch.no_grad():
         leaf.add_(1)
-    with pytest.raises(StateError, match=r"moved since penalty\(\) was called.*anew for each loss"):
+    with pytest.raises(
+        StateError, match=r"moved since penalty\(\) was called.*again for each loss"
+    ):
         total.backward()
 
 

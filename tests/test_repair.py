@@ -299,9 +299,9 @@ def test_what_cannot_be_forecast_says_why(case):
         memory.forecast([data()])
     with pytest.raises(InputError, match="no batch"):
         memory.forecast([])
-    with pytest.raises(InputError, match="no scalar"):
+    with pytest.raises(InputError, match="not a scalar"):
         memory.forecast([data()], loss=lambda model, batch: model(batch))
-    with pytest.raises(InputError, match="leads nowhere"):
+    with pytest.raises(InputError, match="gives no finite weights"):
         memory.forecast([data()], loss=lambda model, batch: model(batch).sum() * torch.nan)
     with pytest.raises(InputError, match="leave loss out"):
         memory.forecast(base, loss=lambda model, batch: model(batch).sum())

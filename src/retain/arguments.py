@@ -163,7 +163,7 @@ def place(name: str, value: object) -> torch.device | None:
     except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
         why = str(error).strip().splitlines()
         raise InputError(
-            f"{name}={shown(value)}; expected a device that is here, such as 'cpu'. "
+            f"{name}={shown(value)}; expected a device that is available here, such as 'cpu'. "
             f"(torch: {why[0] if why else type(error).__name__})"
         ) from error
     return device

@@ -190,9 +190,9 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
             _give_back(things, loan)
     if loan.spoilt:
         raise StateError(
-            f"Another thread put {type(model).__name__} into training mode while it was observed "
-            "here: what was observed meanwhile is not to be trusted. Let one wait for the other, "
-            "or observe a copy, copy.deepcopy(model)."
+            f"Another thread put {type(model).__name__} into training mode while it was being "
+            "observed here, so what was observed meanwhile cannot be trusted. Let one wait for the "
+            "other, or observe a copy: copy.deepcopy(model)."
         )
 
 
@@ -236,8 +236,8 @@ def _refuse_strangers(model: nn.Module, _args: Any) -> None:
         for loan in lent.loans:
             loan.spoilt = True
     raise StateError(
-        f"{type(model).__name__} is observed by another thread at the moment, in eval mode; this "
-        "call would not run in training mode. Let one wait for the other, or observe a copy, "
+        f"{type(model).__name__} is being observed by another thread, in eval mode, so this call "
+        "would not run in training mode. Let one wait for the other, or observe a copy: "
         "copy.deepcopy(model)."
     )
 

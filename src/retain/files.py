@@ -187,8 +187,8 @@ def _refuse_damage(
     expected = metadata.get(DIGEST)
     if expected is None and header["format"] < 2:
         warn(
-            f"{source} was written by an older version, without a digest: whether it is damaged "
-            "cannot be told. Save it again."
+            f"{source} was written by an older version, without a digest, so damage cannot be "
+            "detected. Save it again."
         )
     elif expected != _digest(metadata[MARK], tensors):
         raise FileError(f"{source} is damaged: {OTHER}")

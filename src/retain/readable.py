@@ -55,7 +55,7 @@ def content_of(path: Path, most: int = MOST_TEXT) -> bytes:
         raise FileError(f"{path} {_not_opened(error)}. Its content was not looked at.") from None
     if content is None or len(content) > most:
         raise FileError(
-            f"{path} is larger than {most / 1e6:,.0f} MB, which no such file is. Its content was "
+            f"{path} is larger than {most / 1e6:,.0f} MB, more than any such file. Its content was "
             "not looked at; is it the right file?"
         )
     return content
@@ -88,7 +88,7 @@ def refuse_too_much(where: object, tensors: Iterable[Tensor]) -> None:
     if room is not None and needed > room:
         raise FileError(
             f"{where} says that its tensors take {needed / 1e9:,.0f} GB, and this machine has "
-            f"{room / 1e9:,.0f} GB. Nothing was made of it."
+            f"{room / 1e9:,.0f} GB. Its content was not loaded."
         )
 
 

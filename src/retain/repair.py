@@ -157,7 +157,7 @@ def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tenso
     if wrong:
         raise InputError(
             f"Not the weights of one model: {'; '.join(wrong)}. Give the model that the memory was "
-            "made on as base, and what it was trained to as tuned."
+            "made from as base, and the fine-tuned model as tuned."
         )
     bad = [
         f"in {what} {phrase}"
@@ -179,8 +179,8 @@ def warn_of_another_base(other: Sequence[str]) -> None:
     if other:
         named = ", ".join(other[:NAMED]) + (", …" if len(other) > NAMED else "")
         warn(
-            f"base is not what the memory was consolidated on: {named}. It is to be the model from "
-            "before, and tuned what it was trained to; are they the wrong way round?"
+            f"base is not what the memory was consolidated on: {named}. base must be the model "
+            "before fine-tuning, and tuned the model after it; are they the wrong way round?"
         )
 
 

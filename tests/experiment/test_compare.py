@@ -273,7 +273,7 @@ def test_a_recipe_that_does_what_we_do_ends_where_we_end(tmp_path):
         ("its_own", "without a step of the optimizer that it was given"),
         (
             "one_more",
-            r"an optimizer of its own \(SGD\) as well, and what that does is not protected",
+            r"its own optimizer \(SGD\), whose steps are not protected",
         ),
         ("too_far", "weights that are not finite"),
         ("cancels", r"failed: Cancelled: by itself \(in line \d+\)"),

@@ -116,8 +116,9 @@ def confirm_code(models: Iterable[str], named: str | None, *, what: str = "model
         question = f"The folder names the code file {path} for its {what}. Run it?"
         if not (sys.stdin.isatty() and typer.confirm(visible(question), err=True)):
             raise ConfigError(
-                f"The folder names the code file {path} for its {what}, and no code is run because "
-                f"a folder says so. If it is yours, name it as well: --{what} {shlex.quote(spec)}"
+                f"The folder names the code file {path} for its {what}, but code is not run merely "
+                "because a folder names it. If the file is yours, name it on the command line, "
+                f"too: --{what} {shlex.quote(spec)}"
             )
 
 

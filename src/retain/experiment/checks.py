@@ -181,13 +181,13 @@ def _sealed(held: Any, content: bytes, path: Path, remedy: str) -> Any:
     seal = seal_of(held, content)
     if seal is Seal.DAMAGED:
         raise FileError(
-            f"{path} is damaged, or was edited: its {DIGEST} is not that of what it holds. If you "
-            f"edited it, take its last line, {DIGEST}, out as well. {remedy}"
+            f"{path} is damaged, or was edited: its {DIGEST} does not match its content. If you "
+            f"edited it, remove its last line, {DIGEST}, too. {remedy}"
         )
     if seal is Seal.REWRITTEN:
         warn(
-            f"{path} was changed after it was written: its {DIGEST} is not that of what it holds. "
-            "Where another program changed it on purpose, let that take the field out."
+            f"{path} was changed after it was written: its {DIGEST} does not match its content. If "
+            "another program changed it on purpose, let that program remove the field."
         )
     return held
 

@@ -128,8 +128,8 @@ class OwnedFolder(NamedTuple):
         folder = self.lock.parent
         if folder.exists() and not _is_there(self.lock, self.descriptor):
             raise NotOwnedError(
-                f"{folder} was moved or removed while it was written to, and what is there now is "
-                "not this run's. Give the same command again, with another --out."
+                f"{folder} was moved or removed during the run, and what is there now is not this "
+                "run's. Give the same command again, with another --out."
             )
 
 
@@ -195,9 +195,9 @@ def _locked(path: Path) -> int:
             # A child of a killed run may hold its lock for a while; the run itself is gone.
             if alive or (not _taken(descriptor, owner) and (owner is None or not owner.is_gone)):
                 raise OccupiedError(
-                    f"Another run is writing to {path.parent} ({owner or 'of unknown age'}). "
-                    "Wait until it is done, or choose another folder with --out. If it is "
-                    f"gone for good, remove {path}{', or wait a minute' * alive}."
+                    f"Another run is writing to {path.parent} ({owner or 'of unknown age'}). Wait "
+                    "until it is done, or choose another folder with --out. If that run no longer "
+                    f"exists, remove {path}{', or wait a minute' * alive}."
                 )
             if _is_there(path, descriptor):
                 return descriptor

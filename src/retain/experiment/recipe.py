@@ -119,7 +119,7 @@ def follow(
     if returned is not None and returned is not network:
         raise ConfigError(
             f"The recipe {spec} returned a {type(returned).__name__}; expected None, or the model "
-            "that it was given. What it trains is that model, in place."
+            "that it was given. It must train that model in place."
         )
     if changed := _another_model(given, kinds, network):
         raise ConfigError(
@@ -135,9 +135,9 @@ def follow(
         )
     if others:
         raise ConfigError(
-            f"The recipe {spec} stepped the model's weights with an optimizer of its own "
-            f"({others[0]}) as well, and what that does is not protected. Step the optimizer that "
-            "it was given alone: its param_groups can be changed."
+            f"The recipe {spec} also stepped the model's weights with its own optimizer "
+            f"({others[0]}), whose steps are not protected. Step only the optimizer that it was "
+            "given; its param_groups may be changed."
         )
     if not moved:
         why = f"{steps} steps of the optimizer left every weight as it was" if steps else "no step"

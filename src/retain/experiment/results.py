@@ -304,8 +304,8 @@ def _checked(content: Any, source: str) -> Content:
             found += (f"runs[{number}].{problem}" for problem in _disagreements(record))
     if found or checked is None:
         raise FileError(
-            f"{source} does not hold what a {FILE} of schema {SCHEMA} promises. Was it edited by "
-            f"hand? {REMEDY}{listed(found)}"
+            f"{source} is not a valid {FILE} of schema {SCHEMA}. Was it edited by hand? "
+            f"{REMEDY}{listed(found)}"
         )
     return checked
 
@@ -496,8 +496,8 @@ class Results:
         study = content.config.get("study")
         if study is not None:
             raise FileError(
-                f"{path} holds the study {study}, which is more than one run. Go on with it "
-                f"with: retain study {study} --resume --out {folder}"
+                f"{path} holds the study {study}, which is more than one run. Continue it with: "
+                f"retain study {study} --resume --out {folder}"
             )
         try:
             config = Config.from_json(content.config)

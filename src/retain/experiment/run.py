@@ -109,7 +109,7 @@ def run_by(
         arguments.flag("progress", progress)
     folder = None if out is None else arguments.path("out", out, of="a folder")
     if resume and folder is None:
-        raise ConfigError("resume=True needs out=, the folder of the run to go on with.")
+        raise ConfigError("resume=True needs out=, the folder of the run to continue.")
     device = chosen_device(config.device)
     refuse_too_large(config.image_size or 0, config.batch_size)
     with reproducible(device), contextlib.ExitStack() as held:

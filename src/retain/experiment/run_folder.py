@@ -98,8 +98,8 @@ def previous(folder: Path) -> Results:
         return Results.read(folder)
     if any(folder.glob(f"{CHECKPOINTS}/*.safetensors")):
         raise ConfigError(
-            f"There is no {FILE} in {folder}, though unfinished jobs are: it was removed. Leave "
-            "--resume out to start again; the numbers come out the same."
+            f"{folder} has unfinished jobs but no {FILE}: it was removed. Leave --resume out to "
+            "start again; the numbers will be the same."
         )
     held = "is not a folder" if folder.exists() else arguments.absent(folder)
     if folder.is_dir():
@@ -123,8 +123,8 @@ def _the_same(folder: Path, config: Config) -> Results:
 def _fresh(folder: Path, config: Config) -> Results:
     if any((folder / name).exists() for name in (FILE, STUDY)):
         raise ConfigError(
-            f"{folder} holds a run already, and nothing is overwritten. Go on with it with "
-            "--resume, or choose another folder with --out."
+            f"{folder} holds a run already, and nothing is overwritten. Continue it with --resume, "
+            "or choose another folder with --out."
         )
     return Results(config)
 

@@ -88,8 +88,8 @@ class RetainCallback(Callback):
         """Say so when a checkpoint has no memory."""
         if self.state_key not in checkpoint.get("callbacks", {}):
             warnings.warn(
-                f"Training resumes from a checkpoint without a memory: it has no state of "
-                f"{self.state_key}. It goes on with the memory that the callback was given.",
+                "Training resumes from a checkpoint without a memory: it has no state of "
+                f"{self.state_key}. It continues with the memory that the callback was given.",
                 stacklevel=2,
             )
 

@@ -96,8 +96,8 @@ def _the_layers_own(layer: WatchedLayer, fitting: Sequence[Tensor]) -> Tensor:
     if "encoder" in name:
         return first
     raise InputError(
-        f"Two sequences of this batch are equally long, and have different masks: the local rule "
-        f"cannot tell to which of them the positions of {layer.names[0]} belong. Pad one further."
+        "Two sequences of this batch are equally long but have different masks, so the local rule "
+        f"cannot tell which of them the positions of {layer.names[0]} belong to. Pad one further."
     )
 
 

@@ -202,9 +202,9 @@ class CallObserver:
         with self._lock:
             if self._blocks and every != self.turns.every:
                 raise StateError(
-                    f"Another block observes one call in {self.turns.every} of this model; "
-                    f"every={every} does not go with it. Use the same every= in both, or leave the "
-                    "other block first."
+                    f"Another block, still open, observes one call in {self.turns.every} of this "
+                    f"model, so every={every} is not possible. Use the same every= in both, or "
+                    "leave the other block first."
                 )
             if not self._blocks:
                 self.turns.one_in(every)

@@ -58,7 +58,7 @@ def expanded(
         name for name, tensor in kept.items() if tensor.ndim != 1 and not name.startswith(WHOLE)
     ]
     if flat:
-        raise ValueError(f"{', '.join(flat)} is no row and no column")
+        raise ValueError(f"{', '.join(flat)} is neither a row nor a column")
     for name, shape in shapes.items():
         parts = (WHOLE,) if len(shape) < 2 else (ROWS, COLUMNS)
         given = [kept[f"{part}/{name}"] for part in parts]

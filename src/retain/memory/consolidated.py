@@ -156,8 +156,8 @@ def holds(
                 wrong[name] = f"{name} {tuple(omega.shape)} {what_became_of(model, name)}"
     if wrong:
         raise ModelError(
-            f"The model no longer fits its importance: {'; '.join(wrong.values())}. "
-            "Leave these out with memory.exclude = […], or give the model back its shape."
+            f"The model no longer fits its importance: {'; '.join(wrong.values())}. Leave these "
+            "out with memory.exclude = […], or restore their shapes."
         )
     return found
 

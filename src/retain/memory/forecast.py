@@ -53,8 +53,8 @@ def weights_in(other: object, held: Weights) -> Weights | None:
     ]
     if wrong:
         raise InputError(
-            f"The forecast is asked for another model: {'; '.join(wrong)}. Give a model or a state "
-            "dict with the parameters that this memory holds."
+            f"These weights are of another model: {'; '.join(wrong)}. Give a model or a state dict "
+            "with the parameters that this memory holds."
         )
     bad = unusable(found, held)
     if bad:
@@ -86,7 +86,7 @@ def after_one_step(
                     model, batch if loss is None else raw
                 )
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-                    raise InputError("The loss is no scalar with a gradient.")
+                    raise InputError("The loss is not a scalar with a gradient.")
                 gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
             for name, g in zip(parameters, gradients):
                 if g is not None:
@@ -100,8 +100,8 @@ def after_one_step(
     bad = unusable(moved, moved)
     if bad:
         raise InputError(
-            f"One step on this data leads nowhere: {'; '.join(bad)}. Its loss, or the gradient of "
-            "it, is NaN or infinite, or lr is too large."
+            f"One step on this data gives no finite weights: {'; '.join(bad)}. The loss or its "
+            "gradient is NaN or infinite, or lr is too large."
         )
     return {name: moved.get(name, now[name].detach()) for name in held}
 

@@ -27,11 +27,10 @@ def warn_of_fresh(model: nn.Module, observed: Importance) -> None:
     fresh = fresh_layers(model, [name for name, omega in observed.items() if omega.any()])
     if fresh:
         warn(
-            f"{', '.join(fresh)}: still as initialised, in a network that is trained otherwise. "
-            "What was observed says how random outputs depend on the weights, and consolidate() "
-            "holds the random weights, too. Train on the data first and observe them then; or let "
-            f"output=… pick outputs that were trained. (Not told: layers of fewer than {MANY} "
-            "weights that were saved before they were trained.)"
+            f"{', '.join(fresh)}: still as initialised, in an otherwise trained network. Their Ω "
+            "describes random outputs, and consolidate() holds the random weights, too. Train them "
+            "first and observe afterwards, or select trained outputs with output=…. (Not detected: "
+            f"layers of fewer than {MANY} weights that were saved before they were trained.)"
         )
 
 

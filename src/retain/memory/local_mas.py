@@ -134,8 +134,9 @@ class LocalMAS(ReadsBatches, Memory):
         if self.samples_of is not None or not (padding is None or isinstance(padding, str)):
             given = "padding_mask" if self.samples_of is None else "samples_of"
             raise InputError(
-                f"A call that is observed shows the model's arguments alone, and {given} cannot be "
-                "asked of them. Use observe(data), or a padding_mask that is the name of an input."
+                f"While serving, only the model's arguments are seen, and {given} cannot be "
+                "applied to them. Use observe(data), or a padding_mask that is the name of an "
+                "input."
             )
         parameters = self.selection.trainable(self.model)
         if self._state.running is None:

@@ -70,9 +70,9 @@ class Observing(Remembered):
         self._guard.look()
         if any_sharded(parameters.values()):
             raise StateError(
-                "The model is sharded over the ranks (fully_shard): none of them has all weights, "
-                "and gradients of single samples cannot be had. Observe before fully_shard(model), "
-                "or on a copy that is not sharded, and set memory.observed."
+                "The model is sharded over the ranks (fully_shard): no rank has all the weights, "
+                "so gradients of single samples cannot be computed. Observe before "
+                "fully_shard(model), or on a copy that is not sharded, and set memory.observed."
             )
         if self._state.running is None:
             warn_if_short(parameters, self.storage)

@@ -44,8 +44,8 @@ def optimizers_in(given: object, *, asked: str = "attach") -> list[FoundOptimize
         found.setdefault(id(one.optimizer), one)
     if not found:
         raise InputError(
-            f"{asked} got {'an empty ' + type(given).__name__}; expected a torch optimizer, what a "
-            "trainer wraps around one, or several of them."
+            f"{asked} got {'an empty ' + type(given).__name__}; expected a torch optimizer, a "
+            "trainer's wrapper around one, or several of them."
         )
     return list(found.values())
 

@@ -197,8 +197,8 @@ def _available(device: str | None) -> str | None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         warn(
-            f"It was kept with device={device!r}, which is not here; Ω and θ* stay with the "
-            "weights."
+            f"It was kept with device={device!r}, which is not available here; Ω and θ* are kept "
+            "with the weights."
         )
         return None
     return device

@@ -246,8 +246,8 @@ class Protecting(Remembered):
         if twice and not self._warned_twice:
             self._warned_twice = True
             warn(
-                "penalty() is in a loss while an optimizer is attached, whose steps add it as "
-                "well: it counts twice. Use one or the other."
+                "penalty() is in a loss, but the steps of the attached optimizer add it, too, so "
+                "it counts twice. Use one or the other."
             )
 
 

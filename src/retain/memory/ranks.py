@@ -148,7 +148,7 @@ def _total_of_samples(everyone: list[dict[str, Any]]) -> int:
     idle = [str(rank) for rank, n in enumerate(samples) if n == 0]
     if idle and len(idle) < len(samples) and dist.get_rank() == 0:
         warn(
-            f"Of {len(samples)} ranks, {', '.join(idle)} observed nothing: Ω is of the samples of "
-            "the others."
+            f"Of {len(samples)} ranks, {', '.join(idle)} observed nothing: Ω covers only the "
+            "samples of the others."
         )
     return sum(samples)

@@ -255,5 +255,5 @@ class Remembered:
         if running and running.samples:
             raise StateError(
                 f"{running.samples} samples were observed and never consolidated. Call "
-                "consolidate() when the model has learned what is to be kept."
+                "consolidate() once the model has learned what you want to keep."
             )

@@ -69,9 +69,9 @@ def read_weights(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileError(
-            f"{path} is not a file of weights alone, and is not loaded, since that could run code "
-            "in it. Where it comes from, save the weights only: torch.save(model.state_dict(), …) "
-            f"or safetensors. (torch: {str(error).strip().splitlines()[0]})"
+            f"{path} is not a file of weights alone, and is not loaded, because that could run "
+            "code in it. Where it was made, save only the weights: torch.save(model.state_dict(), "
+            f"…) or safetensors. (torch: {str(error).strip().splitlines()[0]})"
         ) from error
     except FileError:
         raise
@@ -97,14 +97,14 @@ def _refuse_damaged_archive(path: Path) -> None:
         raise FileError(f"{path} is damaged, or cut off: {error}. Copy it again.") from None
     if damaged is not None:
         raise FileError(
-            f"{path} is damaged: the checksum of {shown(damaged)} in it is not that of what it "
-            "holds. Copy it again."
+            f"{path} is damaged: the checksum of {shown(damaged)} in it does not match its "
+            "content. Copy it again."
         )
     if held > path.stat().st_size:
         raise FileError(
-            f"{path} is no file of weights that torch wrote: it is packed, and {held / 1e9:,.3g} "
-            f"GB would come out of {path.stat().st_size / 1e9:,.3g} GB. Unpack it yourself, if you "
-            "know where it comes from."
+            f"{path} is not a file of weights that torch wrote: it is compressed, and "
+            f"{held / 1e9:,.3g} GB would come out of {path.stat().st_size / 1e9:,.3g} GB. Unpack "
+            "it yourself if you trust its source."
         )
 
 

@@ -73,6 +73,6 @@ def _saved(ctx: Any) -> tuple[Tensor, ...]:
         if "inplace" not in str(error):
             raise
         raise StateError(
-            "The weights have moved since penalty() was called, so that its gradient would be of "
-            "weights that are gone. Call memory.penalty() anew for each loss."
+            "The weights have moved since penalty() was called, so its gradient would be that at "
+            "the old weights. Call memory.penalty() again for each loss."
         ) from error

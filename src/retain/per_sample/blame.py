@@ -135,10 +135,10 @@ def raise_padded(own: Tensor, alone: Tensor) -> NoReturn:
     """
     raise ModelError(
         f"A sample's output {tuple(alone.shape)} is followed by {own.shape[1] - alone.shape[1]} "
-        "further positions where longer samples are in its batch, and these would count. Say that "
-        "they are padding with padding_mask=…, a function of the batch that gives bools [samples, "
-        "positions], True where there is padding: with lengths, "
-        "torch.arange(max(lengths)) >= torch.as_tensor(lengths)[:, None]."
+        "further positions if longer samples are in its batch, and these would count. Mark them as "
+        "padding with padding_mask=…, a function of the batch that returns bools [samples, "
+        "positions], True where there is padding: with lengths, torch.arange(max(lengths)) >= "
+        "torch.as_tensor(lengths)[:, None]."
     )
 
 

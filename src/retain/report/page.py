@@ -51,7 +51,7 @@ def _folder(results: Source, out: Path | str | None) -> Path:
     if out is not None:
         return arguments.path("out", out, of="a folder")
     if not isinstance(results, Path | str):
-        raise InputError("Results given as values lie in no folder; say where to write with out=.")
+        raise InputError("These results were not read from a folder; say where to write with out=.")
     return Path(results) if Path(results).is_dir() else Path(results).parent
 
 

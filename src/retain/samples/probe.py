@@ -169,10 +169,10 @@ class ModelProbe:
         others = ", ".join(f"'{_spoken(path)}' {counts[path]}" for path in sorted(shared, key=str))
         raise InputError(
             f"The batch holds {batch.samples} samples by '{_spoken(first)}', but a few of them "
-            "give another output than they do among all, with the other inputs as they are "
-            f"({others}). If the rows of these belong to samples (patches, boxes, nodes of a "
-            "graph), say which row is whose with samples_of=…; or else the samples influence each "
-            "other in the model, which importance per sample does not allow."
+            f"alone, with the other inputs unchanged ({others}), give another output than in the "
+            "whole batch. If the rows of those inputs belong to samples (patches, boxes, nodes of "
+            "a graph), say which row belongs to which sample with samples_of=…. If not, the "
+            "samples influence each other in the model, and importance per sample is not defined."
         )
 
     def _refuse_counter(self, batch: Batch, counter: Path, whole: Tensor) -> None:

@@ -46,9 +46,9 @@ class Suspicions:
             )
             return
         warn(
-            f"A mask excludes positions, but the output {shape} has other positions than it, all "
-            "of which count. If some of them are padding, say which with padding_mask=…, a "
-            f"function of the batch that gives bools [{shape[0]}, {shape[1]}]."
+            f"A mask excludes positions, but the output {shape} has other positions, and all of "
+            "them count. If some are padding, say which with padding_mask=…, a function of the "
+            f"batch that returns bools [{shape[0]}, {shape[1]}]."
         )
 
     def _of_decoder(self, batch: Batch) -> None:

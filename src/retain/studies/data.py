@@ -257,7 +257,7 @@ class Folders:
             )
         chosen = self.sets or tuple(named)
         if len(chosen) < 2:
-            raise ConfigError(f"A study needs two tasks or more; got {self.data!r}. Give {USAGE}.")
+            raise ConfigError(f"A study needs at least two tasks; got {self.data!r}. Give {USAGE}.")
         self.folders: dict[str, ImageFolder] = {name: scanned(name, named[name]) for name in chosen}
 
     @property

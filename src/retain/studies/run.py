@@ -134,7 +134,7 @@ def _possible(study: Study | None, out: Path, resume: bool) -> Study:
     before = recorded(out) if resume else None
     if study is None:
         if before is None:
-            raise ConfigError("Without resume=True, say which study is to be carried out.")
+            raise ConfigError("Without resume=True, say which study to run.")
         study = before
     if before is None:
         refuse_another(out)

@@ -43,7 +43,9 @@ def material_of(asked: Asked) -> Material:
     name = asked.data.partition(":")[0]
     if asked.data == "digits":
         if asked.sets:
-            raise ConfigError("--sets chooses among data sets, and digits are one. Leave it out.")
+            raise ConfigError(
+                "--sets chooses among several data sets, and digits are one. Leave it out."
+            )
         return Digits()
     if name == "folders":
         return Folders(asked.data, asked.sets)
@@ -232,5 +234,7 @@ def study_named(name: str, asked: Asked) -> Study:
             f"Unknown study {name!r}.{did_you_mean(name, STUDIES)} Known: {', '.join(STUDIES)}."
         )
     if asked.adapt_to and name != "adaptation":
-        raise ConfigError(f"--adapt-to is for the study adaptation, and {name} has no use for it.")
+        raise ConfigError(
+            f"--adapt-to is for the study adaptation; {name} has no use for it. Leave it out."
+        )
     return STUDIES[name](material_of(asked), asked)

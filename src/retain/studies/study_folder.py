@@ -47,7 +47,7 @@ def refuse_another(folder: Path) -> None:
         if (folder / name).exists():
             raise ConfigError(
                 f"{folder} holds a {'study' if name == STUDY else 'run'} already, and nothing is "
-                "overwritten. Go on with it with --resume, or choose another folder with --out."
+                "overwritten. Continue it with --resume, or choose another folder with --out."
             )
 
 

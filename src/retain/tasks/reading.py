@@ -88,7 +88,7 @@ class Reading:
         if self.lost > self.options.corrupt_fraction * self.found:
             raise FileError(
                 f"{self._unreadable()} That is more than the {self.options.corrupt_fraction:.0%} "
-                "that may be left out (corrupt_fraction). Mend or remove them."
+                "that may be left out (corrupt_fraction). Repair or remove them."
             )
         if self.lost:
             notes.append(f"{self._unreadable()} They are left out.")

@@ -66,8 +66,8 @@ def dealt(classes: int, per_task: int, *, order_seed: int | None = None) -> list
     """
     if per_task > classes:
         raise ConfigError(
-            f"classes_per_task is {per_task}, but there are {classes} classes. "
-            "Give at most so many."
+            f"classes_per_task is {per_task}, but there are {classes} classes. Give at most that "
+            "many."
         )
     if per_task < 2 or classes < 2 or classes % per_task == 1:
         raise ConfigError(

@@ -157,7 +157,7 @@ class Cluster:
         if future.status == "finished":
             last = future.result()
             if last is None:
-                raise StateError("The folder of the run is another run's now.")
+                raise StateError("The folder of the run now belongs to another run.")
             return tuple(last)
         if future.status == "error":
             error = future.exception()

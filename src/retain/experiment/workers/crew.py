@@ -56,8 +56,8 @@ class Workforce:
     def __post_init__(self) -> None:
         if self.scheduler is not None and self.workers > 1:
             raise ConfigError(
-                f"{self.workers} workers are asked for, and a scheduler, which has workers of its "
-                "own. Give one of them."
+                f"{self.workers} workers are requested, and a scheduler, which has its own "
+                "workers. Give only one of the two."
             )
 
 

@@ -124,8 +124,8 @@ class Processes:
         except (EOFError, OSError) as error:
             here.close()
             raise StateError(
-                f"No worker process could be started ({type(error).__name__}): what starts them "
-                "was ended, or there are too many processes."
+                f"No worker process could be started ({type(error).__name__}): the process that "
+                "starts them was ended, or there are too many processes."
             ) from error
         finally:
             there.close()

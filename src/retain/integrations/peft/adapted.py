@@ -108,8 +108,8 @@ class AdaptedModel:
         ]
         if new:
             raise StateError(
-                f"What is trained in {', '.join(map(repr, new))} was put there, or made active, "
-                "after this was made, and nothing would hold it. Make a new LoraPenalty after "
+                f"What is trained in {', '.join(map(repr, new))} was added or activated after this "
+                "LoraPenalty was made, and nothing would hold it. Make a new LoraPenalty after "
                 "add_adapter(…) and set_adapter(…), and remove() the handle of this one."
             )
 
@@ -253,9 +253,9 @@ def _refuse_other_kinds(
     wrong += [f"{n} (trainable_token_indices)" for n, m in modules.items() if isinstance(m, tokens)]
     if wrong:
         raise ModelError(
-            f"These move weights in ways that LoraPenalty does not know: {', '.join(wrong)}. It "
-            "knows LoRA and rsLoRA on linear, embedding and convolutional layers and on "
-            "parameters, and modules_to_save. Take one of these for what is to be protected."
+            f"LoraPenalty does not know how these change weights: {', '.join(wrong)}. It knows "
+            "LoRA and rsLoRA on linear, embedding and convolutional layers and on parameters, and "
+            "modules_to_save. Use one of these for the weights to be protected."
         )
     if not layers:
         raise ModelError(

@@ -65,19 +65,19 @@ class AdapterLayer:
         if root is not None and not self._is_in(root):
             raise StateError(
                 f"The adapter of '{self.name}' is no longer in the model: it was unloaded or "
-                "merged. What protects the weights from here on is the memory itself: "
+                "merged. From here on, protect the weights with the memory itself: "
                 "memory.attach(optimizer)."
             )
         if self.module.merged_adapters:
             raise StateError(
                 f"The adapter {' and '.join(map(repr, self.module.merged_adapters))} is merged "
-                f"into '{self.name}': its weights no longer move by it. Call "
-                "peft_model.unmerge_adapter() before training goes on."
+                f"into '{self.name}', so training the adapter no longer changes that layer. Call "
+                "peft_model.unmerge_adapter() before you continue training."
             )
         now = active_in(self.module)
         if now != self.active:
             raise StateError(
-                f"Other adapters are active in '{self.name}' than when this was made: "
+                f"Other adapters are active in '{self.name}' than when this LoraPenalty was made: "
                 f"{', '.join(now) or 'none'}, not {', '.join(self.active) or 'none'}. Make a new "
                 "LoraPenalty after set_adapter(…), and remove() the handle of this one."
             )

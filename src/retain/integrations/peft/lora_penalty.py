@@ -401,9 +401,9 @@ class LoraPenalty:
         gone = set(map(id, self._gone))
         if gone and any(id(p) in gone for g in optimizer.param_groups for p in g["params"]):
             raise StateError(
-                f"Parameters of adapters were replaced by others (an adapter of the same name, or "
-                f"load_state_dict(assign=True)), and this {type(optimizer).__name__} steps the old "
-                "ones. Make the optimizer anew, and attach it."
+                "Parameters of adapters were replaced by others (an adapter of the same name, or "
+                f"load_state_dict(assign=True)), but this {type(optimizer).__name__} steps the old "
+                "ones. Make a new optimizer, and attach it."
             )
         return (held,)
 
@@ -413,8 +413,8 @@ class LoraPenalty:
         if any(one.attached for one in self._attachments) and not self._warned_twice:
             self._warned_twice = True
             warn(
-                "penalty() is in a loss while an optimizer is attached, whose steps add it as "
-                "well: it counts twice. Use one or the other."
+                "penalty() is in a loss, but the steps of the attached optimizer add it, too, so "
+                "it counts twice. Use one or the other."
             )
 
 

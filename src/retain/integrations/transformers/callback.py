@@ -125,7 +125,7 @@ class RetainCallback(TrainerCallback, ExportableState):
         if self.memory._in_losses > self._losses and not self._warned:
             self._warned = True
             warnings.warn(
-                "penalty() is in the loss while RetainCallback adds it to every step as well: it "
+                "penalty() is in the loss, but RetainCallback also adds it to every step, so it "
                 "counts twice. Use one or the other.",
                 stacklevel=2,
             )
@@ -138,10 +138,11 @@ class RetainCallback(TrainerCallback, ExportableState):
         self._let_go()
         if not seen and not getattr(optimizer, "step_was_skipped", False):
             raise StateError(
-                f"Trainer's {type(optimizer).__name__} took no step where Trainer takes it: it "
+                f"Trainer's {type(optimizer).__name__} took no step when Trainer called it: it "
                 "steps elsewhere (in the backward pass, as DeepSpeed and layer-wise optimizers "
-                "do), where RetainCallback does not hold it. Leave the callback out, and attach "
-                "the memory to what steps before training begins: memory.attach(optimizer)."
+                "do), where RetainCallback cannot protect it. Leave the callback out, and before "
+                "training attach the memory to the optimizer that takes the steps: "
+                "memory.attach(optimizer)."
             )
 
     def on_train_end(self, *_given: Any, **_more: Any) -> None:
@@ -197,9 +198,9 @@ class RetainCallback(TrainerCallback, ExportableState):
             return
         where = f"there is no {folders[0] / self.file}" if folders else "it was not found"
         warnings.warn(
-            f"Training resumes from a checkpoint without a memory: {where}. It goes on with the "
-            "memory that RetainCallback was given, as it is now. If there is a file elsewhere, "
-            "read it with retain.load(path, model) and give that.",
+            f"Training resumes from a checkpoint without a memory: {where}. It continues with the "
+            "memory that RetainCallback was given, as it is now. If you have the file elsewhere, "
+            "load it with retain.load(path, model) and give that memory.",
             stacklevel=2,
         )
 

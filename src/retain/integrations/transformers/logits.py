@@ -51,9 +51,9 @@ def logits_norm(model: nn.Module, head: nn.Module | None = None) -> LogitsNorm:
     if not isinstance(head, nn.Linear):
         said = "no head" if head is None else f"a head of type {type(head).__name__}"
         raise ModelError(
-            f"The {type(model).__name__} has {said}; the norm of its logits can be had without the "
-            "logits only from a linear layer. Give it with logits_norm(model, head=…), or leave "
-            "output= out to observe the logits themselves."
+            f"The {type(model).__name__} has {said}; the norm of its logits can be computed "
+            "without the logits only for a linear layer. Give it with logits_norm(model, head=…), "
+            "or leave output= out to observe the logits themselves."
         )
     return LogitsNorm(head)
 
@@ -91,7 +91,7 @@ class LogitsNorm:
         if hidden is None or one is None:
             raise StateError(
                 "logits_norm has seen no forward pass of the model's head. Give it as output= to "
-                "retain.MAS, which enters it while it observes."
+                "retain.MAS, which activates it while it observes."
             )
         self._hidden = self._one = None
         kind = summed_in(hidden.dtype)

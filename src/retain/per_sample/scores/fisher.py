@@ -116,8 +116,8 @@ def _log_probabilities(output: Tensor) -> Tensor:
     """Give log p(c|x) for an output that can be read as one row of logits per choice."""
     if output.ndim not in (2, 3) or output.shape[-1] < 2:
         raise InputError(
-            f"The Fisher needs logits of shape [n, classes] or [n, positions, classes] with two "
-            f"classes or more; the output has shape {tuple(output.shape)}. Bring it there with "
+            "The Fisher needs logits of shape [n, classes] or [n, positions, classes] with two "
+            f"classes or more; the output has shape {tuple(output.shape)}. Reshape it with "
             "output=…; one logit z for two classes is output=lambda z: torch.cat([0 * z, z], 1)."
         )
     return log_softmax(output, -1)
