@@ -368,7 +368,7 @@ def test_a_thread_that_puts_the_model_into_training_mode_spoils_what_is_observed
         with pytest.raises(StateError):
             model(x)
 
-    with pytest.raises(StateError, match="not to be trusted"), borrowed(model):
+    with pytest.raises(StateError, match="cannot be trusted"), borrowed(model):
         in_threads(train)
     assert model.training
 

@@ -223,7 +223,7 @@ def test_a_worker_writes_nothing_into_a_folder_that_is_another_runs(tmp_path):
         ({"scheduler": "tcp://a:99999"}, "expected an address such as tcp://HOST:8786"),
         ({"scheduler": "tcp://a b:1"}, "expected an address such as tcp://HOST:8786"),
         ({"scheduler": 3}, "scheduler is 3; expected a word"),
-        ({"scheduler": "tcp://a:1", "workers": 2}, "Give one of them"),
+        ({"scheduler": "tcp://a:1", "workers": 2}, "Give only one of the two"),
     ],
 )
 def test_workers_that_cannot_be_are_refused_in_words(given, message, tmp_path):

@@ -142,7 +142,7 @@ def test_nothing_there_names_everything_and_a_way_out(tmp_path):
         ("table2", Asked("digits", strengths={"maas": 1}), "Did you mean 'mas'"),
         ("adaptation", Asked("digits", adapt_to=("0", "x")), "'x', but the first task"),
         ("adaptation", Asked("digits", adapt_to=tuple("01234")), "names all 5 classes"),
-        ("table2", Asked("folders:a=/nowhere"), "two tasks or more"),
+        ("table2", Asked("folders:a=/nowhere"), "at least two tasks"),
     ],
 )
 def test_bad_input(name, asked, message):
