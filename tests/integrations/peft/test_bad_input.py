@@ -189,7 +189,7 @@ def test_adapters_that_come_later_than_the_optimizer_was_attached():
     model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["2"]))
     model.base_model.set_adapter(["default", "other"])
     model(torch.randn(3, 6, dtype=torch.float64)).sum().backward()
-    with pytest.raises(StateError, match="made active"):
+    with pytest.raises(StateError, match="activated"):
         optimizer.step()
 
 
