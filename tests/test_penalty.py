@@ -388,11 +388,12 @@ def test_a_part_of_what_is_not_contiguous_has_whole_rows(monkeypatch, wide):
     assert sum(len(part) for part in found) == 6
 
 
-@pytest.mark.parametrize("unit", [0.25, 3.0])
-def test_omega_is_counted_in_its_unit(unit):
-    theta, held = make((5, 3))
-    (omega, star, _unit) = held[0]
-    plain, counted = [Hold(unit * omega, star)], [Hold(omega, star, unit)]
+@pytest.mark.parametrize("units", [(0.25,), (3.0,), (0.25, 3.0, 1.0)])
+def test_each_omega_is_counted_in_its_own_unit(units):
+    """Several, as of the tasks of EWC in 8 bits."""
+    theta, held = make((5, 3), holds=len(units))
+    plain = [Hold(unit * omega, star) for unit, (omega, star, _unit) in zip(units, held)]
+    counted = [Hold(omega, star, unit) for unit, (omega, star, _unit) in zip(units, held)]
     torch.testing.assert_close(value(theta, counted), value(theta, plain))
     torch.testing.assert_close(
         add_gradient(None, theta, counted, 0.3), add_gradient(None, theta, plain, 0.3)
