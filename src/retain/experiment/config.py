@@ -213,7 +213,7 @@ class Config(TaskChoices):
             >>> Config("digits", seeds=(0, 1)).to_json()["seeds"]
             [0, 1]
         """
-        return {name: _plain(getattr(self, name)) for name in FIELDS}
+        return {name: plain(getattr(self, name)) for name in FIELDS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Config:
@@ -229,7 +229,7 @@ class Config(TaskChoices):
             True
         """
         now = {old: new for old, new in FORMERLY.items() if new not in content}
-        return cls(**{now.get(name, name): _frozen(value) for name, value in content.items()})
+        return cls(**{now.get(name, name): frozen(value) for name, value in content.items()})
 
     def differences(self, other: Config) -> list[str]:
         """A line `name: this value → the other's` for everything that makes their runs differ.
@@ -355,17 +355,19 @@ def _option_problems(method: str, options: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON knows it: of tuples lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
+    """As it was before `plain`: of lists tuples."""
     if isinstance(value, Mapping):
-        return {key: _frozen(item) for key, item in value.items()}
+        return {key: frozen(item) for key, item in value.items()}
     if isinstance(value, list):
-        return tuple(_frozen(item) for item in value)
+        return tuple(frozen(item) for item in value)
     return value

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retain.closest import did_you_mean
 from retain.errors import ConfigError
 from retain.experiment import Config
 from retain.experiment.checks import Several, Word, listed, problems, sentence
+from retain.experiment.config import frozen, plain
 
 UNTRAINED = "none"  # said for --weights, where weights are the default
 # The options of a run that win over the protocol of the data.
@@ -118,18 +119,7 @@ class Study:
 
     def said(self) -> dict[str, Any]:
         """Everything about the study but its parts, as JSON knows it."""
-        return {
-            "study": self.name,
-            "title": self.title,
-            "data": self.data,
-            "stand_in": self.stand_in,
-            "quick": self.quick,
-            "splits": self.splits,
-            "skipped": dict(self.skipped),
-            "altered": dict(self.altered),
-            "departures": list(self.departures),
-            "adapt_to": list(self.adapt_to),
-        }
+        return {"study": self.name, **{name: plain(getattr(self, name)) for name in SAID}}
 
     def to_json(self) -> dict[str, Any]:
         """The study as JSON knows it; `from_json` gives an equal one back."""
@@ -147,18 +137,15 @@ class Study:
             ConfigError: something is missing, or a config cannot be carried out.
         """
         try:
-            said = SAID.validate_python(content)
+            said = _Said.model_validate(content)
         except ValidationError as error:
             found = listed(problems(error))
             raise ConfigError(f"This is not the record of a study:{found}") from None
         parts = tuple(
             Part(one.name, Config.from_json(one.config), one.folder) for one in said.parts
         )
-        more = {name: getattr(said, name) for name in SAID_AS_IT_IS}
-        return cls(
-            name=said.study, parts=parts, departures=tuple(said.departures),
-            adapt_to=tuple(said.adapt_to), **more,
-        )  # fmt: skip
+        more = {name: frozen(getattr(said, name)) for name in SAID}
+        return cls(name=said.study, parts=parts, **more)
 
     def differences(self, other: Study) -> list[str]:
         """A line for everything in which the parts that both studies have differ."""
@@ -226,5 +213,4 @@ class _Said(BaseModel):
     adapt_to: list[str]
 
 
-SAID = TypeAdapter(_Said)
-SAID_AS_IT_IS = ("title", "data", "stand_in", "quick", "splits", "skipped", "altered")
+SAID = tuple(name for name in _Said.model_fields if name not in ("study", "parts"))
