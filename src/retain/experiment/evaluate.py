@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from retain.experiment.machine import Autocast
-from retain.experiment.results import LayerImportance
+from retain.experiment.results import QUANTILES, LayerImportance
 from retain.models import TaskNetwork
 from retain.tasks import Examples
 
@@ -20,7 +20,6 @@ BATCH = 1000
 # fewer.
 LARGE_INPUT = 64 * 64
 LARGE_BATCH = 200
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
 def pass_size(input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:

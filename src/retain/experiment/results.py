@@ -22,7 +22,7 @@ from retain.experiment.disk import signed
 
 SCHEMA: Literal[1] = 1
 FILE = "results.json"
-QUANTILES = 7
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the elements of Ω
 AGREE = 1e-4  # how far a stored mean may be from the matrix it was taken from
 REMEDY = (
     "Copy it again, or remove it: what it held can be computed again with the same command, and "
@@ -320,8 +320,10 @@ def _disagreements(record: Record) -> Iterator[str]:
             yield f"accuracy[{i}] has accuracies on tasks that were not learned yet"
     for name, layer in (record.importance_by_layer or {}).items():
         given = len(layer.get("quantiles") or [])
-        if given not in (0, QUANTILES):
-            yield f"importance_by_layer.{name}.quantiles should be 7, but are {given}"
+        if given not in (0, len(QUANTILES)):
+            yield (
+                f"importance_by_layer.{name}.quantiles should be {len(QUANTILES)}, but are {given}"
+            )
     if record.status == "done":
         yield from _wrong_means(record, tasks)
 
