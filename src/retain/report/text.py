@@ -14,13 +14,6 @@ from retain.report.tables import by_class
 from retain.report.tables.equal_accuracy import conclusion, is_comparison
 from retain.report.variants import Sequence, ShownResults, ShownRun
 
-STUDIES = {
-    "table2": "Table 2: two tasks in a row",
-    "table3": "Table 3: which data Ω is computed on",
-    "sequence": "The long sequence",
-    "memory": "What each method keeps",
-    "adaptation": "Adapting Ω to what is used",
-}
 LISTED = 12  # clauses in a notice
 
 
@@ -33,12 +26,10 @@ class Notice:
 
 
 def title(results: ShownResults) -> str:
-    """The title that was asked for, else the study's, else the methods and the tasks."""
+    """The title that was asked for, or that a study has, else the methods and the tasks."""
     config = results.config
     if config.get("title"):
         return str(config["title"])
-    if config.get("study") in STUDIES:
-        return STUDIES[config["study"]]
     names = list(dict.fromkeys(run.method for run in results.runs)) or config.get("methods") or []
     known = [method_name(name) for name in (*METHODS, *names) if name in names]
     said = list(dict.fromkeys(known))

@@ -9,6 +9,7 @@ from retain import arguments
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment import Config
+from retain.experiment.checks import unknown
 from retain.models.build import DEFAULT_WEIGHTS, SMALL
 from retain.models.named import named_model
 from retain.studies.data import Digits, Folders, Material, Order, Orders, PaperData
@@ -199,12 +200,12 @@ def _chosen(asked: tuple[str, ...], order: Order) -> tuple[str, ...]:
     known = order.first_classes()
     if not asked:
         return known[: len(known) // 2]
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        hints = "".join(did_you_mean(name, known) for name in unknown)
+    strange = [name for name in asked if name not in known]
+    if strange:
+        hints = "".join(did_you_mean(name, known) for name in strange)
         listed = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
         raise ConfigError(
-            f"--adapt-to names {', '.join(map(repr, unknown))}, but the first task of "
+            f"--adapt-to names {', '.join(map(repr, strange))}, but the first task of "
             f"{order.name} has no such class.{hints} Its classes: {listed}."
         )
     if set(asked) == set(known):
@@ -230,9 +231,7 @@ def study_named(name: str, asked: Asked) -> Study:
     arguments.text("name", name)
     arguments.instance("asked", asked, Asked, "retain.studies.Asked(data=…)")
     if name not in STUDIES:
-        raise ConfigError(
-            f"Unknown study {name!r}.{did_you_mean(name, STUDIES)} Known: {', '.join(STUDIES)}."
-        )
+        raise ConfigError(unknown("study", name, STUDIES))
     if asked.adapt_to and name != "adaptation":
         raise ConfigError(
             f"--adapt-to is for the study adaptation; {name} has no use for it. Leave it out."
