@@ -62,7 +62,7 @@ class Run(BaseModel):
     Attributes:
         strength: λ; with "auto" the one that was chosen last.
         knob: the value of a sweep over the method's knob, where that is not λ.
-        accuracy: R[i][j] on task j after learning task i, in [0, 1]; None where j > i.
+        accuracy: `R[i][j]` on task j after learning task i, in [0, 1]; None where j > i.
         accuracy_by_class: {task: {class: accuracy}} at the end, of tasks of up to 200 classes.
         accuracy_by_class_learned: the same of each task right after it was learned.
         before: accuracy on each task before it was learned, with its new head.
