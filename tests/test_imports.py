@@ -35,6 +35,7 @@ LEVELS = [
     {"arguments", "atomic"},
     {"readable"},
     {"parameters", "files", "borrowed"},
+    {"counterparts"},
     {"samples"},
     {"statistics"},
     {"per_sample"},

@@ -98,6 +98,48 @@ def test_other_weights_and_other_models_are_refused(model, tmp_path):
         retain.passports.Passport.load(tmp_path / "cut.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_is_told_what_to_do(model, tmp_path, dtype):
+    retain.passport(model, batches(), progress=False).save(tmp_path / "p.safetensors")
+    said = f"are {str(dtype).removeprefix('torch.')}: load it in float32, and this"
+    with pytest.raises(FileError, match=said):
+        retain.load(tmp_path / "p.safetensors", copy.deepcopy(model).to(dtype))
+    retain.load(tmp_path / "p.safetensors", copy.deepcopy(model).double())
+
+
+def test_same_names_and_other_shapes_are_told_by_name(model, tmp_path):
+    retain.passport(model, batches(), progress=False).save(tmp_path / "p.safetensors")
+    wider = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+    with pytest.raises(
+        FileError, match=r"another model; misshapen: 0\.weight, 0\.bias, 2\.weight\."
+    ):
+        retain.load(tmp_path / "p.safetensors", wider)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8, 100, 1000, -1])
+def test_a_truncated_file_is_refused_wherever_it_ends(model, tmp_path, kept):
+    retain.passport(model, batches(), progress=False).save(tmp_path / "p.safetensors")
+    whole = (tmp_path / "p.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:kept])
+    for read in (retain.passports.Passport.load, lambda path: retain.load(path, model)):
+        with pytest.raises(FileError, match=r"cut\.safetensors cannot be read.*truncated"):
+            read(tmp_path / "cut.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:The importance of")
+def test_a_passport_of_nothing_is_refused(model):
+    with pytest.raises(InputError, match="depends on no weight of the model"):
+        retain.passport(model, batches(), output=lambda y: y * 0, progress=False)
+    with pytest.raises(InputError, match=r"two batches .*data\.split\(32\)"):
+        retain.passport(model, torch.randn(16, 6), progress=False)
+
+
+def test_names_may_break_behind_dots_and_are_whole_beside_it(model, tmp_path):
+    made = retain.passport(model, batches(), progress=False)
+    page = made.write_page(tmp_path / "card.html").read_text("utf-8")
+    assert '<td title="0.weight">0.<wbr>weight</td>' in page
+
+
 def test_it_finds_its_model_inside_of_another(model, tmp_path):
     retain.passport(model, batches()).save(tmp_path / "p.safetensors")
     inside = nn.ModuleDict({"body": model, "head": nn.Linear(4, 2)})

@@ -148,11 +148,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file of any program; of ours, they are what was written.
 
     Raises:
-        FileError: a digest that is not that of what it holds.
+        FileError: a digest that is not that of what it holds; or a file of ours that holds no
+            weights, such as a memory.
         SafetensorError: it is none.
     """
     with safe_open(path, framework="pt") as opened:
-        expected = (opened.metadata() or {}).get(DIGEST)
+        metadata = opened.metadata() or {}
+        if MARK in metadata:
+            _header(path, metadata, ("weights",))
+        expected = metadata.get(DIGEST)
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     if expected not in (None, _digest("", tensors)):
         raise FileError(f"{path} is damaged: {OTHER}")
@@ -210,7 +214,7 @@ def _header(source: Path, metadata: Mapping[str, str], kinds: tuple[str, ...]) -
             "Upgrade retain."
         )
     if found not in kinds:
-        expected = " or ".join(map(_article, kinds))
+        expected = " or ".join(kind if kind == "weights" else _article(kind) for kind in kinds)
         raise FileError(
             f"{source} holds {_article(found)}, not {expected}. {_READERS.get(found, '')}"
         )

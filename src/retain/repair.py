@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from retain import arguments
+from retain.counterparts import REMEDY, beside, few, in_a_checkpoint, lookalike, plain_names
 from retain.errors import InputError, StateError
 from retain.importance import Importance
 from retain.memory.body import Memory
-from retain.memory.memory_file import apart, by_canonical_name
+from retain.memory.memory_file import apart
 from retain.parameters import (
     Weights,
-    canonical,
     merged_copy,
     refuse_unmerged,
     shape_of,
@@ -24,8 +24,6 @@ from retain.parameters import (
     unusable,
 )
 from retain.saying import warn
-
-NAMED = 5  # parameters in a warning
 
 
 @overload
@@ -105,9 +103,11 @@ def repair(
 def _repaired(
     base: Weights, tuned: Weights, importance: Mapping[str, Tensor], amount: float
 ) -> dict[str, Tensor]:
-    names = {canonical(name): name for name in tuned}
-    before = by_canonical_name(base)
-    _refuse_others(before, {c: tuned[n] for c, n in names.items()}, importance)
+    names = plain_names(tuned, importance)
+    before = {plain: base[name] for plain, name in plain_names(base, importance).items()}
+    after = {plain: tuned[name] for plain, name in names.items()}
+    _refuse_others(before, after, importance)
+    _warn_of_what_stays(before, after, importance)
     weights = sum(omega.numel() for omega in importance.values())
     mean = sum(float(omega.double().sum()) for omega in importance.values()) / weights
     largest = max(float(omega.double().max()) for omega in importance.values() if omega.numel())
@@ -146,18 +146,20 @@ def _of_the_same_layer(
 
 
 def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tensor]) -> None:
-    wrong = []
+    wrong, remedy = [], ""
     for name, omega in importance.items():
         for what, weights in (("base", base), ("tuned", tuned)):
             if name not in weights:
-                wrong.append(f"{name} is missing in {what}")
+                hint = lookalike(name, omega.shape, weights)
+                remedy = REMEDY if hint else remedy
+                wrong.append(f"{name} is missing in {what}{hint}")
             elif shape_of(weights[name]) != omega.shape:
                 shapes = f"{shape_there(weights[name])} in {what}"
                 wrong.append(f"{name} is {shapes}, and {tuple(omega.shape)} in the memory")
     if wrong:
         raise InputError(
             f"Not the weights of one model: {'; '.join(wrong)}. Give the model that the memory was "
-            "made from as base, and the fine-tuned model as tuned."
+            f"made from as base, and the fine-tuned model as tuned.{remedy}"
         )
     bad = [
         f"in {what} {phrase}"
@@ -170,6 +172,29 @@ def _refuse_others(base: Weights, tuned: Weights, importance: Mapping[str, Tenso
         )
 
 
+def _warn_of_what_stays(base: Weights, tuned: Weights, importance: Mapping[str, Tensor]) -> None:
+    """Where nothing that is held has changed, nothing is mended; nor is what is new beside it."""
+    new = beside(tuned, base, importance)
+    if new:
+        warn(
+            f"{few(new)}: in tuned beside weights that the memory holds, and not in base. They "
+            "stay as they are, whatever they do to the output. If they are adapters, merge them "
+            "into the weights first."
+        )
+    if all(_same(base[name], tuned[name]) for name in importance):
+        warn(
+            "base and tuned are the same in every weight that the memory holds: there is nothing "
+            "to repair."
+        )
+
+
+def _same(was: Tensor, now: Tensor) -> bool:
+    there = was.detach().to(now.device, now.dtype)
+    if now.element_size() == 1:  # types of 8 bits have hardly any operations
+        return torch.equal(there.view(torch.uint8), now.detach().view(torch.uint8))
+    return torch.equal(there, now.detach())
+
+
 def warn_of_another_base(other: Sequence[str]) -> None:
     """Ω was made on θ*: with base and tuned the wrong way round, all goes the wrong way.
 
@@ -177,10 +202,9 @@ def warn_of_another_base(other: Sequence[str]) -> None:
         other: names of weights of the base that are not θ*.
     """
     if other:
-        named = ", ".join(other[:NAMED]) + (", …" if len(other) > NAMED else "")
         warn(
-            f"base is not what the memory was consolidated on: {named}. base must be the model "
-            "before fine-tuning, and tuned the model after it; are they the wrong way round?"
+            f"base is not what the memory was consolidated on: {few(other)}. base must be the "
+            "model before fine-tuning, and tuned the model after it; are they the wrong way round?"
         )
 
 
@@ -190,4 +214,10 @@ def _state(given: nn.Module | Weights, what: str) -> dict[str, Tensor]:
     if isinstance(given, Mapping) and all(isinstance(t, Tensor) for t in given.values()):
         refuse_unmerged(map(str, given), what)
         return dict(given)
-    raise InputError(f"{what} is a {type(given).__name__}; expected a model or a state dict.")
+    said = f"{what} is a {type(given).__name__}; expected a model or a state dict."
+    if isinstance(given, Mapping):
+        odd = few([str(name) for name, value in given.items() if not isinstance(value, Tensor)])
+        key = in_a_checkpoint(given)
+        more = f"It is a checkpoint: give its [{key!r}]." if key else f"No tensors: {odd}."
+        said = f"{what} is no state dict. {more}"
+    raise InputError(said)

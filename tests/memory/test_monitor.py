@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -124,6 +128,76 @@ def test_wrong_arguments_are_refused_before_anything_is_attached(model, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
         held(model).attach(optimizer, **wrong)
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_training_that_diverges_is_logged_as_that_and_ended_as_that(model):
+    memory, seen = held(model, strength=0.0), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with memory.attach(optimizer, log=seen.append, every=1):
+        with torch.no_grad():
+            model[0].weight[0, 0] = torch.nan
+        steps(model, optimizer, 1)
+    assert math.isnan(seen[0]["drift"])
+    told = r"After 1 protected steps weights hold NaN or infinity \(0\.weight.*has diverged"
+    with (
+        memory.attach(optimizer, stop_when_drift_exceeds=0.5, every=1),
+        pytest.raises(DriftError, match=told),
+    ):
+        steps(model, optimizer, 1)
+    with pytest.raises(InputError, match=r"0\.weight holds NaN or infinity"):
+        memory.drift()
+
+
+class BrokenError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("ended", ["by the limit", "by the log"])
+def test_training_that_goes_on_after_an_end_is_not_told_that_it_was_unprotected(model, ended):
+    def log(_told):
+        raise BrokenError
+
+    more = {"stop_when_drift_exceeds": 0.0} if ended == "by the limit" else {"log": log}
+    memory = held(model, strength=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with memory.attach(optimizer, every=1, **more), pytest.raises((DriftError, BrokenError)):
+        steps(model, optimizer, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with memory.attach(optimizer):
+            steps(model, optimizer, 3)
+
+
+def test_accumulated_gradients_are_one_step_and_a_step_that_a_scaler_skips_is_none(model):
+    memory, seen = held(model, strength=0.1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with memory.attach(optimizer, log=seen.append, every=1):
+        for k in range(8):  # two passes a step, one of the four steps with infinite gradients
+            loss = model(torch.ones(2, 4)).square().mean() * (torch.inf if k == 3 else 1.0)
+            scaler.scale(loss).backward()
+            if k % 2:
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+    assert [one["step"] for one in seen] == [1, 2, 3]
+    assert seen[-1]["drift"] == memory.drift().relative
+
+
+def test_a_training_that_is_resumed_measures_from_the_same_anchor(model):
+    memory, seen = held(model, strength=0.1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with memory.attach(optimizer):
+        steps(model, optimizer, 3)
+    copied = copy.deepcopy(model)
+    other = retain.MAS(copied, strength=0.1)
+    other.load_state_dict(memory.state_dict())
+    resumed = torch.optim.SGD(copied.parameters(), lr=0.01)
+    other.attach(resumed, log=seen.append, every=1)
+    steps(copied, resumed, 1)
+    with memory.attach(optimizer):
+        steps(model, optimizer, 1)
+    assert seen[0]["drift"] == pytest.approx(memory.drift().relative)
 
 
 # ---- ‖F‖², which drift is measured by ----

@@ -14,9 +14,12 @@ from retain.errors import FileError
 from retain.files import write_weights
 from retain.integrations.peft.saved import merged_from
 from retain.memory.memory_file import other_weights, read_importance
+from retain.models.checkpoint_folder import is_checkpoint
 from retain.models.weights import read_state
 from retain.repair import repair as repaired
 from retain.repair import warn_of_another_base
+
+TORCH = (".pt", ".pth", ".bin", ".ckpt")  # names of files of torch
 
 
 @plainly
@@ -24,7 +27,8 @@ def repair(
     base: Annotated[
         Path,
         typer.Argument(
-            help="Weights before fine-tuning: safetensors or a torch file.",
+            help="Weights before fine-tuning: safetensors, a torch file, or a folder that "
+            "save_pretrained() wrote.",
             parser=path,
             metavar="BASE",
         ),
@@ -32,7 +36,7 @@ def repair(
     tuned: Annotated[
         Path,
         typer.Argument(
-            help="Weights after fine-tuning, or a folder with an adapter.",
+            help="Weights after fine-tuning, or a folder with an adapter alone.",
             parser=path,
             metavar="TUNED",
         ),
@@ -58,10 +62,16 @@ def repair(
 
     retain repair before.pt after.pt --memory memory.safetensors --out mended.safetensors
     """
+    if file.suffix in TORCH:
+        raise FileError(
+            f"--out is {file}, and what is written is safetensors, which torch.load() does not "
+            f"read. Give a name such as {file.with_suffix('.safetensors')}."
+        )
     _refuse_to_overwrite(file, (base, tuned, memory))
     _, importance = read_importance(memory)
     before = read_state(base)
-    after = merged_from(before, tuned) if tuned.is_dir() else read_state(tuned)
+    adapter = tuned.is_dir() and not is_checkpoint(tuned)
+    after = merged_from(before, tuned) if adapter else read_state(tuned)
     state = repaired(before, after, importance, amount=amount)
     warn_of_another_base(other_weights(memory, before))
     write_weights(file, state)
@@ -71,7 +81,9 @@ def repair(
 def _refuse_to_overwrite(file: Path, read: Iterable[Path]) -> None:
     """What is read cannot be computed again from what would take its place."""
     for given in read:
-        if file.exists() and given.exists() and file.samefile(given):
+        holds = given if given.is_dir() else given.parent if is_checkpoint(given) else None
+        inside = holds is not None and file.resolve().parent == holds.resolve()
+        if file.exists() and given.exists() and (inside or file.samefile(given)):
             raise FileError(
                 f"--out is {given}, which is one of the inputs. Give another file, so that it is "
                 "not lost."

@@ -13,6 +13,7 @@ from retain.errors import InputError
 from retain.memory.lent_gradients import ledger_of
 from retain.memory.optimizers import FOLLOWING, FoundOptimizer
 from retain.memory.step_size import step_sizes
+from retain.memory.steps import broken_off
 from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values
 from retain.penalty.hold import is_accelerated
 from retain.penalty.many import is_small
@@ -172,7 +173,11 @@ class Attachment:
         self._now = []
         self.steps += 1
         for watcher in [one for one in self._handles.values() if one is not None]:
-            watcher(self.optimizer)
+            try:
+                watcher(self.optimizer)
+            except BaseException:
+                broken_off(optimizer)
+                raise
 
     def _follow(self) -> None:
         """The proximal step, with the learning rate or with the optimizer's own step sizes."""

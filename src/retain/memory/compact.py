@@ -19,6 +19,7 @@ from retain.parameters import named_parameters
 from retain.readable import memory_bytes
 
 KIND = "passport"
+SINGLE = 4  # bytes of a number in single precision, of which fingerprints are
 ROWS, COLUMNS, WHOLE = "rows", "columns", "whole"
 
 
@@ -119,10 +120,16 @@ def memory_of(
     marks = fingerprints({name: own[name] for name in expected})
     changed = [name for name, mark in expected.items() if marks[name] != mark]
     if changed:
+        coarse = sorted({str(own[n].dtype) for n in changed if own[n].element_size() < SINGLE})
+        types = ", ".join(one.removeprefix("torch.") for one in coarse)
         raise refusal(
             f"is of other weights: {len(changed)} of {len(expected)} differ, such as "
             f"{', '.join(changed[:3])}. A passport protects the published weights: load it before "
             "the model is trained further."
+            + (
+                f" The model's are {types}: load them in float32, load this, then cast."
+                * bool(types)
+            )
         )
     before = f"{at}." if at else ""
     memory = MAS(model, include=[before + name for name in expected], offload=offload)

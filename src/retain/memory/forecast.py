@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,11 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.borrowed import borrowed
+from retain.counterparts import (
+    REMEDY,
+    beside,
+    few,
+    in_a_checkpoint,
+    lookalike,
+    plain_names,
+)
 from retain.errors import InputError
 from retain.memory.given_data import batches_in, blaming
+from retain.memory.movement import unrelated
 from retain.parameters import (
     Weights,
-    canonical,
     has_adapters,
     merged_copy,
     named_parameters,
@@ -25,15 +33,22 @@ from retain.parameters import (
 )
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
+from retain.saying import warn
 
 EXPECTED = "a model, a state dict, or a loader of new data"
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
-def weights_in(other: object, held: Weights) -> Weights | None:
+def weights_in(other: object, held: Weights, known: Collection[str] = ()) -> Weights | None:
     """Name -> weight of a model or a state dict, for everything in `held`; None if it is neither.
 
-    Adapters of PEFT count as merged.
+    Adapters of PEFT count as merged. Names may have what wrappers put before them.
+
+    Args:
+        other: what may be either.
+        held: the weights that are looked for.
+        known: names of all that the memory's own model has. Of what is new in the modules that
+            hold weights it is warned, since it counts for nothing.
 
     Raises:
         InputError: names that are missing or have another shape, all of them.
@@ -42,26 +57,58 @@ def weights_in(other: object, held: Weights) -> Weights | None:
         found: Weights = named_parameters(merged_copy(other) if has_adapters(other) else other)
     elif isinstance(other, Mapping):
         refuse_unmerged(map(str, other), "The state dict")
-        found = {canonical(str(name)): w for name, w in other.items() if isinstance(w, Tensor)}
+        tensors = {str(name): w for name, w in other.items() if isinstance(w, Tensor)}
+        found = {plain: tensors[name] for plain, name in plain_names(tensors, held).items()}
     else:
         return None
+    hints = {n: lookalike(n, star.shape, found) for n, star in held.items() if n not in found}
     wrong = [
         f"{name} {tuple(star.shape)} is "
-        + (f"{shape_there(found[name])} there" if name in found else "missing")
+        + (f"missing{hints[name]}" if name in hints else f"{shape_there(found[name])} there")
         for name, star in held.items()
-        if name not in found or shape_of(found[name]) != star.shape
+        if name in hints or shape_of(found[name]) != star.shape
     ]
     if wrong:
+        key = in_a_checkpoint(other) if isinstance(other, Mapping) else ""
+        odd = {type(w).__name__ for w in other.values()} if isinstance(other, Mapping) else set()
+        odd = odd - {"Tensor", "Parameter"} if not found and not key else set()
         raise InputError(
             f"These weights are of another model: {'; '.join(wrong)}. Give a model or a state dict "
             "with the parameters that this memory holds."
+            + (f" What was given is a checkpoint: give its [{key!r}]." if key else "")
+            + (f" What was given holds {', '.join(sorted(odd))}, no tensors." if odd else "")
+            + (REMEDY if any(hints.values()) else "")
         )
+    if known and (new := beside(found, known, held)):
+        warn(
+            f"{few(new)}: new beside weights that the memory holds, and what they do to the output "
+            "is not in the forecast. If they are adapters, merge them into the weights first."
+        )
+    return found
+
+
+def refuse_unusable(found: Weights, held: Iterable[str]) -> None:
+    """Of weights that are no finite numbers nothing can be forecast.
+
+    Raises:
+        InputError: some are not, with their names.
+    """
     bad = unusable(found, held)
     if bad:
         raise InputError(
             f"No forecast can be made of these weights: {'; '.join(bad)}. Expected finite numbers."
         )
-    return found
+
+
+def warn_if_unrelated(found: Weights, anchor: Weights) -> None:
+    """Weights that have nothing in common with θ* are another model's, of the same shapes."""
+    matrices = [(found[n], star) for n, star in anchor.items() if n in found and star.ndim > 1]
+    if matrices and unrelated(matrices):
+        warn(
+            "The weights have nothing in common with those that the memory holds (they are at a "
+            "right angle to θ*): they are another model's, of the same shapes, or were made anew. "
+            "What the forecast says of a model that was trained from θ* it does not say of them."
+        )
 
 
 def after_one_step(
@@ -116,4 +163,11 @@ def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
             "The batch holds no labels for a cross-entropy. Give (inputs, labels), or say what is "
             "learned with loss=lambda model, batch: …"
         )
-    return F.cross_entropy(first_tensor(returned), batch.labels)
+    outputs = first_tensor(returned)
+    if batch.labels.is_floating_point() and batch.labels.shape != outputs.shape:
+        raise InputError(
+            f"The labels are {str(batch.labels.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(batch.labels.shape)}, and no classes for a cross-entropy with outputs of "
+            f"{tuple(outputs.shape)}. Say what is learned with loss=lambda model, batch: …"
+        )
+    return F.cross_entropy(outputs, batch.labels)

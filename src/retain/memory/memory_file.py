@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retain import arguments, files
+from retain.counterparts import plain_names
 from retain.errors import FileError
 from retain.header import Fields
 from retain.importance import Importance, not_importance
@@ -21,7 +22,7 @@ from retain.memory.mas import MAS
 from retain.memory.plain_data import restored
 from retain.memory.si import SI
 from retain.memory.state import State, grouped
-from retain.parameters import Patterns, Selection, canonical, unwrapped
+from retain.parameters import Patterns, Selection, unwrapped
 from retain.samples.outputs import OutputPicker
 
 KINDS: dict[str, type[Memory]] = {kind.__name__: kind for kind in (MAS, LocalMAS, EWC, SI)}
@@ -134,7 +135,8 @@ def other_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -
     try:
         if header["kind"] == KIND:
             marks = Fields(header).named_texts("weights")
-            here = {n: w for n, w in by_canonical_name(weights).items() if n in marks}
+            names = plain_names(weights, marks)
+            here = {n: weights[names[n]] for n in names if n in marks}
             return [n for n, mark in fingerprints(here).items() if mark != marks[n]]
         if header["kind"] == "importance":
             return []
@@ -146,14 +148,9 @@ def other_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -
 
 def apart(weights: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> list[str]:
     """Names of what is in both, and not equal up to the rounding of the coarser type."""
-    known = by_canonical_name(weights)
+    known = {plain: weights[name] for plain, name in plain_names(weights, anchor).items()}
     both = ((n, known[n].to(star.device), star) for n, star in anchor.items() if n in known)
     return [n for n, weight, star in both if not _near(weight, star)]
-
-
-def by_canonical_name(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under their names without what wrappers put into them."""
-    return {canonical(name): tensor for name, tensor in weights.items()}
 
 
 def _near(one: Tensor, other: Tensor) -> bool:

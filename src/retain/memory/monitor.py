@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from retain.counterparts import few
 from retain.drift import Drift
 from retain.errors import DriftError
 
@@ -23,7 +25,7 @@ class Monitor:
         strength: λ now.
         optimizer: whose steps are counted; of several, one, so that a round of all is one step.
         log: is given "step", "drift" (`Drift.relative`), "change", "penalty" (with λ) and
-            "distance" as plain numbers.
+            "distance" as plain numbers, NaN or infinite where weights are.
         limit: of `Drift.relative`; beyond it, a step ends with a DriftError.
         every: how many steps lie between two looks.
     """
@@ -63,6 +65,13 @@ class Monitor:
                     "penalty": self._strength() * drift.penalty,
                     "distance": drift.distance,
                 }
+            )
+        if self._limit is not None and not math.isfinite(drift.relative):
+            lost = [n for n, p in drift.parameters.items() if not math.isfinite(p.change)]
+            raise DriftError(
+                f"After {self._steps} protected steps weights hold NaN or infinity "
+                f"({few(lost)}): the training has diverged. Go back to a checkpoint, and lower the "
+                'learning rate or use form="adaptive".'
             )
         if self._limit is not None and not drift.relative <= self._limit:
             most = [f"{n} ({100 * p.share:.0f} %)" for n, p in drift.parameters.items()]

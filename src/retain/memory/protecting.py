@@ -14,13 +14,20 @@ from retain.drift import Drift
 from retain.eagerly import eagerly
 from retain.errors import InputError, StateError
 from retain.memory.attachment import Attachment
-from retain.memory.forecast import Loss, after_one_step, weights_in
+from retain.memory.forecast import (
+    Loss,
+    after_one_step,
+    refuse_unusable,
+    warn_if_unrelated,
+    weights_in,
+)
 from retain.memory.growth import hold_grown
 from retain.memory.handle import Handle, attached
 from retain.memory.held_and_free import Check, checked
 from retain.memory.monitor import Log, Monitor
 from retain.memory.optimizers import FoundOptimizer, optimizers_in, refuse_form, refuse_unheld
 from retain.memory.remembered import Remembered
+from retain.parameters import Weights, canonical
 from retain.penalty import Number, Penalty
 from retain.saying import warn
 from retain.sharding import is_sharded, local, over_shards
@@ -146,7 +153,7 @@ class Protecting(Remembered):
         watcher = None
         if log is not None or limit is not None:
             watcher = Monitor(
-                lambda: self.drift() if self.tasks else None,
+                self._drift_in_training,
                 self._weight,
                 found[0].optimizer,
                 log=log,
@@ -173,7 +180,36 @@ class Protecting(Remembered):
             >>> memory.drift().relative  # nothing has moved
             0.0
         """
-        return self.forecast(self.model)
+        held = self._held_somewhere()
+        weights = weights_in(self.model, held)
+        assert weights is not None  # a model has weights
+        refuse_unusable(weights, held)
+        return self._drift_of(weights, held)
+
+    def _drift_in_training(self) -> Drift | None:
+        """The same before there is a θ* (None), or where weights are not finite any more."""
+        if not self.tasks:
+            return None
+        held = self._held_somewhere()
+        weights = weights_in(self.model, held)
+        assert weights is not None
+        return self._drift_of(weights, held)
+
+    def _drift_of(self, weights: Weights, held: Weights) -> Drift:
+        anchor, importance = self.anchor, self.importance
+        omegas = {name: importance[name] for name in held}
+        return Drift.of(omegas, anchor, weights, importance.squared_norm)
+
+    def _held_somewhere(self) -> dict[str, Tensor]:
+        """Name -> weight of all that is held now.
+
+        Raises:
+            StateError: nothing was consolidated.
+        """
+        held: dict[str, Tensor] = {name: p for name, (p, _) in self._holding().items()}
+        if not held:
+            raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
+        return held
 
     def forecast(self, other: Any, *, loss: Loss | None = None, lr: float = 1e-3) -> Drift:
         """How much the output is to change with other weights, before anybody uses them.
@@ -196,19 +232,19 @@ class Protecting(Remembered):
             >>> 0 < near < far
             True
         """
-        held = {name: p for name, (p, _) in self._holding().items()}
         arguments.function("loss", loss)
         arguments.number("lr", lr, above=0)
-        if not held:
-            raise StateError("Nothing was consolidated: there is no Ω and no θ* to compare with.")
-        anchor, importance = self.anchor, self.importance
-        weights = weights_in(other, held)
+        held = self._held_somewhere()
+        known = {canonical(name) for name in self.model.state_dict()}
+        weights = weights_in(other, held, known)
         if weights is not None and loss is not None:
             raise InputError("A forecast for weights looks at no data: leave loss out.")
         if weights is None:
             weights = after_one_step(self.model, other, held, loss=loss, lr=lr)
-        omegas = {name: importance[name] for name in held}
-        return Drift.of(omegas, anchor, weights, importance.squared_norm)
+        else:
+            refuse_unusable(weights, held)
+            warn_if_unrelated(weights, self.anchor)
+        return self._drift_of(weights, held)
 
     def check(self, optimizer: object = None) -> Check:
         """What is held, what is free, what moved and how far: a table to print, with fields.

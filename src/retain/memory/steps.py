@@ -48,6 +48,11 @@ def _before(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         listener.before(optimizer)
 
 
+def broken_off(optimizer: Optimizer) -> None:
+    """A hook after its step is about to raise, and torch will call no other: the step is done."""
+    _after(optimizer, None, None)
+
+
 def _after(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     for listener in listeners():
         listener.after(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from retain import files, readable
+from retain.counterparts import WRAPPED_IN
 from retain.errors import FileError
 from retain.header import shown
+from retain.models.checkpoint_folder import is_checkpoint, read_checkpoint
 from retain.parameters import is_finite
 
-# Where training scripts put the weights beside other things, and what wrappers put before names.
-WRAPPED_IN = ("state_dict", "model_state_dict", "model")
+# What wrappers put before names.
 PREFIXES = ("module.", "_orig_mod.")
 LISTED = 20
 WHOLE = (
@@ -56,9 +58,12 @@ def read_weights(path: Path) -> Any:
     Raises:
         FileError: missing, unreadable, or more than tensors.
     """
+    if is_checkpoint(path):
+        return read_checkpoint(path, read_weights)
     if why := readable.why_not(path):
         raise FileError(
-            f"The file of weights {path} {why}. Give a safetensors or torch file, or "
+            f"The file of weights {path} {why}. Give a safetensors or torch file, a folder that "
+            "save_pretrained() wrote, or "
             '"default" for the weights that torchvision or timm offers for the model.'
         )
     readable.refuse_holes(path)
@@ -71,7 +76,7 @@ def read_weights(path: Path) -> Any:
         raise FileError(
             f"{path} is not a file of weights alone, and is not loaded, because that could run "
             "code in it. Where it was made, save only the weights: torch.save(model.state_dict(), "
-            f"…) or safetensors. (torch: {str(error).strip().splitlines()[0]})"
+            f"…) or safetensors.{_objects(error)}"
         ) from error
     except FileError:
         raise
@@ -81,6 +86,12 @@ def read_weights(path: Path) -> Any:
         raise FileError(
             f"{path} is not a readable file of weights (cut off, or another format): {said}"
         ) from error
+
+
+def _objects(error: pickle.UnpicklingError) -> str:
+    """What else it holds, if torch says so: a whole model, or something of numpy's."""
+    named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+    return f" (It holds objects of {shown(named[1])}.)" if named else ""
 
 
 def _refuse_damaged_archive(path: Path) -> None:
@@ -136,9 +147,8 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise FileError(f"{path} holds no weights by name{said}")
     given = dict(loaded)
     readable.refuse_too_much(path, given.values())
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in given):
-            given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in given)), ""):
+        given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
     return given
 
 

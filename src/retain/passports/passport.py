@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from retain.memory.mas import MAS
 from retain.parameters import named_parameters
 from retain.samples.outputs import OutputPicker
 
+BREAK = re.compile(r"(?<=[._])(?=\w)")  # where the name of a parameter may go on in the next line
 RANKED = 100_000  # weights of a layer whose ranks are compared
 Card = Mapping[str, Any]
 
@@ -185,7 +187,8 @@ def passport(
         progress: show a bar, if there is a terminal.
 
     Raises:
-        InputError: fewer than two batches, or what `observe` refuses.
+        InputError: fewer than two batches, an output that depends on no weight, or what `observe`
+            refuses.
 
     Examples:
         >>> card = retain.passport(model, loader, name="small", described="random numbers")
@@ -202,9 +205,17 @@ def passport(
     for half, batch in turn:
         half.observe([batch], progress=progress)
     if not all(half.observed for half in halves):
-        raise InputError("A passport needs two batches of data at least: it compares two halves.")
+        raise InputError(
+            "A passport needs two batches of data at least: it compares two halves. Split what is "
+            "one, such as data.split(32)."
+        )
     parts = [half.observed for half in halves]
     whole = _used(Importance.pool(parts))
+    if not whole:
+        raise InputError(
+            "The output depends on no weight of the model, so there is nothing to publish. Which "
+            "output is meant? output= picks it."
+        )
     seconds = time.perf_counter() - started
     kept = compacted(whole)
     shapes = {n: tuple(omega.shape) for n, omega in whole.items()}
@@ -300,6 +311,7 @@ th, td {{ padding: .2rem .7rem; text-align: right; white-space: nowrap }}
 th, td {{ border-bottom: 1px solid #ddd }}
 th:first-child, td:first-child {{ text-align: left }}
 td:first-child {{ white-space: normal; min-width: 8rem; max-width: 24rem }}
+td:nth-child(5) {{ text-align: left }}
 .bar {{ display: inline-block; height: .7em; background: #0072B2 }}
 pre {{ white-space: pre-wrap; background: #f6f6f6; padding: .7rem }}
 </style></head><body>
@@ -320,11 +332,12 @@ keeps of it.</p>
 def _page(card: Card) -> str:
     largest = max((layer["share"] for layer in card["layers"]), default=1.0) or 1.0
     rows = [
-        "<tr>"
+        f'<tr><td title="{escape(layer["name"])}">'
+        + BREAK.sub("<wbr>", escape(layer["name"]))
+        + "</td>"
         + "".join(
             f"<td>{cell}</td>"
             for cell in (
-                escape(layer["name"]),
                 "×".join(map(str, layer["shape"])) or "scalar",
                 f"{layer['mean']:.3g}",
                 f"{100 * layer['share']:.1f} %",

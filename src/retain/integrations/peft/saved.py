@@ -60,8 +60,8 @@ def merged_from(base: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
 def _read(folder: Path) -> dict[str, Tensor]:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise FileError(
-            f"{folder} is a folder without {CONFIG} and {WEIGHTS}. Give a file of weights, or the "
-            "folder that PEFT's save_pretrained() wrote."
+            f"{folder} is a folder without {CONFIG} and {WEIGHTS}. Give a file of weights, or a "
+            "folder that save_pretrained() wrote, of a model or of PEFT's adapter."
         )
     try:
         return load_file(folder / WEIGHTS)
