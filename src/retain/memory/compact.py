@@ -126,10 +126,7 @@ def memory_of(
             f"is of other weights: {len(changed)} of {len(expected)} differ, such as "
             f"{', '.join(changed[:3])}. A passport protects the published weights: load it before "
             "the model is trained further."
-            + (
-                f" The model's are {types}: load them in float32, load this, then cast."
-                * bool(types)
-            )
+            + (f" Those of the model are {types}: load it in float32, and this." if types else "")
         )
     before = f"{at}." if at else ""
     memory = MAS(model, include=[before + name for name in expected], offload=offload)
