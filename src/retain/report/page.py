@@ -14,7 +14,7 @@ from retain import arguments, atomic
 from retain.errors import FileError, InputError
 from retain.extras import needs
 from retain.report import text
-from retain.report.figures.picture import NARROW
+from retain.report.figures.canvas import NARROW
 from retain.report.figures.style import COLOURS
 from retain.report.figures.svg import drawn
 from retain.report.sections import sections

@@ -11,9 +11,9 @@ from retain.report import text
 from retain.report.figures.accuracy_matrices import colour_floor, matrices
 from retain.report.figures.adaptation import adaptation
 from retain.report.figures.bytes_kept import memory
+from retain.report.figures.canvas import Picture
 from retain.report.figures.importance_by_layer import importance
 from retain.report.figures.pareto_front import frontier
-from retain.report.figures.picture import Picture
 from retain.report.figures.plasticity import plasticity
 from retain.report.figures.sequence import over_the_sequence
 from retain.report.figures.tradeoff import tradeoffs

@@ -8,8 +8,7 @@ from typing import Any
 
 from retain.experiment.metrics import Spread
 from retain.extras import needs
-from retain.report.figures.canvas import Canvas, fitted, wide, widest
-from retain.report.figures.picture import NARROW, Picture
+from retain.report.figures.canvas import NARROW, Canvas, Picture, fitted, wide, widest
 from retain.report.figures.style import COLOURS, MUTED, POINTS_PER_PIXEL, SURFACE
 from retain.report.format import percent, slug
 from retain.report.variants import Sequence, Variant

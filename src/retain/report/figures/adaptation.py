@@ -7,8 +7,7 @@ from typing import Any
 
 from retain.experiment.metrics import Spread
 from retain.extras import needs
-from retain.report.figures.canvas import Canvas, fitted, widest
-from retain.report.figures.picture import WIDE, Picture
+from retain.report.figures.canvas import WIDE, Canvas, Picture, fitted, widest
 from retain.report.figures.style import INK, POINTS_PER_PIXEL, Look, looks
 from retain.report.format import class_names, percent
 from retain.report.tables.by_class import KeptByClass, kept

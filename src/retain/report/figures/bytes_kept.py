@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any
 
 from retain.extras import needs
-from retain.report.figures.canvas import Canvas, fitted, widest
-from retain.report.figures.picture import WIDE, Picture
+from retain.report.figures.canvas import WIDE, Canvas, Picture, fitted, widest
 from retain.report.figures.style import KINDS, OTHER_KINDS
 from retain.report.format import size
 from retain.report.variants import Sequence

@@ -1,13 +1,27 @@
-"""Drawing in CSS pixels: figures whose text has a size, not a share of the picture."""
+"""Pictures before they are drawn, and drawing in CSS pixels, so that text never shrinks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from retain.extras import needs
 from retain.report.figures.style import INK, POINTS_PER_PIXEL
+
+WIDE, NARROW = 720, 320  # CSS pixels: beside a margin of text, and on a phone
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the report, drawn at each of `widths`: its text has a size, and no share."""
+
+    name: str  # of its files
+    caption: str  # what to see in it
+    description: str  # for those who cannot see it
+    draw: Callable[[int], Any]  # width in CSS pixels → matplotlib figure
+    widths: tuple[int, ...] = (WIDE, NARROW)
 
 
 class Canvas:

@@ -8,8 +8,7 @@ from typing import Any
 
 from retain.experiment.results import LayerImportance
 from retain.extras import needs
-from retain.report.figures.canvas import Canvas, fitted_end
-from retain.report.figures.picture import NARROW, Picture
+from retain.report.figures.canvas import NARROW, Canvas, Picture, fitted_end
 from retain.report.figures.style import INK, MUTED, look
 from retain.report.format import slug
 from retain.report.variants import Sequence, ShownRun

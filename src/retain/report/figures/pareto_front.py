@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import Canvas
+from retain.report.figures.canvas import WIDE, Canvas, Picture
 from retain.report.figures.labels import at_the_right, room
-from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import GRID_LINE, MUTED, looks
 from retain.report.tables.equal_accuracy import sentences
 from retain.report.tables.operating_points import LESS, OperatingPoint, points, target

@@ -7,9 +7,8 @@ from statistics import median
 from typing import Any
 
 from retain.experiment.metrics import Spread
-from retain.report.figures.canvas import Canvas
+from retain.report.figures.canvas import WIDE, Canvas, Picture
 from retain.report.figures.labels import at_the_right, room
-from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, looks
 from retain.report.variants import Sequence, Variant
 

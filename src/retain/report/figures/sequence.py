@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from retain.experiment.metrics import Spread, mean_or_none
-from retain.report.figures.canvas import Canvas, fitted, widest
+from retain.report.figures.canvas import Canvas, Picture, fitted, widest
 from retain.report.figures.labels import LINE, at_the_right, room
-from retain.report.figures.picture import Picture
 from retain.report.figures.style import looks
 from retain.report.variants import Sequence, ShownRun, Variant
 

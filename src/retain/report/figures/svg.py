@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from retain import atomic
-from retain.report.figures.picture import Picture
+from retain.report.figures.canvas import Picture
 from retain.report.figures.style import COLOURS, POINTS_PER_PIXEL, SURFACE, styled
 
 SHARP = 2  # PNG pixels per CSS pixel

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from retain.report.figures.canvas import Canvas
+from retain.report.figures.canvas import WIDE, Canvas, Picture
 from retain.report.figures.labels import around, at_the_right, room
-from retain.report.figures.picture import WIDE, Picture
 from retain.report.figures.style import MUTED, looks
 from retain.report.format import BOUNDS, method_name, number
 from retain.report.variants import Sequence, ShownRun, Variant
