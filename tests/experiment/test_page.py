@@ -7,7 +7,7 @@ import pytest
 from retain.cli.flags import fields_of, with_table
 from retain.experiment import Config, Run, run
 from retain.experiment.config import FIELDS
-from retain.experiment.results import MEASURES
+from retain.experiment.record import MEASURES
 from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
 

@@ -15,7 +15,7 @@ from retain.cli.speaking import plainly
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
 from retain.experiment.config import FIELDS
-from retain.experiment.results import Content
+from retain.experiment.content import Content
 from retain.experiment.sweep import swept
 from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS

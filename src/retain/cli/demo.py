@@ -12,7 +12,7 @@ from retain.cli.flags import out_option
 from retain.cli.run import show
 from retain.cli.speaking import out, plainly
 from retain.experiment import Config, Results, run
-from retain.experiment.results import FILE
+from retain.experiment.content import FILE
 from retain.experiment.run_folder import CHECKPOINTS, made
 from retain.methods import PAPER
 

@@ -19,8 +19,8 @@ from retain.errors import ConfigError
 from retain.experiment import Config, Results
 from retain.experiment import run as run_config
 from retain.experiment.config import FIELDS
+from retain.experiment.content import FILE, Content
 from retain.experiment.learner import described
-from retain.experiment.results import FILE, Content
 from retain.experiment.run_folder import previous
 from retain.experiment.workers.crew import Workforce
 from retain.legible import visible

@@ -12,7 +12,7 @@ from torch import Tensor
 from retain import files
 from retain.errors import FileError
 from retain.experiment.job import Job
-from retain.experiment.results import Run
+from retain.experiment.record import Run
 from retain.experiment.run_folder import CHECKPOINTS
 from retain.parameters import is_finite
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from retain.experiment.machine import Autocast
-from retain.experiment.results import QUANTILES, LayerImportance
+from retain.experiment.record import QUANTILES, LayerImportance
 from retain.models import TaskNetwork
 from retain.tasks import Examples
 

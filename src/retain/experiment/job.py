@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from retain.experiment.config import Config, Strength
-from retain.experiment.results import Run
+from retain.experiment.record import Run
 from retain.methods import METHODS, Form, ImportanceData, options_of
 
 

@@ -16,7 +16,7 @@ from retain.experiment.evaluate import ClassScores, by_layer
 from retain.experiment.foresight import foresight
 from retain.experiment.job import Job
 from retain.experiment.machine import start_drawing
-from retain.experiment.results import Run
+from retain.experiment.record import Run
 from retain.experiment.stage import Stage
 from retain.experiment.strength_search import choose, parts_chosen
 from retain.experiment.train import learn

@@ -15,6 +15,7 @@ from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError, StateError
 from retain.experiment.checkpoint import Checkpoint
 from retain.experiment.config import Config
+from retain.experiment.content import FILE, REMEDY
 from retain.experiment.disk import LOCK, NotOwnedError, OwnedFolder
 from retain.experiment.job import Job, jobs
 from retain.experiment.learner import carry_out, steps_of
@@ -25,7 +26,8 @@ from retain.experiment.machine import (
     worthwhile_threads,
 )
 from retain.experiment.progress import Watcher, watcher
-from retain.experiment.results import FILE, REMEDY, Results, Run
+from retain.experiment.record import Run
+from retain.experiment.results import Results
 from retain.experiment.run_folder import how_to_go_on, opened, remove_half_written
 from retain.experiment.stage import Stage
 from retain.experiment.strength_search import VALIDATION

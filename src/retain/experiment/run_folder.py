@@ -12,8 +12,9 @@ from typing import NamedTuple
 from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment.config import Config
+from retain.experiment.content import FILE
 from retain.experiment.disk import OwnedFolder, owned
-from retain.experiment.results import FILE, Results
+from retain.experiment.results import Results
 
 CHECKPOINTS = "checkpoints"
 PROBE = ".retain-probe"

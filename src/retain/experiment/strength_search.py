@@ -14,7 +14,7 @@ from torch import Tensor
 from retain.errors import NonFiniteError
 from retain.experiment.foresight import Foresight
 from retain.experiment.machine import start_drawing
-from retain.experiment.results import TriedStrength
+from retain.experiment.record import TriedStrength
 from retain.experiment.stage import Stage
 from retain.experiment.train import learn
 from retain.methods import Method

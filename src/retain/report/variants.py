@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from retain import arguments, experiment
+from retain.experiment.content import FILE, Content, read_content
 from retain.experiment.metrics import Spread, mean_or_none
-from retain.experiment.results import FILE, Content, LayerImportance, Record, read_content
+from retain.experiment.record import LayerImportance, Record
 from retain.legible import legible, visible
 from retain.report.format import METHODS, class_names, knob_name, method_name, number
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from retain.errors import ConfigError, FileError, RetainError
 from retain.experiment import Config, Interrupted, Results, UnwrittenError, WorkersLostError
+from retain.experiment.content import FILE, Content
 from retain.experiment.disk import NotOwnedError, OccupiedError
 from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
 from retain.experiment.progress import Watcher, spoken, watcher
-from retain.experiment.results import FILE, Content
 from retain.experiment.run import run_by as run_config
 from retain.experiment.run_folder import CHECKPOINTS, how_to_go_on, made
 from retain.experiment.workers.crew import Crew, Workforce, crew

@@ -15,8 +15,8 @@ from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results
 from retain.experiment.checks import loaded, shown
+from retain.experiment.content import FILE, SCHEMA, Content
 from retain.experiment.disk import signed
-from retain.experiment.results import FILE, SCHEMA, Content
 from retain.experiment.run_folder import STUDY
 from retain.studies.study import Part, Study
 

@@ -30,7 +30,7 @@ from retain.experiment.job import Job
 from retain.experiment.learner import carry_out, described
 from retain.experiment.machine import chosen_device, reproducible
 from retain.experiment.progress import Watcher
-from retain.experiment.results import Run
+from retain.experiment.record import Run
 from retain.experiment.stage import Stage
 
 TELL_EVERY = 0.5  # seconds between words on how far a job is

@@ -21,7 +21,7 @@ from retain.errors import ConfigError, FileError
 from retain.experiment.checks import STRICT, checked, wrong
 from retain.experiment.job import Job
 from retain.experiment.progress import Watcher
-from retain.experiment.results import Run
+from retain.experiment.record import Run
 from retain.experiment.workers.assignment import Assignment, Event, Hear
 from retain.experiment.workers.cluster import Cluster
 from retain.experiment.workers.processes import Processes

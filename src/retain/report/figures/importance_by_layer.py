@@ -6,7 +6,7 @@ import math
 from functools import partial
 from typing import Any
 
-from retain.experiment.results import LayerImportance
+from retain.experiment.record import LayerImportance
 from retain.extras import needs
 from retain.report.figures.canvas import NARROW, Canvas, Picture, fitted_end
 from retain.report.figures.style import INK, MUTED, look

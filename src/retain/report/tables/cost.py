@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retain.experiment.results import TriedStrength
+from retain.experiment.record import TriedStrength
 from retain.report.format import number, seconds, size
 from retain.report.tables.grid import UNKNOWN, Cell, Grid
 from retain.report.variants import Sequence
