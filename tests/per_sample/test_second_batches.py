@@ -122,7 +122,7 @@ def test_mixtral_with_its_samples_in_another_order() -> None:
 
 
 def test_experts_that_are_multiplied_all_at_once() -> None:
-    """`grouped_mm`, as transformers call experts unless told otherwise: in single precision only."""
+    """`grouped_mm`, by which transformers calls experts unless told otherwise; not in float64."""
     transformers = pytest.importorskip("transformers")
 
     def build() -> nn.Module:
