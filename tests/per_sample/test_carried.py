@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retain.borrowed import borrowed
-from retain.per_sample import PerSample, carried, devices, sums_by_loop
+from retain.per_sample import PerSample, carried, devices, pull_back, sums_by_loop
 from retain.per_sample.contributions import Factors
 from retain.per_sample.scores import SquaredNorm
 from retain.per_sample.weighed import Weighed
@@ -88,6 +88,23 @@ def test_products_with_parameters_need_no_room(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(carried, "BLOCK", 1)
     routes = _is_exact(Made(name).double(), torch.randn(N, 3, Q, dtype=torch.float64), 1)
     assert {routes["a"], routes["b"]} == {"linear"}
+
+
+@pytest.mark.parametrize("held", [1, 1 << 20])
+@pytest.mark.parametrize("name", ["low rank, bent", "a table", "low rank and scaled"])
+def test_long_gradients_go_one_by_one(
+    name: str, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch norm of weights, asked for a batch of gradients, takes far longer than for each."""
+
+    def never(*given: object, **options: object) -> object:
+        raise AssertionError("a batched backward")
+
+    monkeypatch.setattr(pull_back, "LONG", 1)
+    monkeypatch.setattr(carried, "HELD", held)
+    monkeypatch.setattr(carried, "BLOCK", held)
+    monkeypatch.setattr(torch.func, "vmap", never)
+    _is_exact(Made(name).double(), torch.randn(N, 3, Q, dtype=torch.float64), 1)
 
 
 def _is_exact(model: nn.Module, x: Tensor, power: int) -> dict[str, str]:

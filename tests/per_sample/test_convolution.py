@@ -139,6 +139,30 @@ def test_whichever_way_is_the_quickest_on_a_cpu(name, way, power, monkeypatch):
     assert tried == ["each", "patches", "groups"]
 
 
+@pytest.mark.parametrize("way", ["each", "patches", "groups", "kernels"])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [1, 2])
+def test_kernels_larger_than_what_they_give(size, kernel, way, monkeypatch):
+    """As of CIFAR's images in the last layers: rules of thumb were up to 250 times too slow."""
+    tried = []
+    monkeypatch.setattr(convolution, "quickest", lambda of, ways, device: tried.extend(ways) or way)
+    weight = torch.randn(6, 1, kernel, kernel, requires_grad=True)
+    x = torch.randn(N, 6, size, size).to(memory_format=torch.channels_last)
+    with unrounded():
+        y = F.conv2d(x, weight, padding=kernel // 2, groups=6)
+        grad, settings = torch.randn_like(y), convolution._settings(y.grad_fn)
+        contribution = weight_contribution(x, grad, weight.detach(), settings, Blocks(0, 1, N, 1))
+        total = Sum(weight.shape, weight.dtype, weight.device, 1)
+        sum_contributions([contribution], N, total)
+    assert tried == ["each", "patches", "groups", "kernels"]
+    double = (grad.double(), x.double(), weight.detach().double())
+    truth = sum(
+        weight_gradient(one_x[None], one_grad[None], double[2], settings).abs()
+        for one_grad, one_x in zip(*double[:2])
+    )
+    torch.testing.assert_close(total.result().double(), truth, rtol=1e-4, atol=1e-4)
+
+
 LAYOUTS = {
     "many pixels": ((4, 3, 3, 3), (3, 26, 27), {"padding": 1}),
     "separate channels": ((6, 1, 3, 3), (6, 12, 11), {"padding": 1, "groups": 6}),

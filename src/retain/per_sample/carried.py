@@ -27,7 +27,7 @@ from retain.per_sample.frontier import Frontier
 from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Owners
 from retain.per_sample.nodes import call, operation, shape_of
-from retain.per_sample.pull_back import RESHAPING, is_transpose
+from retain.per_sample.pull_back import RESHAPING, are_long, is_transpose
 from retain.per_sample.weighed import Weighed
 from retain.pieces import BLOCK
 
@@ -133,9 +133,12 @@ def _asked(node: Node, rows: SampleGradients) -> InputContributions | None:
         return tuple(found for found in call(node, (grad,)) if found is not None)
 
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")
-            of_samples = iter(torch.func.vmap(backward)(rows.values))
+        if are_long(rows.values):
+            of_samples = iter([torch.stack(each) for each in zip(*map(backward, rows.values))])
+        else:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
+                of_samples = iter(torch.func.vmap(backward)(rows.values))
     except (RuntimeError, ValueError, NotImplementedError):
         return None  # an operation that does not know batches of gradients
     return [SampleGradients(next(of_samples), rows.route) if there else None for there in present]

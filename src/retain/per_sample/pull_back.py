@@ -30,6 +30,7 @@ SCALING = {
     *("Exp", "Log", "Tanh", "Sigmoid", "Softplus", "Relu", "Elu", "Silu", "Gelu", "Sqrt", "Rsqrt"),
     *("Pow", "Abs", "Clamp", "ClampMin", "ClampMax", "Reciprocal", "Sin", "Cos"),
 }
+LONG = 1 << 13  # numbers: from here on a CPU works for longer than it takes to call an operation
 RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"}
 
 
@@ -82,6 +83,14 @@ def pull_back(
     return found
 
 
+def are_long(gradients: Tensor) -> bool:
+    """Whether samples' gradients [m, …] are better taken one by one than as a batch.
+
+    A batched backward is often put together of many operations, where that of one is a single loop.
+    """
+    return gradients.device.type == "cpu" and gradients[0].numel() >= LONG
+
+
 def pull_back_several(
     graph: Graph, frontier: Frontier, grads: Mapping[Output, Tensor]
 ) -> dict[Node, Tensor]:
@@ -94,7 +103,7 @@ def pull_back_several(
         leaves[:] = found
         return tuple(found.values())
 
-    if len(stacked[0]) > 1:
+    if len(stacked[0]) > 1 and not are_long(stacked[0]):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")

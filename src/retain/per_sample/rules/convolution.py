@@ -88,7 +88,10 @@ def weight_contribution(
         together = 2 * weight.numel() <= CACHED and numbers <= HELD
         return (_unfolded if together else _patches)(inputs, grad, weight, settings)
     several = settings.groups > 1 and not settings.transposed
-    if several and whole and layout.samples * weight.numel() <= HELD:
+    # where a kernel is larger than what it gives, oneDNN has cliffs (measured: 3² at 2², channels
+    # last, takes 100 × as long in groups as `_as_kernels`; at 1² it is the other way round)
+    tiny = any(size < kernel for size, kernel in zip(grad.shape[2:], weight.shape[2:]))
+    if several and whole and not tiny and layout.samples * weight.numel() <= HELD:
         if max(weight.shape[2:]) > QUICK_KERNEL and _separate(inputs, weight):
             return _as_kernels(inputs, grad, weight, settings)
         # with channels last they have to be rearranged, which is memory that a sample does not need
@@ -117,7 +120,7 @@ def _one_by_one(
 
 
 def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) -> Contribution:
-    """One sample after another, or all together where they fit: the quickest of three ways."""
+    """One sample after another, or all together where they fit: the quickest of several ways."""
     n, still = len(grad), inputs if settings.transposed else grad
     columns = settings.groups * still.shape[2:].numel() * weight[0].numel()  # of one sample
 
@@ -131,6 +134,8 @@ def _on_cpu(inputs: Tensor, grad: Tensor, weight: Tensor, settings: Settings) ->
     copied = inputs.numel() if settings.groups > 1 and _channels_last(inputs) else 0
     if n * weight.numel() <= HELD and copied <= HELD:
         ways["groups"] = lambda x, d: _as_groups(x, d, weight, settings)
+        if settings.groups > 1 and not settings.transposed and _separate(inputs, weight):
+            ways["kernels"] = lambda x, d: _as_kernels(x, d, weight, settings)
     if len(ways) == 1:
         return each(inputs, grad)
     few = min(n, TRIED)
