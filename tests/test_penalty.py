@@ -374,7 +374,8 @@ def test_what_goes_by_itself_keeps_no_other_from_going_together():
     small, large = torch.ones(3), torch.ones(many.SMALL + 1)
     held = [[Hold(torch.ones_like(t), torch.ones_like(t))] for t in (large, small, small, small)]
     held[2] = []
-    assert list(many._chunks([large, small, small, small], held)) == [[1, 3]]
+    found = many.Chunks().of([large, small, small, small], held)
+    assert [chunk.at for chunk in found] == [[1, 3]]
 
 
 @pytest.mark.parametrize("wide", [1, 0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +14,16 @@ from retain.memory.lent_gradients import ledger_of
 from retain.memory.optimizers import FOLLOWING, FoundOptimizer
 from retain.memory.step_size import step_sizes
 from retain.memory.steps import broken_off
-from retain.penalty import Hold, Metric, Number, add_gradients, on_host, proximals_, values
+from retain.penalty import (
+    Chunks,
+    Hold,
+    Metric,
+    Number,
+    add_gradients,
+    on_host,
+    proximals_,
+    values,
+)
 from retain.penalty.hold import is_accelerated
 from retain.penalty.many import is_small
 from retain.sharding import is_sharded, like, local, over_shards
@@ -102,7 +111,9 @@ class Attachment:
         # by the token of each handle that holds it: what is told of every step, if anything
         self._handles: dict[object, StepWatcher | None] = {}
         self._entries: list[_Entry] = []
-        self._seen: tuple[tuple[object, ...], list[Any], list[int]] | None = None
+        self._seen: tuple[tuple[object, ...], list[Any], list[int], list[torch.Size]] | None = None
+        self._sharded = False  # whether any of them is
+        self._chunks: dict[object, Chunks] = {}  # for each call with parameters of its own
         self._now: list[_Entry] = []
         self._away: dict[int, _Seen] = {}  # by the id of the parameter
         self._stand_ins: dict[int, Tensor] = {}  # by the id of the parameter
@@ -143,6 +154,7 @@ class Attachment:
         self._hooks = []
         self._stand_ins.clear()
         self._away.clear()
+        self._chunks.clear()
         self._ledger.leave(id(self))
 
     @torch.no_grad()
@@ -197,12 +209,20 @@ class Attachment:
             if key not in scales:
                 scale = rate * weight
                 scales[key] = scale * moved.to(key[1]) if isinstance(moved, Tensor) else scale
+        metrics = [metric for _rate, metric in sizes]
+        if self._sharded:
+            metrics = [None if metric is None else metric.here() for metric in metrics]
         proximals_(
-            [e.theta for e in self._now],
+            self._thetas(self._now),
             [e.holds for e in self._now],
             [scales[id(r), e.p.device] for (r, _m), e in zip(sizes, self._now, strict=True)],
-            [None if metric is None else metric.here() for _rate, metric in sizes],
+            metrics,
+            chunks=self._chunks.setdefault(self.form, Chunks()),
         )
+
+    def _thetas(self, entries: Iterable[_Entry]) -> list[Tensor]:
+        """What is computed on: the parameters, or this rank's shards of them."""
+        return [e.theta for e in entries] if self._sharded else [e.p for e in entries]
 
     def _around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The user's closure, with the penalty in the gradients that it leaves and in its loss."""
@@ -245,18 +265,22 @@ class Attachment:
             some = [e for e in self._now if e.group.get("maximize", False) == (sign < 0)]
             if not some:
                 continue
-            gradients = [None if e.p.grad is None else local(e.p.grad) for e in some]
+            gradients = [e.p.grad for e in some]
+            if self._sharded:
+                gradients = [None if g is None else local(g) for g in gradients]
             new = add_gradients(
                 gradients,
-                [e.theta for e in some],
+                self._thetas(some),
                 [e.holds for e in some],
                 sign * scale,
-                [self._stand_in(e.p) for e in some],
+                outs=lambda i, some=some: self._stand_in(some[i].p),  # type: ignore[misc]
+                chunks=self._chunks.setdefault(sign, Chunks()),
             )
             for entry, before, after in zip(some, gradients, new, strict=True):
                 # Without a gradient, and at its anchor, a weight stays out of the step.
                 if before is not None or self._is_away(entry, after):
-                    self._ledger.lend(id(self), entry.p, like(after, entry.p))
+                    ours = like(after, entry.p) if self._sharded else after
+                    self._ledger.lend(id(self), entry.p, ours)
 
     def _is_away(self, entry: _Entry, pull: Tensor) -> bool:
         """Whether a weight without a gradient is away from its anchor."""
@@ -308,11 +332,14 @@ class Attachment:
             and len(self._seen[1]) == len(groups)
             and all(a is b for a, b in zip(self._seen[1], groups))
             and self._seen[2] == inside
-            and all(e.theta.shape == e.holds[0].anchor.shape for e in self._entries)
+            and self._seen[3] == [e.p.shape for e in self._entries]
         )
         if not known:
             self._entries = list(self._looked_up())
-            self._seen = version, list(groups), inside
+            self._sharded = any(is_sharded(e.p) for e in self._entries)
+            self._chunks.clear()
+            shapes = [e.p.shape for e in self._entries]
+            self._seen = version, list(groups), inside, shapes
         return [entry for entry in self._entries if entry.p.requires_grad]
 
     def _looked_up(self) -> Iterator[_Entry]:

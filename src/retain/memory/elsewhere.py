@@ -79,7 +79,7 @@ class StepsElsewhere:
     def follow(self, held: Iterable[nn.Parameter]) -> bool:
         """Whether held weights are others than they were the last time; a few elements tell."""
         before = self._held
-        self._held = [elements(p, spread(p)) for p in a_few(held)]
+        self._held = [elements(p, spread(p)) for p in a_few(list(held))]
         both = zip(before, self._held, strict=False)
         return any(a.device != b.device or not torch.equal(a, b) for a, b in both)
 

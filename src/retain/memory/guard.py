@@ -20,7 +20,7 @@ from retain.memory.lent_gradients import ledger_of
 from retain.memory.loss_scale import LossScale
 from retain.memory.movement import Distance, Movement, can_be_read, unrelated
 from retain.memory.overshoot import Overshoot
-from retain.memory.places import Place, places_in
+from retain.memory.places import Place, Standing, places_in
 from retain.memory.steps import listen, listeners
 from retain.memory.twins import holds_the_same
 from retain.memory.watched import AttachedOptimizer, Said, SteppedOptimizer, parameters_of
@@ -50,6 +50,7 @@ class Guard:
         self._elsewhere = Elsewhere(self._say)
         self._overshoot = Overshoot(self._say)
         self._places: dict[str, Place] = {}
+        self._standing = Standing(())
         self._places_of: tuple[object, object] = (None, None)  # the terms and the selection then
         self._known: WeakKeyDictionary[Optimizer, SteppedOptimizer] = WeakKeyDictionary()
         self._attached: WeakKeyDictionary[Optimizer, AttachedOptimizer] = WeakKeyDictionary()
@@ -183,7 +184,7 @@ class Guard:
                     self._attached,
                     entered=self._entered,
                     taken=max(self._used, self._settled),
-                    held=[place.parameter for place in self._places.values()],
+                    held=(place.parameter for place in self._places.values()),
                 )
             return
         if mark is None and (self._inside or self._is_around(optimizer)):
@@ -245,13 +246,15 @@ class Guard:
 
     def _wait_for_gradients(self, optimizer: Optimizer) -> None:
         """Hear of gradients of one held parameter of the optimizer, while it is attached."""
-        mark, ours = self._attached[optimizer], self._look_at(optimizer).ours
+        mark = self._attached[optimizer]
+        if mark.waits:
+            return
         usable = [
             place.parameter
-            for place in ours
+            for place in self._look_at(optimizer).ours
             if place.parameter.requires_grad and can_be_read(place.parameter)
         ]
-        if usable and not mark.waits:
+        if usable:
             mark.waits = True
             us = weakref.ref(self)
             hook = Gradients(
@@ -278,28 +281,29 @@ class Guard:
         signature = tuple((id(p), p.requires_grad) for p in parameters)
         known = self._known.get(optimizer)
         # What it costs follows what this optimizer steps: there may be one for each parameter.
-        ours = None
-        if known is not None and known.signature == signature and known.places is self._places:
-            ours = known.ours
-        at = self._placed(ours)
-        if known is None or known.signature != signature or known.places is not at:
+        same = known is not None and known.signature == signature
+        some = (
+            known.standing if known is not None and same and known.places is self._places else None
+        )
+        at = self._placed(some)
+        if known is None or not same or known.places is not at:
             held = {id(place.parameter): place for place in at.values()}
             ours = tuple(held[id(p)] for p in parameters if id(p) in held)
-            known = self._known[optimizer] = SteppedOptimizer(signature, at, ours)
+            known = self._known[optimizer] = SteppedOptimizer(signature, at, ours, Standing(ours))
         return known
 
-    def _placed(self, looked_at: Iterable[Place] | None = None) -> dict[str, Place]:
-        """Where the model has what is held, by name; anew if any of `looked_at` has changed."""
+    def _placed(self, some: Standing | None = None) -> dict[str, Place]:
+        """Where the model has what is held, by name; anew if any has changed, or any of `some`."""
         memory = self._memory()
         if memory is None:
             return {}
         terms, selection = self._places_of
         same = terms is memory._state.terms and selection is memory.selection
-        some = self._places.values() if looked_at is None else looked_at
-        if same and all(place.is_taken for place in some):
+        if same and (some or self._standing).is_whole:
             return self._places
         hold_grown(memory)
         before, self._places = self._places, places_in(memory)
+        self._standing = Standing(self._places.values())
         self._places_of = memory._state.terms, memory.selection
         replaced = [
             name

@@ -22,7 +22,8 @@ class LentGradient(NamedTuple):
     @property
     def stands(self) -> bool:
         """Whether one of ours is there, and not what somebody else has put there since."""
-        return any(self.to.grad is one for one in self.ours)
+        there = self.to.grad
+        return there is self.ours[-1] or any(there is one for one in self.ours)
 
 
 class Ledger:
@@ -52,9 +53,12 @@ class Ledger:
         """Let `gradient` stand in for the one of `p`."""
         self.lenders.add(lender)
         before = self.lent.get(id(p))
-        ours = before.ours if before is not None and before.stands else ()
+        if before is not None and before.stands:
+            lent = LentGradient(p, (*before.ours, gradient), before.theirs)
+        else:
+            lent = LentGradient(p, (gradient,), p.grad)
         # In this order: whatever interrupts, what stands in p.grad is in the ledger.
-        self.lent[id(p)] = LentGradient(p, (*ours, gradient), self.own(p))
+        self.lent[id(p)] = lent
         p.grad = gradient
 
     def give_back(self) -> None:

@@ -32,14 +32,16 @@ class Overshoot:
             return
         if memory.terms is not self._terms:
             self._terms, self._largest = memory.terms, _largest(memory)
-        names = {id(place.parameter): place.name for place in ours}
+        # θ − θ* ← (1 − 2ηλΩ) (θ − θ*), which grows from step to step if 2ηλΩ > 2
+        twice = 2 * memory._weight()
+        at_most = twice * max(self._largest.values(), default=0.0)
         for group in optimizer.param_groups:
             most = _most(group)
-            if most is None:
+            if most is None or at_most <= most:
                 continue
+            names = {id(place.parameter): place.name for place in ours}
             inside = [names[id(p)] for p in group["params"] if id(p) in names]
-            # θ − θ* ← (1 − 2ηλΩ) (θ − θ*), which grows from step to step if 2ηλΩ > 2
-            far = {n: 2 * memory._weight() * self._largest.get(n, 0.0) / most for n in inside}
+            far = {n: twice * self._largest.get(n, 0.0) / most for n in inside}
             worst = max(far, key=far.__getitem__, default=None)
             if worst is not None and far[worst] > 1:
                 self._say("overshoot", alarms.overshoots(memory, worst, far[worst]))

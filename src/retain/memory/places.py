@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from operator import is_
 from typing import NamedTuple
 
 from torch import nn
@@ -17,10 +19,31 @@ class Place(NamedTuple):
     parameter: nn.Parameter
     way: tuple[tuple[nn.Module, str, object], ...]
 
+
+class Standing:
+    """Whether a model still has these very parameters in their places; asked at every step."""
+
+    def __init__(self, places: Iterable[Place]) -> None:
+        steps = {
+            (id(parent), name): (parent, name, child)
+            for one in places
+            for parent, name, child in one.way
+        }
+        self._children = [child for _parent, _name, child in steps.values()]
+        self._looks = [_look(parent, name, child) for parent, name, child in steps.values()]
+
     @property
-    def is_taken(self) -> bool:
-        """Whether the model still has this very parameter there."""
-        return all(getattr(parent, name, None) is child for parent, name, child in self.way)
+    def is_whole(self) -> bool:
+        """Whether every one of them is there."""
+        return all(map(is_, [look() for look in self._looks], self._children))
+
+
+def _look(parent: nn.Module, name: str, child: object) -> Callable[[], object]:
+    """What is under a name in a module, asked where a module keeps it and not by way of it."""
+    inside: object = parent._parameters if isinstance(child, nn.Parameter) else parent._modules
+    return (
+        partial(inside.get, name) if type(inside) is dict else partial(getattr, parent, name, None)
+    )
 
 
 def places_in(memory: Holder) -> dict[str, Place]:

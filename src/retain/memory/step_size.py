@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def step_sizes(
     optimizer: Optimizer, moved: Sequence[tuple[nn.Parameter, Mapping[str, Any]]]
 ) -> list[tuple[Number, Metric | None]]:
     """`step_size` of every parameter, given with its group."""
-    factors = _factors_on_device(optimizer, moved)
+    factors = _factors(optimizer, moved)
     return [step_size(optimizer, group, p, factors.get(id(p))) for p, group in moved]
 
 
@@ -143,7 +144,13 @@ def _further_settings(optimizer: Optimizer) -> list[str]:
 
 def is_torchs_own(optimizer: Optimizer) -> bool:
     """Whether it is one of torch.optim, and not derived from it."""
-    return f"{type(optimizer).__module__}.".startswith("torch.optim.")
+    kind: Any = type(optimizer)  # whose instances, and not it, have a hash of their own
+    return _is_of_torch(kind)
+
+
+@lru_cache(maxsize=256)  # asked again at every step, for every parameter
+def _is_of_torch(kind: Any) -> bool:
+    return f"{kind.__module__}.".startswith("torch.optim.")
 
 
 def other_forms(form: str) -> str:
@@ -153,7 +160,7 @@ def other_forms(form: str) -> str:
 
 def _unbiased(optimizer: Optimizer, group: Mapping[str, Any], state: Mapping[str, Any]) -> Number:
     """(1 − β₂ᵗ)^-½, or 1 where the means are taken as they are."""
-    if not (group.get("bias_correction", True) and group.get("correct_bias", True)):
+    if not _is_unbiased(group):
         return 1.0
     count = state.get("step", group.get("step"))  # of a whole group, as Apex counts
     if count is None:
@@ -183,24 +190,41 @@ def _cannot_tell(optimizer: Optimizer, why: str) -> InputError:
     )
 
 
-def _factors_on_device(
+def _factors(
     optimizer: Optimizer, moved: Sequence[tuple[nn.Parameter, Mapping[str, Any]]]
-) -> dict[int, Tensor]:
-    """(1 − β₂ᵗ)^-½ for those whose t only a device knows, in a few kernels for a whole group."""
-    counted: dict[int, list[tuple[nn.Parameter, Mapping[str, Any]]]] = {}
+) -> dict[int, Number]:
+    """(1 − β₂ᵗ)^-½ of those with a t of their own, by id: once for all that agree in t.
+
+    Where only a device knows t, in a few kernels for a whole group.
+    """
+    counted: dict[int, list[tuple[nn.Parameter, Tensor]]] = {}
+    groups: dict[int, Mapping[str, Any]] = {}
     for p, group in moved:
-        state = optimizer.state.get(p, {})
-        counted_here = "exp_avg_sq" in state and "betas" in group
-        plain = group.get("bias_correction", True) and group.get("correct_bias", True)
-        step = state.get("step") if counted_here and plain else None
-        if isinstance(step, Tensor) and is_accelerated(step):
-            counted.setdefault(id(group), []).append((p, group))
-    found = {}
-    for alike in counted.values():
-        steps = torch.stack([optimizer.state[p]["step"] for p, _group in alike])
-        factors = (1 - on_host(alike[0][1]["betas"][1]) ** steps).rsqrt_().unbind()
-        found.update({id(p): one for (p, _group), one in zip(alike, factors, strict=True)})
+        state = optimizer.state.get(p)
+        step = state.get("step") if state and "exp_avg_sq" in state else None
+        if isinstance(step, Tensor):
+            counted.setdefault(id(group), []).append((p, step))
+            groups[id(group)] = group
+    found: dict[int, Number] = {}
+    for key, alike in counted.items():
+        group = groups[key]
+        if "betas" not in group or not _is_unbiased(group):
+            continue
+        beta, steps = on_host(group["betas"][1]), [step for _p, step in alike]
+        factors: Sequence[Number]
+        if any(map(is_accelerated, steps)):
+            factors = (1 - beta ** torch.stack(steps)).rsqrt_().unbind()
+        else:
+            counts = list(map(float, steps))
+            once = {count: (1 - beta**count) ** -0.5 for count in set(counts)}
+            factors = [once[count] for count in counts]
+        found.update({id(p): one for (p, _step), one in zip(alike, factors, strict=True)})
     return found
+
+
+def _is_unbiased(group: Mapping[str, Any]) -> bool:
+    """Whether its means are divided by what their beginning at 0 makes of them."""
+    return bool(group.get("bias_correction", True) and group.get("correct_bias", True))
 
 
 def _lasting(group: Mapping[str, Any]) -> float:

@@ -8,12 +8,13 @@ as a tensor without dimensions.
 
 from retain.penalty.hold import LEAST, Hold, Metric, Number, in_full, on_host
 from retain.penalty.loss import Penalty
-from retain.penalty.many import add_gradients, proximals_, values
+from retain.penalty.many import Chunks, add_gradients, proximals_, values
 from retain.penalty.parts import PART, add_gradient, proximal_, value
 
 __all__ = [
     "LEAST",
     "PART",
+    "Chunks",
     "Hold",
     "Metric",
     "Number",

@@ -6,8 +6,9 @@ an accelerator that saves launches, on a CPU calls from Python. Large parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from operator import is_
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,14 +41,14 @@ def is_small(theta: Tensor) -> bool:
 def values(thetas: Sequence[Tensor], holds: Sequence[Sequence[Hold]]) -> list[Tensor]:
     """Σ Ω (θ − θ*)² of every parameter, scalars without λ."""
     found: list[Tensor | None] = [None] * len(thetas)
-    for chunk in _chunks(thetas, holds):
-        theta = _picked(thetas, chunk)
-        for layer in _layers(holds, chunk):
-            d = _differences(theta, [hold.anchor for hold in layer])
+    for chunk in Chunks().of(thetas, holds):
+        theta = _picked(thetas, chunk.at)
+        for layer in chunk.layers:
+            d = _differences(theta, layer.anchors)
             # Ω (θ − θ*)²   (MAS, eq. 3, without λ)
             weighed = list(torch._foreach_mul(d, d))
-            torch._foreach_mul_(weighed, _like([hold.importance for hold in layer], weighed))
-            for i, one in zip(chunk, weighed, strict=True):
+            torch._foreach_mul_(weighed, _like(layer.importances, weighed))
+            for i, one in zip(chunk.at, weighed, strict=True):
                 before = found[i]
                 found[i] = one.sum() if before is None else before + one.sum()
     return [
@@ -61,7 +62,9 @@ def add_gradients(
     thetas: Sequence[Tensor],
     holds: Sequence[Sequence[Hold]],
     scale: Number,
-    outs: Sequence[Tensor | None] | None = None,
+    *,
+    outs: Callable[[int], Tensor | None] | None = None,
+    chunks: Chunks | None = None,
 ) -> list[Tensor]:
     """`gradients` + scale · Σ 2Ω (θ − θ*), new tensors; None is 0.
 
@@ -70,14 +73,15 @@ def add_gradients(
         thetas: the parameters.
         holds: what holds each of them.
         scale: of the penalty.
-        outs: memory that may be used for the results of parameters that are not small.
+        outs: gives memory that may be used for the result of a parameter that is not small.
+        chunks: of whoever asks again and again.
     """
     found: list[Tensor | None] = [None] * len(thetas)
-    for chunk in _chunks(thetas, holds, gradients):
-        given = [g for g in _picked(gradients, chunk) if g is not None]
-        here = scale if not isinstance(scale, Tensor) else scale.to(thetas[chunk[0]].device)
-        new = _chunk_of_gradients(given, _picked(thetas, chunk), _layers(holds, chunk), here)
-        for i, one in zip(chunk, new, strict=True):
+    for chunk in (chunks or Chunks()).of(thetas, holds, gradients):
+        given = [g for g in _picked(gradients, chunk.at) if g is not None]
+        here = scale if not isinstance(scale, Tensor) else scale.to(thetas[chunk.at[0]].device)
+        new = _chunk_of_gradients(given, _picked(thetas, chunk.at), chunk.layers, here)
+        for i, one in zip(chunk.at, new, strict=True):
             found[i] = one
     return [
         one
@@ -87,7 +91,7 @@ def add_gradients(
             theta,
             held,
             scale if not isinstance(scale, Tensor) else scale.to(theta.device),
-            out=None if outs is None else outs[i],
+            out=None if outs is None else outs(i),
         )
         for i, (one, given, theta, held) in enumerate(
             zip(found, gradients, thetas, holds, strict=True)
@@ -100,32 +104,34 @@ def proximals_(
     holds: Sequence[Sequence[Hold]],
     scales: Sequence[Number],
     metrics: Sequence[Metric | None],
+    *,
+    chunks: Chunks | None = None,
 ) -> None:
     """`proximal_` for many parameters, each with its own scale and metric."""
     squares = [None if metric is None else metric.square for metric in metrics]
     moved = [not is_nothing(scale) and bool(held) for scale, held in zip(scales, holds)]
     done = set()
-    for chunk in _chunks(thetas, holds, squares, only=moved):
+    for chunk in (chunks or Chunks()).of(thetas, holds, squares, only=moved):
         _chunk_of_proximals_(
-            _picked(thetas, chunk),
-            _layers(holds, chunk),
-            _picked(scales, chunk),
-            [metric for metric in _picked(metrics, chunk) if metric is not None],
+            _picked(thetas, chunk.at),
+            chunk.layers,
+            _picked(scales, chunk.at),
+            [metric for metric in _picked(metrics, chunk.at) if metric is not None],
         )
-        done.update(chunk)
+        done.update(chunk.at)
     for i, theta in enumerate(thetas):
         if moved[i] and i not in done:
             parts.proximal_(theta, holds[i], scales[i], metrics[i])
 
 
 def _chunk_of_gradients(
-    given: list[Tensor], thetas: list[Tensor], layers: list[list[Hold]], scale: Number
+    given: list[Tensor], thetas: list[Tensor], layers: list[Layer], scale: Number
 ) -> list[Tensor]:
     total: list[Tensor] = []
     dtype = (given or thetas)[0].dtype
     for layer in layers:
-        d = _differences(thetas, [hold.anchor for hold in layer])
-        omegas = _like([hold.importance for hold in layer], d)
+        d = _differences(thetas, layer.anchors)
+        omegas = _like(layer.importances, d)
         factor = 2 * scale
         if isinstance(factor, Tensor) or not (total or given):
             torch._foreach_mul_(d, factor)
@@ -143,7 +149,7 @@ def _chunk_of_gradients(
 
 def _chunk_of_proximals_(
     thetas: list[Tensor],
-    layers: list[list[Hold]],
+    layers: list[Layer],
     scales: list[Number],
     metrics: list[Metric],
 ) -> None:
@@ -156,7 +162,8 @@ def _chunk_of_proximals_(
     if any(isinstance(scale, Tensor) for scale in scales):
         twice = _scalars([2 * scale for scale in scales], working)
     else:
-        least = [float(floor(scale)) for scale in scales]
+        floors = {scale: float(floor(scale)) for scale in set(scales)}
+        least = [floors[scale] for scale in scales]
     omegas = _weighed(layers[0], working, twice)
     # Σ Ω + H/(2·scale), or 2·scale times that
     total = _floors(metrics, least, working)
@@ -167,14 +174,14 @@ def _chunk_of_proximals_(
     )
     if len(layers) == 1:
         # θ + Ω/(Ω + H/(2·scale)) · (θ* − θ), which is the closed form, and never ∞/∞
-        stars = _like([hold.anchor for hold in layers[0]], working)
+        stars = _like(layers[0].anchors, working)
         torch._foreach_lerp_(working, stars, list(torch._foreach_div(omegas, total)))
     else:
-        pull = _differences(working, [hold.anchor for hold in layers[0]])
+        pull = _differences(working, layers[0].anchors)
         torch._foreach_mul_(pull, omegas)
         for layer in layers[1:]:
             omegas = _weighed(layer, working, twice)
-            d = _differences(working, [hold.anchor for hold in layer])
+            d = _differences(working, layer.anchors)
             torch._foreach_addcmul_(pull, d, omegas)
             torch._foreach_add_(total, omegas)
         # θ − Σ Ω (θ − θ*) / (Σ Ω + H/(2·scale)): the same for several
@@ -184,10 +191,10 @@ def _chunk_of_proximals_(
 
 
 def _weighed(
-    layer: list[Hold], beside: list[Tensor], twice: float | Tensor | Sequence[Number] | None
+    layer: Layer, beside: list[Tensor], twice: float | Tensor | Sequence[Number] | None
 ) -> list[Tensor]:
     """Ω, or 2·scale·Ω, short of infinity."""
-    omegas = _like([hold.importance for hold in layer], beside)
+    omegas = _like(layer.importances, beside)
     if twice is None:
         return omegas
     weighed = list(torch._foreach_mul(omegas, twice))  # type: ignore[arg-type]
@@ -214,17 +221,68 @@ def _floors(metrics: list[Metric], least: list[float], beside: list[Tensor]) -> 
     return total
 
 
+class Chunk(NamedTuple):
+    """Indices of small parameters that are computed on at once, and what holds these.
+
+    Attributes:
+        at: the indices.
+        layers: the first hold of each, then the second of each, …: as many as each has.
+    """
+
+    at: list[int]
+    layers: list[Layer]
+
+
+class Layer(NamedTuple):
+    """One Ω and θ* of each parameter in a chunk."""
+
+    importances: list[Tensor]
+    anchors: list[Tensor]
+
+
+class Chunks:
+    """Which parameters go together; for whoever asks at every step, worked out once.
+
+    They are of one kind, and not too many. Of one kind are those whose tensors agree, one by one,
+    in device and type.
+    """
+
+    def __init__(self) -> None:
+        self._holds: list[Sequence[Hold]] = []
+        self._kinds: tuple[object, ...] = ()
+        self._found: list[Chunk] = []
+
+    def of(
+        self,
+        thetas: Sequence[Tensor],
+        holds: Sequence[Sequence[Hold]],
+        others: Sequence[Tensor | None] | None = None,
+        *,
+        only: Sequence[bool] | None = None,
+    ) -> list[Chunk]:
+        """The chunks of these parameters, each with what holds it and another tensor beside it."""
+        beside = (
+            None if others is None else [one if one is None else kind_of(one) for one in others]
+        )
+        kinds = [(one.numel(), kind_of(one)) for one in thetas], beside, only
+        same = len(holds) == len(self._holds) and all(map(is_, holds, self._holds))
+        if not same or kinds != self._kinds:
+            self._found = list(_chunks(thetas, holds, others, only))
+            self._holds, self._kinds = list(holds), kinds
+        return self._found
+
+
+def kind_of(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    """In what, and on what, it is computed."""
+    return tensor.dtype, tensor.device
+
+
 def _chunks(
     thetas: Sequence[Tensor],
     holds: Sequence[Sequence[Hold]],
-    others: Sequence[Tensor | None] | None = None,
-    *,
-    only: Sequence[bool] | None = None,
-) -> Iterator[list[int]]:
-    """Indices of small parameters that can be computed on at once: of one kind, and not too many.
-
-    Of one kind are those whose tensors agree, one by one, in device and type.
-    """
+    others: Sequence[Tensor | None] | None,
+    only: Sequence[bool] | None,
+) -> Iterator[Chunk]:
     kinds: dict[object, list[int]] = {}
     for i, (theta, held) in enumerate(zip(thetas, holds, strict=True)):
         if not held or not is_small(theta) or (only is not None and not only[i]):
@@ -235,28 +293,29 @@ def _chunks(
         tensors = [theta, *(t for hold in held for t in (hold.importance, hold.anchor))]
         if other is not None:
             tensors.append(other)
-        kind = (other is None, *[(tensor.dtype, tensor.device) for tensor in tensors])
-        kinds.setdefault(kind, []).append(i)
+        kinds.setdefault((other is None, *map(kind_of, tensors)), []).append(i)
     for alike in kinds.values():
         first = thetas[alike[0]]
         room = size = parts.ACCELERATED_PART if is_accelerated(first) else parts.PART
         chunk: list[int] = []
         for i in alike:
             if chunk and thetas[i].numel() > room:
-                yield chunk
+                yield Chunk(chunk, _layers(holds, chunk))
                 chunk, room = [], size
             chunk.append(i)
             room -= thetas[i].numel()
-        yield chunk
+        yield Chunk(chunk, _layers(holds, chunk))
 
 
 def _picked(items: Sequence[Item], chunk: list[int]) -> list[Item]:
     return [items[i] for i in chunk]
 
 
-def _layers(holds: Sequence[Sequence[Hold]], chunk: list[int]) -> list[list[Hold]]:
-    """The first hold of each parameter, then the second of each, …: as many as each has."""
-    return [list(layer) for layer in zip(*(holds[i] for i in chunk), strict=True)]
+def _layers(holds: Sequence[Sequence[Hold]], chunk: list[int]) -> list[Layer]:
+    return [
+        Layer([hold.importance for hold in layer], [hold.anchor for hold in layer])
+        for layer in zip(*(holds[i] for i in chunk), strict=True)
+    ]
 
 
 def _differences(thetas: list[Tensor], stars: list[Tensor]) -> list[Tensor]:
