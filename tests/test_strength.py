@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import retain
 from retain import choose_strength
 from retain.errors import InputError
-from retain.strength import Trial, Tried
+from retain.strength import Trial, Tried, expected_accuracy, margins
 
 
 def curve(asked=None):
@@ -101,6 +101,7 @@ def test_when_nothing_is_good_enough_nothing_is_held_with_a_warning():
         ({"drop": 1}, "drop=1"),
         ({"decay": 1}, "decay=1"),
         ({"tries": 0}, "tries=0"),
+        ({"old_tasks": 0}, "old_tasks=0"),
         ({"samples": 0}, "samples=0"),
         ({"samples": (10, 0)}, r"samples=\(10, 0\)"),
         ({"reference": (0.9, -1)}, "reference="),
@@ -173,6 +174,58 @@ def test_a_start_is_needed_where_nothing_says_which_strengths_are_large():
         choose_strength(drifting(penalty=None))
     with pytest.raises(InputError, match="expected the accuracy"):
         choose_strength(lambda _: Trial(0.5, float("nan")), start=1)
+
+
+def test_every_old_task_counts_as_much_as_the_new_one():
+    # 2.5 gives up 0.22 of the new task, and saves 0.08 of each of the old ones beside 0.75
+    few = {0.0: Trial(0.9, 0.4, 4.0), 2.5: Trial(0.7, 0.3), 0.75: Trial(0.9, 0.38)}
+    assert choose_strength(few.__getitem__, start=2.5, tries=2).strength == 0.75
+    assert choose_strength(few.__getitem__, start=2.5, tries=2, old_tasks=4).strength == 2.5
+
+
+def test_it_ends_where_hardly_anything_is_given_up():
+    asked = []
+
+    def train(strength):
+        asked.append(strength)
+        given_up = {2.5: 0.3, 0.75: 0.0009}.get(strength, 0.0) * 0.9
+        return Trial(0.9 - given_up, 0.2 if strength < 2.5 else 0.05, 4.0)
+
+    choice = choose_strength(train)
+    # no smaller one can save more than the 0.0009 that 0.75 gives up
+    assert asked == pytest.approx([0, 2.5, 0.75])
+    assert choice.strength == 0
+
+
+def test_it_is_not_raised_where_more_is_given_up_than_there_is_to_forget():
+    asked = []
+
+    def train(strength):  # old heads that answer otherwise however hard the weights are held
+        asked.append(strength)
+        return Trial(0.9 / (1 + strength), 0.1, 4.0)
+
+    assert choose_strength(train).strength == 0
+    assert max(asked) == 2.5
+
+
+def test_ten_samples_whose_margins_are_looked_at_tell_apart_what_a_count_does_not():
+    free = torch.tensor([4.0, 5, 3, 4, 5, 3, 4, 5, 3, -1])
+    held = torch.tensor([0.1, 2, 0.1, 3, 0.1, 2, 0.1, 3, 0.1, -1])  # the same nine are right
+    labels = torch.zeros(10, dtype=torch.long)
+
+    def train(counted):
+        def trained(strength):
+            part = strength / (1 + strength)
+            far = (1 - part) * free + part * held
+            outputs = torch.stack([far, torch.zeros(10)], 1)
+            right = (outputs.argmax(1) == labels).float().mean().item()
+            accuracy = right if counted else expected_accuracy(outputs, labels)
+            return Trial(accuracy, 0.02 / (1 + strength), 4.0)
+
+        return trained
+
+    assert choose_strength(train(counted=True)).strength == 2.5
+    assert choose_strength(train(counted=False)).strength < 0.3
 
 
 class Scaled(nn.Module):
@@ -255,3 +308,68 @@ def test_a_loss_that_is_a_sum_leads_to_a_strength_that_holds_as_well():
     assert 128 * 0.3 < total.strength / mean.strength < 128 / 0.3
     assert kept[1] == pytest.approx(kept[0], abs=0.05)
     assert total.accuracy == pytest.approx(mean.accuracy, abs=0.05)
+
+
+# ---- margins, and the accuracy that they let expect ----
+
+
+def two(far):
+    """Outputs of two classes whose margins for class 0 are these."""
+    first = torch.tensor(far, dtype=torch.float64)
+    return torch.stack([first, torch.zeros_like(first)], 1), torch.zeros(len(far), dtype=torch.long)
+
+
+def test_a_margin_is_the_distance_to_the_largest_of_the_others():
+    outputs = torch.tensor([[1.0, 4.0, 2.0], [5.0, 4.0, -2.0], [1.0, 1.0, 0.0]])
+    assert margins(outputs, torch.tensor([1, 2, 0])).tolist() == [2.0, -7.0, 0.0]
+
+
+def test_of_normal_margins_it_is_the_accuracy():
+    generator = torch.Generator().manual_seed(0)
+    for mean in (-0.5, 0.0, 1.0, 2.0):
+        far = mean + torch.randn(20_000, generator=generator)
+        right = (far > 0).float().mean().item()
+        assert expected_accuracy(*two(far.tolist())) == pytest.approx(right, abs=0.01)
+
+
+def test_ten_samples_tell_apart_what_a_count_does_not():
+    sure, less = [4.0, 5, 3, 4, 5, 3, 4, 5, 3, -2], [1.0, 2, 0.1, 1, 2, 0.1, 1, 2, 0.1, -2]
+    one, other = two(sure), two(less)
+    right = [(outputs.argmax(1) == labels).sum() for outputs, labels in (one, other)]
+    assert right == [9, 9]
+    assert expected_accuracy(*one) > expected_accuracy(*other) + 0.1
+
+
+def test_it_does_not_see_how_sure_the_network_is_as_long_as_it_orders_as_well():
+    outputs, labels = two([4.0, 5, 3, 4, 5, 3, 4, 5, 3, -2])
+    for scale in (1e-3, 0.1, 10.0):
+        assert expected_accuracy(outputs * scale, labels) == pytest.approx(
+            expected_accuracy(outputs, labels)
+        )
+    shifted = outputs + torch.arange(10.0).unsqueeze(1)  # which a softmax does not see either
+    assert expected_accuracy(shifted, labels) == pytest.approx(expected_accuracy(outputs, labels))
+
+
+def test_margins_without_spread():
+    assert expected_accuracy(*two([2.0])) == expected_accuracy(*two([2.0, 2.0])) == 1
+    assert expected_accuracy(*two([-2.0])) == 0
+    assert expected_accuracy(*two([0.0, 0.0])) == 0.5
+    assert expected_accuracy(torch.zeros(3, 1), torch.zeros(3)) == 1  # one class
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_outputs_that_are_no_numbers(broken):
+    assert expected_accuracy(*two([2.0, broken, 2.0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels"),
+    [
+        (torch.zeros(3), torch.zeros(3)),
+        (torch.zeros(3, 2), torch.zeros(2)),
+        (torch.zeros(0, 2), torch.zeros(0)),
+    ],
+)
+def test_other_shapes_are_refused(outputs, labels):
+    with pytest.raises(InputError, match=r"expected outputs \[samples, classes\]"):
+        expected_accuracy(outputs, labels)

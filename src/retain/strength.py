@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import torch
+from torch import Tensor
+
 from retain.drift import Drift
 from retain.errors import InputError
 from retain.header import is_count, is_number, shown
@@ -16,6 +19,7 @@ from retain.header import is_count, is_number, shown
 # digits lose from 1.2 to 3 times the drift, split digits 0.3 times.
 LOST_PER_DRIFT = 1.5
 START = 10.0  # nats that the weights of free training shall cost at first: more than any loss saves
+CLOSE = 1e-3  # a share of a task: to save less than that, no further strength is tried
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Trial:
 
     Attributes:
         accuracy: on validation data of the new task; or several, such as that on its training data
-            as well.
+            as well. With few samples `retain.strength.expected_accuracy` is finer than a count.
         forgotten: the share of what the old tasks are able to do that is expected to be lost.
         penalty: what the penalty comes to with λ = 1 at the end, such as Σ Ω (θ − θ*)². Of the
             training without protection it says which strengths are worth a try.
@@ -97,6 +101,7 @@ def choose_strength(
     drop: float = 0.005,
     decay: float = 0.3,
     tries: int = 10,
+    old_tasks: int = 1,
 ) -> StrengthChoice:
     """The strength that is expected to lose least of the new task and of the old ones together.
 
@@ -104,16 +109,16 @@ def choose_strength(
     `(accuracy, memory.drift())`. Strengths are tried from one that surely holds downwards,
     λ ← decay · λ, and the choice is the least of
 
-        (A_reference − s − A(λ)) / (A_reference − chance)  +  1.5 · drift(λ).relative
+        (A_reference − s − A(λ)) / (A_reference − chance)  +  old_tasks · 1.5 · drift(λ).relative
 
     where s is one standard error of the difference of both accuracies, each on so many samples:
     the part of the new task that is given up, and the part of the old tasks that is expected to be
     forgotten. Training without protection is among the candidates. The search ends where the second
-    term alone is more than the best sum so far, for it only grows. Neither term depends on the
+    term alone is as much as the best sum so far, for it only grows. Neither term depends on the
     scale of the outputs or of Ω, nor does the first strength, λ = 10 / Σ Ω (θ − θ*)² at the weights
     of free training: outputs ten times as large lead to the same choice. Where that strength leaves
     more than half of what is forgotten without any, as beside a loss that is a sum over the batch
-    and not a mean, it is raised until it does not.
+    and not a mean, it is raised until it does not, or gives up more than there is to forget.
 
     If `train` returns an accuracy alone, nothing is known of the old tasks. Then the choice is the
     first, and largest, strength with which the new task is learned as well as with none, within
@@ -133,6 +138,7 @@ def choose_strength(
         drop: the part of the reference that may be lost, in [0, 1), where there is no drift.
         decay: by what the strength is multiplied from one try to the next, in (0, 1).
         tries: how many strengths are tried at most.
+        old_tasks: how many tasks the memory holds, each of which counts as much as the new one.
 
     Returns:
         The choice and everything that was tried. Its strength is 0, with `accepted=False`, if none
@@ -152,7 +158,15 @@ def choose_strength(
     """
     if not callable(train):
         raise InputError(f"choose_strength got train={shown(train)}; expected a function.")
-    _refuse(start=start, samples=samples, chance=chance, drop=drop, decay=decay, tries=tries)
+    _refuse(
+        start=start,
+        samples=samples,
+        chance=chance,
+        drop=drop,
+        decay=decay,
+        tries=tries,
+        old_tasks=old_tasks,
+    )
     free = _understood(train(0.0), "train(0)") if reference is None else _reference(reference)
     numbers: Sequence[int | None] = (
         samples if isinstance(samples, Sequence) else (samples,) * len(free.accuracies)
@@ -169,6 +183,8 @@ def choose_strength(
         """Trials from one that holds down to `first`, which is as large as it was thought."""
         found = [trial(first)]
         while len(found) < tries and _lost(found[0][1]) > _lost(free) / 2:
+            if _given_up(found[0][1], free, numbers, chance) > old_tasks * _lost(free):
+                break
             found.insert(0, trial(found[0][0] / decay))
         return found
 
@@ -191,8 +207,8 @@ def choose_strength(
         start = START / free.penalty
         above = raised(start)
         below = (trial(start * decay**count) for count in range(1, tries))
-        return _least_lost(chain(above, below), free, numbers, chance)
-    return _least_lost(trials(start), free, numbers, chance)
+        return _least_lost(chain(above, below), free, numbers, chance, old_tasks)
+    return _least_lost(trials(start), free, numbers, chance, old_tasks)
 
 
 def _lost(trial: _Understood) -> float:
@@ -209,34 +225,37 @@ class _Understood:
     penalty: float | None = None
 
 
+def _given_up(
+    trial: _Understood, free: _Understood, samples: Sequence[int | None], chance: float
+) -> float:
+    """The part of the new task that is learned without protection, and was not in this trial."""
+    # max over accuracies of (A_reference − s − A(λ)) / (A_reference − chance), at least 0
+    parts = []
+    for one, a, n in zip(free.accuracies, trial.accuracies, samples):
+        # s² = s_reference² + s(λ)²: both are measured
+        s = math.hypot(_standard_error(one, n), _standard_error(a, n))
+        parts.append(max(0.0, one - s - a) / max(one - chance, s, 1e-12))
+    return max(parts)
+
+
 def _least_lost(
     trials: Iterable[tuple[float, _Understood]],
     free: _Understood,
     samples: Sequence[int | None],
     chance: float,
+    old_tasks: int,
 ) -> StrengthChoice:
     """The strength, 0 included, with the least of what is given up and expected to be lost."""
-
-    def given_up(trial: _Understood) -> float:
-        # max over accuracies of (A_reference − s − A(λ)) / (A_reference − chance), at least 0
-        parts = []
-        for one, a, n in zip(free.accuracies, trial.accuracies, samples):
-            # s² = s_reference² + s(λ)²: both are measured
-            s = math.hypot(_standard_error(one, n), _standard_error(a, n))
-            parts.append(max(0.0, one - s - a) / max(one - chance, s, 1e-12))
-        return max(parts)
-
-    assert free.forgotten is not None
-    least, chosen, found = free.forgotten, (0.0, free), []
+    least, chosen, found = old_tasks * _lost(free), (0.0, free), []
     smallest = float("inf")  # of what was tried with a strength
     for strength, trial in trials:
         forgotten = _lost(trial)
         found.append((strength, trial, forgotten))
-        lost = given_up(trial) + forgotten
+        lost = _given_up(trial, free, samples, chance) + old_tasks * forgotten
         smallest = min(smallest, lost)
         if lost < least:
             least, chosen = lost, (strength, trial)
-        if forgotten >= smallest:  # the less is held, the more is forgotten
+        if old_tasks * forgotten >= smallest - CLOSE:  # the less is held, the more is forgotten
             break
     tried = tuple(Tried(s, t.accuracies[0], s == chosen[0], f) for s, t, f in found)
     accuracy = chosen[1].accuracies[0]
@@ -319,6 +338,7 @@ def _refuse(
     drop: float,
     decay: float,
     tries: int,
+    old_tasks: int,
 ) -> None:
     wrong = []
     numbers = list(samples) if isinstance(samples, (list, tuple)) else [samples]
@@ -336,5 +356,64 @@ def _refuse(
         wrong.append(f"decay={shown(decay)}; expected between 0 and 1")
     if not (is_count(tries) and tries):
         wrong.append(f"tries={shown(tries)}; expected at least 1")
+    if not (is_count(old_tasks) and old_tasks):
+        wrong.append(f"old_tasks={shown(old_tasks)}; expected at least 1")
     if wrong:
         raise InputError(f"choose_strength got {'; '.join(wrong)}.")
+
+
+def margins(outputs: Tensor, classes: Tensor) -> Tensor:
+    """[n] of outputs [n, c]: that of each sample's class, less the largest of the other classes.
+
+    Above 0 where the class is the one that is named.
+
+    Raises:
+        InputError: other shapes than these.
+
+    Examples:
+        >>> from retain.strength import margins
+        >>> outputs = torch.tensor([[3.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
+        >>> margins(outputs, torch.tensor([0, 1]))
+        tensor([ 2., -2.])
+    """
+    if outputs.ndim != 2 or classes.shape != outputs.shape[:1] or not len(outputs):
+        raise InputError(
+            f"Margins of outputs {shown(outputs)} for classes {shown(classes)}; expected outputs "
+            "[samples, classes] and a class for each sample."
+        )
+    at = classes.long().unsqueeze(1)
+    others = outputs.scatter(1, at, -torch.inf).amax(1)
+    return outputs.gather(1, at).squeeze(1) - others
+
+
+def expected_accuracy(outputs: Tensor, labels: Tensor) -> float:
+    """The accuracy to be expected of samples with such margins: Φ(mean / standard deviation).
+
+    As if margins were normal. Ten samples tell networks apart by it that get the same nine right,
+    and it depends neither on the scale of the outputs nor, like a mean probability, on how sure
+    the network is. Between two trainings on the same samples its differences follow those of
+    accuracy on many; as an accuracy by itself it is only near. 0 where an output is no number.
+
+    Args:
+        outputs: [n, c] of n samples, before or after the softmax.
+        labels: [n], the class of each.
+
+    Raises:
+        InputError: other shapes than these.
+
+    Examples:
+        >>> from retain.strength import expected_accuracy
+        >>> outputs = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+        >>> round(expected_accuracy(outputs, torch.tensor([0, 0, 1])), 3)
+        0.993
+        >>> round(expected_accuracy(outputs, torch.tensor([0, 0, 0])), 3)
+        0.5
+    """
+    far = margins(outputs.detach().double(), labels)
+    if outputs.shape[1] == 1:
+        return 1.0  # there is nothing to take it for
+    if not far.isfinite().all():
+        return 0.0
+    # P(margin > 0) = Φ(μ/σ)
+    spread = far.std(correction=0).clamp(min=torch.finfo(far.dtype).tiny)
+    return float(torch.special.ndtr(far.mean() / spread))

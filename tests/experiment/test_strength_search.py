@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import retain
-from retain.experiment import run
+from retain.experiment import run, strength_search
 from retain.experiment.config import AUTO
-from retain.experiment.foresight import Drifting, OldHeads, lost
+from retain.experiment.foresight import KEPT, MOVED, Drifting, OldHeads, lost, quantiles
 from retain.experiment.job import Job
 from retain.experiment.learner import Learner
 from retain.experiment.progress import Watcher
@@ -16,6 +16,7 @@ from retain.experiment.stage import Stage
 from retain.experiment.strength_search import parts_chosen
 from retain.methods import METHODS
 from retain.models.network import TaskNetwork
+from retain.strength import choose_strength
 from tests.experiment.tiny import tiny
 
 SHARED = {"tasks": "permuted-digits=3", "lr": 1e-3, "optimizer": "adam", "batch_size": 16}
@@ -109,16 +110,59 @@ def test_old_heads_that_answer_as_before_forget_nothing_whatever_the_scale_of_th
     with torch.no_grad():
         for p in network.heads[0].parameters():
             p.mul_(-1)  # of two classes always the other one
-    assert seen.forgotten(network) == pytest.approx(1)
+    # margins on new inputs fall by more than twice what they were; those on old inputs as well:
+    for margin, share in ((1e-6, MOVED), (1e6, 0)):  # as unsure of its own task, or far surer
+        seen.margins = [torch.full((KEPT,), margin)]
+        assert seen.forgotten(network) == share
 
 
-def test_what_is_lost_grows_with_what_changed_and_falls_with_how_sure_the_old_heads_were():
-    assert lost(0.0, 3.0) == 0
-    assert lost(1.0, 3.0) == lost(1.3, 3.0) == 1
-    assert lost(0.5, 1.0) == pytest.approx(0.5)
-    # erfc(3 erfc⁻¹(½)) = erfc(3 · 0.4769)
-    assert lost(0.5, 3.0) == pytest.approx(0.0430, abs=1e-4)
-    assert lost(0.5, 0.2) == pytest.approx(0.5)  # never more than what changes on new inputs
+def test_what_is_lost_is_how_often_a_margin_falls_by_more_than_there_was():
+    known = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert lost(known, torch.zeros(5)) == lost(known, torch.ones(5)) == 0
+    assert lost(known, torch.tensor([-9.0])) == 1
+    assert lost(known, torch.tensor([-2.5])) == 0.5
+    assert lost(known, torch.tensor([-1.0])) == 0  # just as large: it is still the one named
+    assert lost(known, torch.tensor([-2.5, 9.0])) == 0.25  # half of them fall
+    assert lost(known, torch.tensor([float("nan")])) == 1
+    assert lost(10 * known, torch.tensor([-25.0])) == 0.5  # whatever the scale
+
+
+def test_of_the_margins_on_its_own_data_a_head_leaves_quantiles():
+    values = torch.arange(1000.0).flip(0)
+    found = quantiles(values)
+    assert len(found) == KEPT
+    assert (found[0], found[-1]) == (0, 999)
+    assert (found.diff() > 0).all()
+    assert lost(quantiles(torch.tensor([])), torch.tensor([-9.0])) == 0  # nothing was right
+    one = learner("mas")
+    one.learn_next()
+    assert one.run.accuracy[0][0] < 0.9  # some margins are below 0
+    (kept,) = one.foresight.margins
+    assert (kept > 0).all()  # of what it gets right
+    assert one.foresight.kept() == KEPT * 4
+
+
+def test_what_is_given_up_is_read_from_margins_and_every_old_task_counts(monkeypatch):
+    asked = []
+
+    def noted(train, **given):
+        asked.append((given["reference"], given["old_tasks"], given.get("samples")))
+        return choose_strength(train, **given)
+
+    monkeypatch.setattr(strength_search, "choose_strength", noted)
+    monkeypatch.setattr(strength_search, "expected_accuracy", lambda *_: 0.625)
+    one = learner("mas")
+    while not one.run.complete:
+        one.learn_next()
+    assert [number for _, number, _ in asked] == [1, 2, 3, 4]
+    for reference, _, samples in asked:
+        assert reference.accuracy == [0.625, 0.625]  # of the validation and the training data
+        assert samples is None  # the same samples each time: nothing is forgiven as noise
+    # nothing is ever given up then, so that the first strength is taken
+    assert [step["accepted"] for step in one.run.strength_search] == [True] * 4
+    # and what is written down is counted
+    for step in one.run.strength_search:
+        assert step["accuracy"] != 0.625
 
 
 def test_a_memory_of_its_own_where_the_head_is_shared():

@@ -1,9 +1,9 @@
-"""Accuracy, measured in large batches and read from the device once; and Ω in a few numbers."""
+"""Outputs and accuracy, in large batches, read from the device once; and Ω in a few numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,30 @@ def score(
     network.task = before[0]
     network.train(before[1])
     return ClassScores(right.tolist(), examples.labels.bincount(minlength=classes).tolist())
+
+
+@torch.no_grad()
+def outputs(
+    network: TaskNetwork,
+    heads: Iterable[int],
+    examples: Examples,
+    *,
+    size: int,
+    precision: Autocast,
+) -> tuple[list[Tensor], Tensor]:
+    """Of each of these heads the outputs [n, classes] for `examples`; and their labels [n]."""
+    asked, training = list(heads), network.training
+    network.eval()
+    found: list[list[Tensor]] = [[] for _ in asked]
+    labels = []
+    with precision.lowered():
+        for batch in examples.batches(size, device=precision.device):
+            features = network.features(batch.inputs)
+            labels.append(batch.labels)
+            for own, number in zip(found, asked):
+                own.append(network.heads[number](features).float())
+    network.train(training)
+    return [torch.cat(own) for own in found], torch.cat(labels)
 
 
 def by_layer(importance: Mapping[str, Tensor] | None) -> dict[str, LayerImportance] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
+from torch import Tensor
 
 from retain.experiment.config import Config
-from retain.experiment.evaluate import ClassScores, importance_size, pass_size, score
+from retain.experiment.evaluate import ClassScores, importance_size, outputs, pass_size, score
 from retain.experiment.machine import Autocast
 from retain.experiment.progress import Watcher
 from retain.experiment.recipe import recipes_from_file
@@ -85,6 +87,13 @@ class Stage:
             size=self._pass_size(),
             precision=Autocast(self.config.amp, self.device),
         )
+
+    def outputs(
+        self, network: TaskNetwork, heads: Iterable[int], examples: Examples
+    ) -> tuple[list[Tensor], Tensor]:
+        """Of each of these heads the outputs [n, classes] for `examples`; and their labels [n]."""
+        precision = Autocast(self.config.amp, self.device)
+        return outputs(network, heads, examples, size=self._pass_size(), precision=precision)
 
     def _pass_size(self) -> int:
         return pass_size(self.sequence.input_shape, self.sequence.input_dtype)

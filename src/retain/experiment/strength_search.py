@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,7 @@ from retain.experiment.stage import Stage
 from retain.experiment.train import learn
 from retain.methods import Method
 from retain.methods.finetune import FineTune, FineTuneOptions
-from retain.strength import Trial, choose_strength
+from retain.strength import StrengthChoice, Trial, choose_strength, expected_accuracy
 from retain.tasks import TaskSequence
 
 # Where the method says nothing of what its penalty comes to: nats beside those of the task's loss.
@@ -42,8 +42,10 @@ def choose(
 
     Fine-tuning on the new task is the reference. The first strength is one with which the weights
     that fine-tuning ends with would cost 10 nats. No data of an old task is looked at: what is
-    expected to be lost of them is what `foresight` says. Where validation data is too little to
-    tell a point, accuracy on the task's training data counts as well. Validation data is the
+    expected to be lost of them is what `foresight` says, each task counting as much as the new one.
+    What is given up of that is read from margins, `expected_accuracy`: all trainings are measured
+    on the same samples, so that small differences are real ones. Where validation data is little,
+    the task's training data counts as well, and what falls more decides. Validation data is the
     task's own, or cut from its training data. In the end the task is learned from all of them, with
     the geometric mean of what was chosen on this task and on earlier ones, each as a part of the
     first λ that was tried there, which has no dimension: a choice on few data is a noisy one.
@@ -54,6 +56,7 @@ def choose(
     task = whole.tasks[index].with_validation(VALIDATION)
     assert task.val is not None
     judged = [task.val] if len(task.val) >= ENOUGH else [task.val, task.train]
+    head = 0 if network.shared_head else index
     first, kept = _copy(network.state_dict()), _copy(method.state_dict())
     foresight.begin(network, index, stage)
 
@@ -71,8 +74,17 @@ def choose(
         method.set_strength(strength)
         trained(method, on)
 
-    def outcome(penalty: float | None = None, *, forgotten: float | None = None) -> Trial:
-        accuracies = [stage.score(network, index, examples).accuracy for examples in judged]
+    reached: dict[float, float] = {}  # by strength, the accuracy on validation data
+
+    def outcome(
+        strength: float, penalty: float | None = None, *, forgotten: float | None = None
+    ) -> Trial:
+        accuracies = []
+        for examples in judged:
+            (own,), labels = stage.outputs(network, [head], examples)
+            right = (own.argmax(1) == labels).double().mean()
+            reached.setdefault(strength, float(right))
+            accuracies.append(expected_accuracy(own, labels))
         lost = foresight.forgotten(network) if forgotten is None else forgotten
         return Trial(accuracies, lost, penalty)
 
@@ -80,10 +92,11 @@ def choose(
         try:
             trained_with(strength, part)
         except NonFiniteError:  # steps too large for it
+            reached[strength] = 0.0
             return Trial([0.0] * len(judged), 1.0)
         if method.merges:  # what counts is what the merge leaves
             method.end(index, part)
-        return outcome()
+        return outcome(strength)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*nothing protect")  # which is what is meant here
@@ -93,10 +106,9 @@ def choose(
         trial,
         start=START if resistance is None else None,
         # Without its merge such a method would drop what it keeps: all the old tasks.
-        reference=outcome(resistance, forgotten=1.0 if method.merges else None),
-        samples=[len(task.val), None][: len(judged)],
-        chance=1 / len(task.classes),
+        reference=outcome(0.0, resistance, forgotten=1.0 if method.merges else None),
         decay=DECAY,
+        old_tasks=index,
     )
     network.load_state_dict(first)
     method.load_state_dict(_copy(kept))
@@ -110,21 +122,29 @@ def choose(
         strength = first_tried * math.exp(fmean(map(math.log, [*earlier, now / first_tried])))
     method.set_strength(strength)
     trained(method, whole)
+    return strength, _noted(task.name, choice, now, reached)
+
+
+def _noted(
+    task: str, choice: StrengthChoice, now: float, reached: Mapping[float, float]
+) -> list[TriedStrength]:
+    """What was tried, with accuracies as they are counted; with λ = 0 where nothing is held."""
+    reference = reached[0.0]
     found: list[TriedStrength] = [
         {
-            "task": task.name,
+            "task": task,
             "strength": one.strength,
-            "accuracy": one.accuracy,
+            "accuracy": reached[one.strength],
             "accepted": one.strength == now,
             "forgotten": one.forgotten,
-            "reference": choice.reference,
+            "reference": reference,
         }
         for one in choice.tried
     ]
     if not now:
-        last: TriedStrength = {"strength": 0.0, "accuracy": choice.reference, "accepted": True}
-        found.append({"task": task.name, "reference": choice.reference, **last})
-    return strength, found
+        last: TriedStrength = {"strength": 0.0, "accuracy": reference, "accepted": True}
+        found.append({"task": task, "reference": reference, **last})
+    return found
 
 
 def parts_chosen(searched: Sequence[TriedStrength]) -> list[float]:
