@@ -322,3 +322,12 @@ def test_a_long_check_prints_what_asks_for_something_and_what_moved_farthest():
     assert "Moved without protection: 3.weight." in lines
     with pytest.warns(UserWarning, match=r"have moved .* for 3\.weight\."):
         memory.penalty()
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_up():
+    made = experienced(MAKE["MAS"])
+    state = made.state_dict() | {"format": 1}
+    memory = retain.MAS(network())
+    memory.load_state_dict(state)
+    assert memory.tasks == made.tasks == 2
+    assert all(torch.equal(memory.importance[name], made.importance[name]) for name in made.anchor)
