@@ -224,12 +224,27 @@ def test_before_anything_was_learned():
     net, _ = made.dense()
     memory = retain.MAS(net)
     model = made.adapt(net, target_modules=["0"])
-    with pytest.warns(UserWarning, match="Nothing is protected yet"):
-        penalty = LoraPenalty(memory, model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        penalty = LoraPenalty(memory, model)  # a memory may still be loaded into it
+    with pytest.warns(UserWarning, match="Nothing is protected yet"):
         assert float(penalty.penalty()) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         penalty.penalty().backward()
+
+
+def test_a_step_that_nothing_protects_is_told_once():
+    net, _ = made.dense()
+    penalty = LoraPenalty(retain.MAS(net), made.adapt(net, target_modules=["0"]))
+    trained = [p for p in penalty.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    penalty.attach(optimizer)
+    with pytest.warns(UserWarning, match="Nothing is protected yet"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
 
 
 def test_adapters_that_are_disabled_add_nothing():

@@ -122,7 +122,7 @@ class LoraPenalty:
             >>> loss = criterion(peft_model(x), y) + penalty.penalty()
             >>> loss.backward()
         """
-        held, weight = self.held(), self.memory._weight()
+        held, weight = self._held_now(), self.memory._weight()
         held.found.refuse_changed()
         parts = []
         if held.blocks:
@@ -248,8 +248,10 @@ class LoraPenalty:
             >>> from retain.integrations.peft import LoraPenalty
             >>> memory = retain.MAS(base).observe(loader).consolidate()  # before the adapter
             >>> memory.save("memory.safetensors")
-            >>> penalty = LoraPenalty(memory, peft_model)
+            >>> penalty = LoraPenalty(retain.MAS(peft_model), peft_model)  # in another process
             >>> penalty.load("memory.safetensors")
+            >>> penalty.memory.tasks
+            1
         """
         flat, header = files.read(path, "memory")
         self.load_state_dict({**header, "tensors": grouped(flat)})
@@ -324,13 +326,18 @@ class LoraPenalty:
             or known[2].found is not found
         ):
             self._made = known = terms, chosen, self._hold(found)
-        if not terms and not self._warned:
+        return known[2]
+
+    def _held_now(self) -> HeldModel:
+        """As `held`, where something is to be protected by it: it is told once if nothing is."""
+        held = self.held()
+        if not self.memory.terms and not self._warned:
             self._warned = True
             warn(
                 f"Nothing is protected yet: {type(self.memory).__name__} has no importance before "
                 "consolidate(), and the penalty is 0."
             )
-        return known[2]
+        return held
 
     def _found_anew(self, before: AdaptedModel) -> AdaptedModel:
         """The model as it is now that other parameters or factors are in the adapters.
@@ -396,7 +403,7 @@ class LoraPenalty:
         Raises:
             StateError: the model is another one by now, or the optimizer steps what it had before.
         """
-        held = self.held()
+        held = self._held_now()
         held.found.refuse_changed()
         gone = set(map(id, self._gone))
         if gone and any(id(p) in gone for g in optimizer.param_groups for p in g["params"]):
