@@ -25,7 +25,7 @@ VERSION = 2  # 1 had no digest
 MARK = "retain"  # the metadata key that makes a safetensors file one of ours
 DIGEST = "retain.sha256"  # and the one that says what its bytes were
 TORN = 20  # times that a file may be replaced while it is read
-OTHER = "its digest is not that of what it holds. Take a copy that is whole, or make it again."
+OTHER = "its digest does not match its content. Use an intact copy, or make it again."
 HASHED = 1 << 26  # elements whose bytes are looked at together
 
 

@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed_costs_its_job_no_more_than_a_task(tmp_path, beg
     results = run(config, out=tmp_path / "out", progress=listener, workers=2)
     assert (tmp_path / "burnt").exists()
     assert len(begun) == 3
-    again = "its worker was lost, so it is done again"
+    again = "its worker was lost, so it is run again"
     (lost,) = [line for line in listener.said if again in line]
     # From its last task, which is told again; not from the first.
     (label,) = {job.label for job in jobs(config) if job.label in lost}

@@ -148,7 +148,7 @@ class Sorted(nn.Module):
             lambda: torch.randint(5_000, (64, 16)),
             r"'table.weight'.*writes to 'table.w",
         ),
-        (Sorted, lambda: torch.randn(64, 64), "every batch is looked at"),
+        (Sorted, lambda: torch.randn(64, 64), "every batch is probed"),
     ],
 )
 def test_closed_forms_that_are_dear_are_told(model, inputs, reason: str) -> None:
@@ -215,7 +215,7 @@ def test_a_long_first_batch_is_judged_by_the_next_of_its_kind(
     assert not told(model, x)
     said = told(model, x, x.flip(0), x)
     assert len(said) == 1
-    assert "what is done around each" in said[0]
+    assert "the work around each" in said[0]
 
 
 def test_what_is_surely_cheap_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,8 +150,8 @@ def show(
         page = written_page(results, folder)
     except Exception as error:
         err.print(
-            f"The report could not be made: {described(error)} The results are complete; when it "
-            f"can be: retain report {shlex.quote(str(folder))}",
+            f"The report could not be made: {described(error)} The results are complete. Once the "
+            f"problem is solved, make it with: retain report {shlex.quote(str(folder))}",
             soft_wrap=True,
         )
     out.print(f"Results: {folder / FILE}\nReport:  {page}", soft_wrap=True)

@@ -94,8 +94,8 @@ def _planned(name: str, asked: dict[str, Any], resumed: Path | None) -> studies.
     begun = recorded(resumed)
     if begun.name != name:
         raise ConfigError(
-            f"{resumed} holds the study {begun.name}, not {name}. Go on with it: "
-            f"retain study {begun.name} --resume --out {resumed}"
+            f"{resumed} holds the study {begun.name}, not {name}. Continue it with: retain study "
+            f"{begun.name} --resume --out {resumed}"
         )
     others = [flag for field in asked if (flag := ALONE.get(field))]
     if others:

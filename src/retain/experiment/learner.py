@@ -87,8 +87,8 @@ def _resumed(job: Job, stage: Stage, checkpoint: Checkpoint) -> Learner | None:
     except Exception as error:  # whatever is wrong with it: begun anew the job ends the same
         aside = checkpoint.set_aside()
         stage.watch.say(
-            f"{job.label}: begun anew, since its checkpoint cannot be used. {described(error)} "
-            f"It is now {aside}."
+            f"{job.label}: started again, because its checkpoint cannot be used. "
+            f"{described(error)} It is now {aside}."
         )
         return None
     return learner

@@ -274,6 +274,6 @@ def _unknown_classes(config: Config, sequence: TaskSequence) -> Iterator[str]:
         if name not in known:
             listed = ", ".join(known[:LISTED]) + (", …" if len(known) > LISTED else "")
             yield (
-                f"importance_classes has {name!r}, which is no class of these tasks."
-                f"{did_you_mean(name, known)} Their classes: {listed}."
+                f"importance_classes has {name!r}, which is not a class of these "
+                f"tasks.{did_you_mean(name, known)} Their classes: {listed}."
             )

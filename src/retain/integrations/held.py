@@ -37,7 +37,7 @@ def refuse_other(given: object, form: object) -> None:
     Raises:
         InputError: something else.
     """
-    expected = "retain.MAS(model) or one of its like, or a LoraPenalty"
+    expected = "retain.MAS(model) or another memory, or a LoraPenalty"
     holder: Any = arguments.instance("memory", given, MemoryLike, expected)
     arguments.among("form", form, getattr(holder, "memory", holder).forms)
 

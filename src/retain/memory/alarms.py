@@ -70,9 +70,9 @@ def statistics(layers: Collection[str]) -> str:
     """Running statistics follow the new data."""
     return (
         f"The running statistics of {listed(layers)} follow the new data, and with them the "
-        "network forgets, however well its weights are held. Keep them: "
-        "frozen = retain.frozen_statistics(model) before training and frozen.remove() after it, or "
-        "with retain.frozen_statistics(model): around it."
+        "network forgets, however hard its weights are held. Freeze them: frozen = "
+        "retain.frozen_statistics(model) before training and frozen.remove() after it, or with "
+        "retain.frozen_statistics(model): around it."
     )
 
 
@@ -81,8 +81,8 @@ def buffers(layers: Collection[str]) -> str:
     return (
         f"Buffers of {listed(layers)} move from step to step. If they are averages of the data "
         "that the network computes with, they follow the new data, and with them the network "
-        "forgets, however well its weights are held. Keep them: "
-        f"retain.frozen_statistics(model, also={list(layers)[:NAMED]})."
+        "forgets, however hard its weights are held. Freeze them: retain.frozen_statistics(model, "
+        f"also={list(layers)[:NAMED]})."
     )
 
 
@@ -112,7 +112,7 @@ def lost(memory: Holder, optimizer: Optimizer) -> str:
     return (
         f"The attached {_name(optimizer)} no longer holds any of the parameters that "
         f"{_name(memory)} holds: the model's or the optimizer's were replaced by others, and its "
-        "steps protect nothing. Make the optimizer anew from model.parameters(), and attach it."
+        "steps protect nothing. Make a new optimizer from model.parameters(), and attach it."
     )
 
 
@@ -120,8 +120,8 @@ def stale(optimizer: Optimizer, names: Collection[str]) -> str:
     """An attached optimizer has the old parameters still."""
     return (
         f"{listed(names)} was replaced in the model by another parameter, which the attached "
-        f"{_name(optimizer)} does not hold: it still steps the old one. Make the optimizer anew "
-        "from model.parameters(), and attach it."
+        f"{_name(optimizer)} does not hold: it still steps the old one. Make a new optimizer from "
+        "model.parameters(), and attach it."
     )
 
 
@@ -130,7 +130,7 @@ def replaced(memory: Holder, far: Mapping[str, Distance]) -> str:
     return (
         f"{', '.join(f'{module} ({away})' for module, away in far.items())} was replaced since "
         f"{_name(memory)} consolidated, by weights far from those that it holds, and is pulled to "
-        "where the old ones were. If this is a new layer that is to be free, say so: "
+        "where the old ones were. If this is a new layer that should be free, say so: "
         f"memory.exclude = {[*memory.exclude, *far]}."
     )
 

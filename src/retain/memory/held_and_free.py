@@ -186,7 +186,7 @@ class Check:
         notes = []
         left = len(self.rows) - len(self._shown())
         if left:
-            notes.append(f"… and {left:,} more, of which nothing is to be said (see .rows).")
+            notes.append(f"… and {left:,} more, with nothing to report (see .rows).")
         reasons: dict[str, list[str]] = {}
         for row in self.rows:
             if row.why:
@@ -251,7 +251,7 @@ def checked(
             )
         )
     rows += [
-        Checked(name, o.numel(), "gone", "the model has it no more", _mean(o), None, None)
+        Checked(name, o.numel(), "gone", "the model no longer has it", _mean(o), None, None)
         for name, o in omega.items()
         if name not in parameters and selection.picks(name)
     ]

@@ -66,9 +66,9 @@ def explained(error: Exception, model: nn.Module, raw: object) -> RetainError | 
         )
     if TYPES.search(said):
         return InputError(
-            f"Types do not go together ({_first(said)}). The weights are "
-            f"{_types(model.parameters())}, the batch {_types(tensors_in(raw))}. Give batches in "
-            "the type of the weights, or observe under torch.autocast."
+            f"Types do not match ({_first(said)}). The weights are {_types(model.parameters())}, "
+            f"the batch {_types(tensors_in(raw))}. Give batches in the type of the weights, or "
+            "observe under torch.autocast."
         )
     return None
 
@@ -86,8 +86,8 @@ def _of_devices(said: str, model: nn.Module, raw: object) -> RetainError:
     if not elsewhere:
         return ModelError(
             f"Tensors on several devices met ({_first(said)}). The weights and the batch are on "
-            f"{home}, so that forward() or output=… makes tensors elsewhere: let it make them "
-            "where its input is."
+            f"{home}, so forward() or output=… makes tensors elsewhere: make them on the device of "
+            "its input."
         )
     listed = ", ".join(elsewhere[:5]) + (f" and {len(elsewhere) - 5} more" * (len(elsewhere) > 5))
     return ModelError(

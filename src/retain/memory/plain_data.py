@@ -164,7 +164,7 @@ def _of_adapters(model: nn.Module) -> str:
     if not any(is_adapters(name) for name, _p in model.named_parameters()):
         return ""
     return (
-        " This model has adapters: what was saved before they were there is read by "
+        " This model has adapters: to read what was saved before they were added, use "
         "LoraPenalty(retain.MAS(model), model).load(path)."
     )
 

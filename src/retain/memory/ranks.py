@@ -114,7 +114,7 @@ def _added(part: Tensor) -> Tensor:
 def _nobody_came(error: RuntimeError) -> StateError:
     return StateError(
         f"consolidate() adds up what all {dist.get_world_size()} ranks observed, and one of them "
-        f"did not come: {error}. Call it on every rank, as often on each; see whether one died."
+        f"did not come: {error}. Call it equally often on every rank, and see whether one died."
     )
 
 

@@ -32,8 +32,8 @@ def warn_of_zeros(running: Running, known: set[str]) -> None:
         "retain.integrations.peft.base_weights(peft_model), and hold it with "
         "retain.integrations.peft.LoraPenalty(memory, peft_model)."
         if adapters
-        else "What follows them is 0 for all that was observed. Observe again when the model has "
-        "been trained, or data that use them; or leave them out with exclude=…"
+        else "What follows them is 0 for everything that was observed. Observe again once the "
+        "model is trained, or observe data that use them; or leave them out with exclude=…"
     )
     warn(f"The importance of {shown} is 0 throughout: nothing will hold them. {remedy}")
 

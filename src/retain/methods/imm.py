@@ -189,7 +189,7 @@ class IMMMean(IMM[IMMOptions]):
     name = "imm-mean"
     title = "IMM (mean)"
     Options = IMMOptions
-    stores = "The weights of every task; they are what is merged."
+    stores = "The weights of every task, which are merged."
     needs = "nothing"
     knob = "strength"
 

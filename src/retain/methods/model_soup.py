@@ -29,7 +29,7 @@ class ModelSoup(Method[ModelSoupOptions]):
     name = "model-soup"
     title = "Model soup"
     Options = ModelSoupOptions
-    stores = "The shared weights of every task; they are what is averaged."
+    stores = "The shared weights of every task, which are averaged."
     needs = "nothing"
     holds_weights = True
 

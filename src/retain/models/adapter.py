@@ -66,10 +66,10 @@ def adapter_for(
         refusals.append(f"{_shown(shape)}: {refusal}")
     if not dtype.is_floating_point:
         kind = str(dtype).removeprefix("torch.")
-        raise ModelError(f"{name} takes no inputs of type {kind}. It said for {refusals[0]}")
+        raise ModelError(f"{name} does not accept inputs of type {kind}. It said for {refusals[0]}")
     raise ModelError(
-        f"{name} takes no inputs of shape {_shown(input_shape)}, neither as they are, nor with "
-        f"three channels, nor enlarged. It said for {refusals[0]}"
+        f"{name} does not accept inputs of shape {_shown(input_shape)}: not as they are, with "
+        f"three channels, or enlarged. It said for {refusals[0]}"
         + (f"; and for {refusals[-1]}" if len(refusals) > 1 else "")
     )
 

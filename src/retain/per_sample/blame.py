@@ -35,8 +35,7 @@ FIXED = (
     "x[None]."
 )
 TRAINS = (
-    "is in train mode although the model was put in eval mode, and does there what it does in "
-    "training",
+    "is in train mode although the model was put in eval mode, and behaves as in training",
     "Put it in eval mode, or stop its train() from leaving it there.",
 )
 RANDOM = (
@@ -47,7 +46,7 @@ RANDOM = (
 )
 KEEPS = (
     "gives another output each time it is called: it keeps state from one call to the next",
-    "Let each call begin anew: reset that state at the start of forward(), or make it an input.",
+    "Make each call start afresh: reset that state at the start of forward(), or make it an input.",
 )
 OBSERVES = (
     "holds quantisation observers that move with every batch they see, so that outputs depend on "

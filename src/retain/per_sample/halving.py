@@ -72,7 +72,7 @@ class Halving:
         if self.most is None:
             warn(
                 f"Out of memory with {samples} samples at once ({told}): going on with "
-                f"{(samples + 1) // 2}. Ω does not depend on it."
+                f"{(samples + 1) // 2}. Ω does not change."
             )
         self.most = (samples + 1) // 2
 

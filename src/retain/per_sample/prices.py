@@ -148,10 +148,10 @@ class Prices:
         self._told.update(fresh)
         ways = "; ".join(sorted({routes[name] for name in fresh}))
         cause = (
-            f"has no closed form (way: {ways}): an operation of the model is asked for each sample "
-            "in turn"
+            f"has no closed form (way: {ways}): the backward of an operation is run for each "
+            "sample in turn"
             if slow
-            else f"is dear, although it has a closed form (way: {ways}): {why}"
+            else f"is expensive, although it has a closed form (way: {ways}): {why}"
         )
         warn(
             f"The importance of {some(fresh)} {cause}. That is exact, but this batch of {samples} "

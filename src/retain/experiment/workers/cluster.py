@@ -118,7 +118,7 @@ class Cluster:
         except Exception as error:  # whatever is wrong with an address, or behind it
             raise ConfigError(
                 f"The scheduler {shown(address)} did not answer within {ANSWER:g} seconds "
-                f"({type(error).__name__}). Is it running, and is that its address? One is started "
+                f"({type(error).__name__}). Is it running, and is that its address? Start one "
                 "with: dask scheduler"
             ) from None
 
@@ -172,8 +172,8 @@ class Cluster:
         if time.monotonic() - told < SAY_EVERY or self.client.scheduler_info()["workers"]:
             return told
         line = (
-            f"The scheduler {self.address} has no workers yet, and jobs wait for some. One is "
-            f"started with: dask worker {self.address}"
+            f"The scheduler {self.address} has no workers yet, and jobs wait for some. Start one "
+            f"with: dask worker {self.address}"
         )
         hear(("say", place, line))
         return time.monotonic()

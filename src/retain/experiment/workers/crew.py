@@ -127,7 +127,7 @@ class Hearing:
 
     def _begun(self, place: int) -> None:
         if place in self.at:  # before; what it did since its last task is done again
-            self.watch.say(f"{self.jobs[place].label}: its worker was lost, so it is done again")
+            self.watch.say(f"{self.jobs[place].label}: its worker was lost, so it is run again")
             self.watch.more(self.taken[place])
         self.taken[place] = 0
         self._at(place, "")

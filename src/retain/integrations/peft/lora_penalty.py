@@ -78,7 +78,7 @@ class LoraPenalty:
         if not isinstance(memory, Memory):
             raise InputError(
                 f"LoraPenalty got a {type(memory).__name__} as memory; expected retain.MAS(model) "
-                "or one of its like."
+                "or another memory."
             )
         arguments.instance(
             "peft_model", peft_model, nn.Module, "what peft.get_peft_model(model, …) returns"

@@ -34,8 +34,8 @@ def adaptation(sequence: Sequence, prefix: str, chosen: tuple[str, ...]) -> list
     return [
         Picture(
             name=f"{prefix}adaptation",
-            caption="Accuracy at the end, in percent. Bars: one standard deviation over seeds. Ω "
-            "on some classes alone gives up others, and leaves the network freer to learn.",
+            caption="Accuracy at the end, in percent. Bars: one standard deviation over seeds. "
+            "With Ω on some classes alone, others are given up, and the network is freer to learn.",
             description="Accuracy on the classes that matter, on the others and on the second "
             f"task. {'; '.join(said)}.",
             draw=partial(_draw, shown=shown, titles=titles),

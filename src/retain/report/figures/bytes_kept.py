@@ -31,8 +31,8 @@ def memory(sequence: Sequence, prefix: str) -> list[Picture]:
     return [
         Picture(
             name=f"{prefix}memory",
-            caption="What must be kept after each task, the network itself included. Level bars: "
-            "the price does not grow with the number of tasks.",
+            caption="What must be kept after each task, the network itself included. If the bars "
+            "are level, storage does not grow with the number of tasks.",
             description="; ".join(said) + ".",
             draw=partial(_draw, kept=kept),
         )

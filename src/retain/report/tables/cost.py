@@ -61,7 +61,7 @@ def kept_at_each_step(sequence: Sequence) -> Grid | None:
         groups=(("", 1), ("After task", steps_taken), ("", 1)),
         rows=tuple(row for row in rows if len(row) == steps_taken + 2),
         caption="Everything that must be in memory or on disk for the next task, the network "
-        "itself included; of what is only needed while a task is learned, that as well.",
+        "itself included, and what is needed only while a task is learned.",
     )
 
 
@@ -80,10 +80,10 @@ def searches(sequence: Sequence) -> Grid | None:
         title=f"How λ was chosen: {sequence.name}",
         columns=("Method", "Seed", "Chosen λ", "Tried"),
         rows=tuple(rows),
-        caption="Without old data, from a high λ downwards: what is lost of the new task, and what "
-        "is expected to be lost of the old ones, shall be least together. In brackets accuracy on "
-        "the new task's validation data, ✓ beside the choice on that task. The chosen λ is the "
-        "geometric mean of the choices so far.",
+        caption="λ is searched for without old data, from a high value downwards, for the least "
+        "sum of what the new task loses and what the old ones are expected to lose. In brackets "
+        "accuracy on the new task's validation data, ✓ beside the choice on that task. The "
+        "chosen λ is the geometric mean of the choices so far.",
     )
 
 
