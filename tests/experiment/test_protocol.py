@@ -214,7 +214,7 @@ def test_unknown_classes_are_refused_before_training():
     with pytest.raises(ConfigError) as caught:
         run(tiny(importance_classes=("1", "12", "O"), batch_size=1000), progress=False)
     message = str(caught.value)
-    assert "importance_classes has '12', which is no class of these tasks." in message
+    assert "importance_classes has '12', which is not a class of these tasks." in message
     assert "has 'O'" in message
     assert "Their classes: 0, 1, 2" in message
     assert "Fewer training samples than a batch of 1000" in message

@@ -364,7 +364,9 @@ def test_a_damaged_checkpoint_costs_time_and_nothing_else(tmp_path, monkeypatch,
     resumed = run(tiny(), out=tmp_path, resume=True, progress=Listener())
     assert accuracies(resumed) == accuracies(run(tiny(), progress=False))
     (line,) = [line for line in said if "checkpoint" in line]
-    assert line.startswith("mas-1.0-adaptive-train-seed0: begun anew, since its checkpoint cannot")
+    assert line.startswith(
+        "mas-1.0-adaptive-train-seed0: started again, because its checkpoint cannot"
+    )
     (aside,) = (tmp_path / "checkpoints").iterdir()
     assert aside.suffix == ".damaged"
     assert str(aside) in line

@@ -74,7 +74,9 @@ def test_inputs_are_made_to_suit(model_file):
         net = build(f"{model_file}:small", shape=(1, 16, 16))
     grey = torch.rand(2, 1, 16, 16)
     assert torch.equal(net.adapter(grey), grey.repeat(1, 3, 1, 1))
-    with pytest.raises(ModelError, match=r"takes no inputs of shape 3×8×8.*size it was not made"):
+    with pytest.raises(
+        ModelError, match=r"does not accept inputs of shape 3×8×8.*size it was not made"
+    ):
         build(f"{model_file}:large", shape=(3, 8, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -125,5 +125,5 @@ def test_networks_that_take_no_tokens_say_so(file):
     asked = {"input_shape": (2, 3), "input_dtype": torch.int64, "seed": 0}
     with pytest.raises(ConfigError, match=r"mlp is for images.*int64.*--model path/to/file.py"):
         build_model("mlp", **asked)
-    with pytest.raises(ModelError, match="takes no inputs of type int64"):
+    with pytest.raises(ModelError, match="does not accept inputs of type int64"):
         build_model(f"{file}:images", **asked)
