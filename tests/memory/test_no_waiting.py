@@ -86,6 +86,20 @@ def test_a_protected_step_waits_for_no_more_than_a_plain_one(
     assert not torch.equal(model[0].weight, before)
 
 
+@pytest.mark.parametrize("layers", [2, 40])
+def test_the_first_step_looks_at_all_parameters_at_once(layers: int) -> None:
+    """Whether the penalty is too strong for SGD's steps takes one number of each parameter."""
+    model, x = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers))), torch.randn(9, 4)
+    memory = retain.MAS(model)
+    memory.observe(x, progress=False).consolidate()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    memory.attach(optimizer, form="gradient")
+    _backward(model, x)
+    with Waits() as waits:
+        optimizer.step()
+    assert not waits.counts
+
+
 def test_nor_does_the_penalty_in_the_loss() -> None:
     model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(9, 6)
     memory = retain.MAS(model).observe([x], progress=False).consolidate()

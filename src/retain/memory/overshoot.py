@@ -49,12 +49,20 @@ class Overshoot:
 
 
 def _largest(memory: Holder) -> dict[str, float]:
-    """Of every parameter's Ω the largest element; of several terms, of the one that has it."""
-    largest: dict[str, float] = {}
+    """Of every parameter's Ω the largest element; of several terms, of the one that has it.
+
+    Each device is waited for once.
+    """
+    found: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
     for term in memory.terms:
         for name, omega in term.omegas().items():
             if omega.numel() and not is_sharded(omega):
-                largest[name] = max(largest.get(name, 0.0), float(omega.max()))
+                found.setdefault(omega.device, []).append((name, omega.max().float()))
+    largest: dict[str, float] = {}
+    for of_device in found.values():
+        values = torch.stack([value for _, value in of_device]).tolist()
+        for (name, _), value in zip(of_device, values, strict=True):
+            largest[name] = max(largest.get(name, 0.0), value)
     return largest
 
 
