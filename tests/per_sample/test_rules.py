@@ -35,6 +35,11 @@ class Case:
     dtype: torch.dtype = torch.float64
 
 
+def spectrum(x: Tensor) -> Tensor:
+    """Complex numbers of which neither part is zero."""
+    return torch.complex(x, x.flip(-1).sin())
+
+
 def experts(x: Tensor, p: Tensor, steps: list[int]) -> Tensor:
     """So many steps of every sample for each expert, those of an expert behind one another."""
     n, t, _ = x.shape
@@ -138,6 +143,29 @@ CASES = {
     ),
     "convolution's bias": Case(
         "Convolution", (4,), (3, 5, 5), lambda x, p: F.conv2d(x, torch.ones(4, 3, 3, 3).to(x), p)
+    ),
+    "complex": Case(
+        "Mm",
+        (4, 3, 2),
+        (4,),
+        lambda x, p: torch.view_as_real(spectrum(x) @ torch.view_as_complex(p)),
+        "linear",
+    ),
+    "complex, the batch in columns": Case(
+        "Mm",
+        (3, 4, 2),
+        (4,),
+        lambda x, p: torch.view_as_real((torch.view_as_complex(p) @ spectrum(x).T).T),
+        "linear",
+    ),
+    "complex, for each frequency": Case(
+        "Bmm",
+        (5, 4, 3, 2),
+        (5, 4),
+        lambda x, p: torch.view_as_real(
+            (spectrum(x).transpose(0, 1) @ torch.view_as_complex(p)).transpose(0, 1)
+        ),
+        "linear",
     ),
     "experts": Case(
         "GroupedMm",

@@ -27,7 +27,7 @@ from retain.per_sample.pull_back import (
     pull_back,
     pull_back_several,
 )
-from retain.per_sample.rules import RULES
+from retain.per_sample.rules import COMPLEX_RULES, RULES
 from retain.per_sample.rules.elementwise import rows
 from retain.per_sample.rules.linear import shared_bmm
 from retain.per_sample.summing import sum_contributions
@@ -136,13 +136,13 @@ class PerSampleBackward:
         grad = grads[0]
         once = [below for below in node.next_functions if below == node.next_functions[use.index]]
         plain = layout is not None and len(once) == 1
-        if grad is not None and layout is not None and plain and not grad.is_complex():
-            name = operation(node)
-            if name == "Bmm" and (shared := self._shared(edge)) is not None:
+        if grad is not None and layout is not None and plain:
+            name, real = operation(node), not grad.is_complex()
+            if real and name == "Bmm" and (shared := self._shared(edge)) is not None:
                 factors = shared_bmm(node, use.index, grad, layout)
                 if factors is not None:
                     return shared, factors
-            rule = RULES.get(name)
+            rule = (RULES if real else COMPLEX_RULES).get(name)
             contribution = rule(node, use.index, grad, layout, shape_of(*edge)) if rule else None
             if contribution is not None:
                 return edge, contribution

@@ -47,4 +47,7 @@ RULES: dict[str, Rule] = {
     "NativeBatchNorm": norms.batch_norm,
 }
 
-__all__ = ["RULES", "Rule"]
+# The same, of gradients that are complex numbers.
+COMPLEX_RULES: dict[str, Rule] = dict.fromkeys(("Mm", "Bmm"), linear.complex_product)
+
+__all__ = ["COMPLEX_RULES", "RULES", "Rule"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,6 +63,23 @@ def baddbmm(
     return _batched(node._saved_batch1, node._saved_batch2, index - 1, scaled, layout)
 
 
+def complex_product(
+    node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
+) -> OneByOne | None:
+    """Y = A B of complex numbers, perhaps for every b: ∂/∂B = Aᴴ D and ∂/∂A = D Bᴴ."""
+    if layout.dim is None:
+        return None
+    a, b = (None if one is None else one.conj() for one in (node._saved_self, node._saved_mat2))
+    if grad.ndim == 2:
+        a, b = (None if one is None else one[None] for one in (a, b))
+        layout = replace(layout, dim=layout.dim + 1)
+    sides = _sides(a, b, index, grad.view(-1, *grad.shape[-2:]), layout)
+    if sides is None:
+        return None
+    each = _each(*sides, layout)
+    return OneByOne(lambda sample: each.gradient(sample).view(shape), each.route)
+
+
 def grouped_mm(
     node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size
 ) -> Grouped | None:
@@ -89,15 +107,27 @@ def mv(node: Any, index: int, grad: Tensor, layout: Layout, shape: torch.Size) -
 def _batched(
     a: Tensor | None, b: Tensor | None, index: int, grad: Tensor, layout: Layout
 ) -> Contribution | None:
-    if index == 1 and layout.dim == 1 and a is not None:
-        left, right = a, grad
-    elif index == 0 and layout.dim == 2 and b is not None:
-        left, right = grad.mT, b.mT
-    else:
+    sides = _sides(a, b, index, grad, layout)
+    if sides is None:
         return None
+    left, right = sides
     if len(left) == 1:
         return Factors(left[0], right[0], layout)
+    return _each(left, right, layout)
 
+
+def _sides(
+    a: Tensor | None, b: Tensor | None, index: int, grad: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor] | None:
+    """L and R of gₖ = Lₖᵀ Rₖ, for every b."""
+    if index == 1 and layout.dim == 1 and a is not None:
+        return a, grad
+    if index == 0 and layout.dim == 2 and b is not None:
+        return grad.mT, b.mT
+    return None
+
+
+def _each(left: Tensor, right: Tensor, layout: Layout) -> OneByOne:
     def gradient(sample: int) -> Tensor:
         return torch.bmm(_of(left, layout, sample).mT, _of(right, layout, sample))
 
