@@ -109,6 +109,14 @@ def test_the_page_shows_it(folder):
     [
         (("--strength", "mas=1"), "one value"),
         (("--methods", "replay", "--sweep", "replay=0.1"), "two different values"),
+        (
+            ("--methods", "freeze", "--set", "freeze.blocks=1"),
+            "freeze.blocks is set to one value, 1; a comparison needs two or more: --sweep freeze=",
+        ),
+        (
+            ("--methods", "mas", "--set", "mas.strength=2"),
+            "mas.strength is set to one value, 2; a comparison needs two or more: --strength",
+        ),
         (("--methods", "replay", "--sweep", "replay=0.1:1.5"), "replay.share"),
         (("--methods", "replay", "--sweep", "replay.ratio=0.1:1.5"), "knob of replay is share"),
         (("--recipe", "nowhere.py:finetune", "--methods", "mas"), "does not exist"),
@@ -118,6 +126,14 @@ def test_bad_input_is_a_sentence(tmp_path, given, said):
     done = called(*RUN, *SHORT, *given, "--out", tmp_path / "out")
     assert done.exit_code == 2
     assert said in " ".join(done.output.split())
+
+
+def test_a_single_task_leaves_nothing_to_forget_and_it_is_said(tmp_path):
+    one = ("--tasks", "digits", "--classes-per-task", "10", "--samples-per-class", "8")
+    done = called(*one, "--epochs", "1", "--batch-size", "8", "--methods", "model-soup",
+                  "--out", tmp_path / "out")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "With a single task there is nothing to forget." in done.output
 
 
 def test_without_a_wish_no_method_freezes_statistics_alone(folder):

@@ -19,6 +19,7 @@ from retain.experiment.content import Content
 from retain.experiment.sweep import swept
 from retain.experiment.workers.crew import Workforce
 from retain.methods import METHODS
+from retain.report import summary
 from retain.report.tables.equal_accuracy import compared, sentences
 from retain.report.tables.outcome import drawn
 from retain.report.variants import read
@@ -75,12 +76,20 @@ def compare(
 
 
 def _at_equal_accuracy(results: Results | Content) -> Iterator[Any]:
-    """The answer, after the table of every run: a table of a row a method, and the sentences."""
+    """The answer, after the table of every run: a table of a row a method, and the sentences.
+
+    Where there is none, what the page begins with: that nothing finished, or that a single task
+    leaves nothing to forget.
+    """
+    answered = False
     for sequence in read(results).sequences:
         grid = compared(sequence)
         if grid is not None:
+            answered = True
             yield drawn(grid)
             yield sentences(sequence)
+    if not answered:
+        yield summary(results)
 
 
 def _able(usual: tuple[str, ...], asked: dict[str, Any]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def swept(config: Config) -> Config:
     Raises:
         ConfigError: a sweep with one value.
     """
-    problems = list(_single(config))
+    problems = [*_single(config), *_set_once(config)]
     if problems:
         raise ConfigError(" ".join(problems))
     methods = config.methods if FREE in config.methods else (FREE, *config.methods)
@@ -47,6 +47,18 @@ def _single(config: Config) -> Iterator[str]:
             yield (
                 f"The sweep of {method}.strength is one value, {given[0]:g}; a comparison needs "
                 f"two or more, such as {method}={given[0] or 1:g}:{10 * (given[0] or 1):g}."
+            )
+
+
+def _set_once(config: Config) -> Iterator[str]:
+    """Knobs that --set gives one value."""
+    for method, options in config.options.items():
+        knob = METHODS[method].knob
+        if method in config.methods and knob is not None and knob in options:
+            option = "--strength" if knob == "strength" else "--sweep"
+            yield (
+                f"{method}.{knob} is set to one value, {options[knob]}; a comparison needs two or "
+                f"more: {option} {method}=VALUE:VALUE in place of --set."
             )
 
 
