@@ -188,3 +188,38 @@ def test_half_precision_is_repaired_as_if_it_were_whole(case, dtype, which):
     for name, w in mended.state_dict().items():
         assert w.dtype == last.state_dict()[name].dtype
         assert torch.allclose(w.float(), expected[name].float(), atol=2e-2)
+
+
+def test_integer_buffers_count_for_nothing_and_frozen_parts_stay_where_they_are(case):
+    base, _, memory = case
+    counted = base.state_dict()
+    counted["1.num_batches_tracked"] += 5
+    assert memory.forecast(counted).change == 0
+    batch = (torch.randn(8, 4), torch.randint(2, (8,)))
+    whole = memory.forecast([batch], lr=0.1)
+    base[0].requires_grad_(False)
+    part = memory.forecast([batch], lr=0.1)
+    assert part.parameters["0.weight"].change == 0
+    assert part.parameters["3.weight"].change == whole.parameters["3.weight"].change > 0
+    assert memory.drift().change == 0
+    base.requires_grad_(False)
+    with pytest.raises(InputError, match="None of the weights that this memory holds"):
+        memory.forecast([batch])
+
+
+def test_adapters_that_peft_has_merged_are_not_added_again(case):
+    peft = pytest.importorskip("peft")
+    base, _, memory = case
+    adapted = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(target_modules=["0", "3"]))
+    for name, p in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p)
+    expected = copy.deepcopy(adapted).merge_and_unload().state_dict()
+    adapted.merge_adapter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All adapters are already merged")
+        mended = retain.repair(base, adapted, memory, amount=0).state_dict()
+        change = memory.forecast(adapted).change
+    assert mended.keys() == expected.keys()
+    assert all(torch.allclose(mended[n], w, atol=1e-6) for n, w in expected.items())
+    assert change == pytest.approx(memory.forecast(expected).change, rel=1e-4)

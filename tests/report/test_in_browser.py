@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import retain
 import retain.report
 
 from . import made_up
@@ -89,6 +90,18 @@ def test_it_opens_whole_at_every_width(
             assert browser.run(COVERING) == [], f"names cover each other at {width} pixels"
 
 
+def test_the_page_of_a_passport_fits_a_phone_and_a_desk(browser: Browser, tmp_path: Path) -> None:
+    made = retain.passports.Passport.load(retain.passports.minilm())
+    page = made.write_page(tmp_path / "card.html")
+    for width in (390, 1400):
+        assert browser.opened(page, width) == []
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        # names break behind a dot or an underscore, not inside of a word
+        lines = browser.run(LINES_OF_NAMES)
+        assert len(lines) > 90
+        assert all(line[-1] in "._" for several in lines for line in several[:-1]), lines
+
+
 def test_a_dark_page_is_dark_and_its_pictures_follow(
     browser: Browser, page: Callable[[str], list[Path]]
 ) -> None:
@@ -167,6 +180,23 @@ COVERING = """[...document.querySelectorAll('figure')].flatMap(figure => {
   return boxes.flatMap(([a, p], k) => boxes.slice(k + 1).filter(([, q]) =>
     p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 4 && q.top < p.bottom - 4
   ).map(([b]) => `${figure.id}: ${a} / ${b}`));
+})"""
+
+LINES_OF_NAMES = """[...document.querySelectorAll('td:first-child')].map(cell => {
+  const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), lines = [];
+  let last = null;
+  for (let node; (node = walker.nextNode());) {
+    for (let k = 0; k < node.length; k++) {
+      const range = document.createRange();
+      range.setStart(node, k);
+      range.setEnd(node, k + 1);
+      const top = Math.round(range.getBoundingClientRect().top);
+      if (top !== last) lines.push('');
+      lines[lines.length - 1] += node.data[k];
+      last = top;
+    }
+  }
+  return lines;
 })"""
 
 LIGHTNESS = """(() => {
