@@ -66,20 +66,22 @@ class OldHeads:
     def __init__(self) -> None:
         self.margins: list[Tensor] = []
         self._asked: tuple[Stage, int] | None = None
-        self._before: list[Tensor] = []
+        self._before: list[tuple[Tensor, Tensor]] = []  # of each head what it named, and its margin
 
     def begin(self, network: TaskNetwork, index: int, stage: Stage) -> None:
         """Ask the old heads about the training data of the new task."""
         self._asked = stage, index
-        self._before = self._answers(network)
+        self._before = []
+        for outputs in self._answers(network):
+            named = outputs.argmax(1)
+            self._before.append((named, margins(outputs, named)))
 
     def forgotten(self, network: TaskNetwork) -> float:
         """`MOVED` times the mean over old heads of `lost`."""
         shares = []
-        for known, before, after in zip(self.margins, self._before, self._answers(network)):
-            named = before.argmax(1)
-            moved = margins(after, named) - margins(before, named)
-            shares.append(lost(known, moved))
+        now = self._answers(network)
+        for known, (named, before), after in zip(self.margins, self._before, now):
+            shares.append(lost(known, margins(after, named) - before))
         return MOVED * sum(shares) / len(shares)
 
     def _answers(self, network: TaskNetwork) -> list[Tensor]:
