@@ -233,6 +233,7 @@ def test_weights_that_moved_between_batches() -> None:
 SOME = torch.tensor([1, 0, 3, 1])
 CHOOSING = {
     "gather": lambda x, at: x.gather(1, at),
+    "index": lambda x, at: x[torch.arange(len(x)), at[:, 0, 0]].unsqueeze(1),
     "index_select": lambda x, at: x.index_select(1, SOME),
     "scatter": lambda x, at: x.scatter(1, at, x.flip(1)),
     "scatter_add": lambda x, at: x.scatter_add(1, at, x.tanh()),
@@ -263,6 +264,25 @@ def test_places_within_a_sample_that_the_data_choose(name: str) -> None:
 
     layers = {"first": nn.Linear(6, 5), "middle": nn.Linear(5, 5), "last": nn.Linear(5, 3)}
     assert _trust_after_batches(Net(forward, **layers)) == {Trust.KEPT}
+
+
+def test_rows_that_are_in_order_until_they_are_not() -> None:
+    """A plan that was kept for batches of sorted samples is not used for others."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        h = torch.tanh(net.first(x))
+        order, last = x[:, 0, 0].argsort(), x[:, :, 1].argmax(1)
+        sorted_rows = torch.tanh(net.middle(h[order, last[order]]))
+        return net.last(sorted_rows[order.argsort()])
+
+    watched = one_off(
+        Net(forward, first=nn.Linear(6, 5), middle=nn.Linear(5, 5), last=nn.Linear(5, 3)),
+        sequences(4, 6),
+    )
+    x = torch.randn(5, 4, 6).double()
+    x = x[x[:, 0, 0].argsort()]
+    for each in (x, 0.5 * x, x[[3, 1, 0, 4, 2]], x, x[[1, 0, 2, 3, 4]]):
+        assert not watched.complaint(batch_of(each))
 
 
 def test_places_in_the_batch_that_the_data_choose() -> None:

@@ -51,6 +51,8 @@ class Frontier:
     silent: frozenset[ResultKey] = frozenset()
     # operations that may lay out another batch in another way
     wandering: tuple[str, ...] = ()
+    # operations that keep rows in their places as long as they pick of every row a place of its own
+    numbered: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layouts", MappingProxyType(dict(self.layouts)))
@@ -93,6 +95,9 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
         fitting={key: tuple(fits[key][1]) for key in likely | silent},
         silent=silent,
         wandering=wandering(graph, between, weights, held),
+        numbered=frozenset(
+            n for n in graph.numbered if graph.order[n].next_functions[0][0] not in between
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.below import any_older, inputs_first
-from retain.per_sample.nodes import arguments, is_custom, operation
+from retain.per_sample.nodes import arguments, is_custom, is_numbered, operation
 from retain.per_sample.precision import Precision, narrowest
 
 # Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
@@ -33,10 +33,13 @@ class Graph:
         # name → the node in which the gradient of this parameter ends; absent where it is unused.
         self.leaves: dict[str, Node] = {}
         self.other_leaves: list[Node] = []  # in which the gradients of other tensors end
+        self._picking: list[Node] = []  # by indices
         wires: list[object] = []  # of every node its name, and what it was computed from
         for node in self.order:
             name, links = node.name(), node.next_functions
             wires.append(name)
+            if name.startswith("IndexBackward"):
+                self._picking.append(node)
             for below, result in links:
                 wires.append(None if below is None else (self.position[below], result))
             # asking for what is not there takes longer than to look whether it may be
@@ -51,6 +54,11 @@ class Graph:
     def of_one(self) -> bool:
         """Whether there is but one sample."""
         return self.scores.shape[-1] == 1
+
+    @cached_property
+    def numbered(self) -> frozenset[int]:
+        """Operations that pick of every row a place of its own; to be asked before a pass."""
+        return frozenset(self.position[node] for node in self._picking if is_numbered(node))
 
     @cached_property
     def users(self) -> dict[Node, list[Link]]:

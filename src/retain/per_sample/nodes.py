@@ -108,6 +108,19 @@ def rightly(nodes: Iterable[Node]) -> Iterator[None]:
             hook.remove()
 
 
+def is_numbered(node: Node) -> bool:
+    """Whether x[i, j, …] is picked with i = 0, 1, 2, …: of every row a place of its own.
+
+    Such as the last token of each text. What i is, the data might decide, so that it is looked at
+    in every batch.
+    """
+    first, *others = node._saved_indices  # type: ignore[attr-defined]
+    if first is None or any(i is None or i.ndim > 1 for i in others):
+        return False
+    whole = first.dtype == torch.int64 and first.shape == shape_of(node)[:1]
+    return whole and torch.equal(first, torch.arange(len(first), device=first.device))
+
+
 class UnaskableError(Exception):
     """A node whose own backward cannot be asked for the gradients of its inputs."""
 

@@ -59,8 +59,9 @@ class Plan:
         return replace(self, frontier=replace(self.frontier, likely=frozenset()))
 
     def fits(self, graph: Graph) -> bool:
-        """Whether the graph has the very shapes that the plan was made for."""
-        return all(shape_of(graph.order[at], out) == s for (at, out), s in self.shapes.items())
+        """Whether the graph has the very shapes that the plan was made for, and rows in order."""
+        alike = all(shape_of(graph.order[at], out) == s for (at, out), s in self.shapes.items())
+        return alike and self.frontier.numbered <= graph.numbered
 
     def grown(self, graph: Graph, samples: int) -> Plan | None:
         """This plan for a graph of more samples; None where the shapes do not follow."""

@@ -78,6 +78,7 @@ class KnownPlans:
 
     def recall(self, graph: Graph, samples: int) -> Known | None:
         """What is known about this graph for so many samples, if its shapes are the same."""
+        _ = graph.numbered  # as long as there is something to ask
         known = self._known.get((graph.signature, samples))
         return known if known is not None and known.plan.fits(graph) else None
 

@@ -98,7 +98,13 @@ def wandering(
                 continue
             if name in PRODUCTS and _with_a_weight(node, between, held):
                 continue
-            if name in APART or name in MOVING or name.startswith(ATTENTION):
+            numbered = graph.position[node] in graph.numbered
+            if (
+                (numbered and len(weights[0]) == shape_of(node)[0])
+                or name in APART
+                or name in MOVING
+                or name.startswith(ATTENTION)
+            ):
                 unsure.append(node)
                 continue
         found[name] = None
@@ -133,6 +139,8 @@ def _along_the_samples(graph: Graph, nodes: list[Node], weights: list[Tensor]) -
 
 def _acts_along(node: Node, output: int, layout: Blocks) -> bool:
     name, dims = operation(node), len(shape_of(node, output))
+    if name == "Index":
+        return layout.dim != 0 or layout.outer != 1 or layout.inner != 1
     if name in MOVING:
         given = getattr(node, MOVING[name])
         moved = given if isinstance(given, (tuple, list)) else (given,)
