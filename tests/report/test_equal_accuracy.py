@@ -203,6 +203,21 @@ def test_a_mean_over_fewer_seeds_says_so() -> None:
     assert "1 of 2 seeds" in conclusion(first(results))
 
 
+def test_what_did_not_finish_is_not_passed_over() -> None:
+    results = made(
+        {"finetune": [(0.2, 0.9)], "joint": [(0.0, 0.9)], "mas": [(0.1, 0.8), (0.0, 0.5)]}
+    )
+    for record in (results["runs"][1], results["runs"][3]):
+        record.update(status="failed", error="made to fail", average_forgetting=None)
+    said = sentences(first(results))
+    assert said.endswith("Joint did not finish. 1 of 2 values of MAS did not finish.")
+    for record in results["runs"][2:]:
+        record.update(status="running", average_forgetting=None)
+    said = sentences(first(results))
+    assert said.startswith("No other method has finished")
+    assert said.endswith("Joint did not finish. MAS did not finish.")
+
+
 def test_forms_and_data_of_importance_are_curves_of_their_own() -> None:
     results = made({"finetune": [(0.2, 0.9)], "mas": [(0.1, 0.9), (0.0, 0.5)]})
     again = [dict(record, form="proximal") for record in results["runs"][1:]]

@@ -14,6 +14,7 @@ from retain.report.tables.operating_points import (
     free_point,
     nearest,
     points,
+    unfinished,
     why_not_equal,
 )
 from retain.report.variants import Sequence, ShownResults
@@ -34,7 +35,7 @@ def sentences(sequence: Sequence) -> str:
     found = points(sequence)
     free = free_point(found)
     if free is None or why_not_equal(found):
-        return side_by_side.sentences(found)
+        return " ".join([side_by_side.sentences(found), *unfinished(sequence)] if found else [])
     said = [
         f"{free.name} forgets {_points(free.forgotten)} points and reaches "
         f"{100 * free.new.mean:.1f} % on new tasks. At that accuracy minus 1 point:"
@@ -54,7 +55,7 @@ def sentences(sequence: Sequence) -> str:
                 f"{curve} never gets there: {100 * near.new.mean:.1f} % at best, "
                 f"forgetting {_points(near.forgotten)}."
             )
-    return " ".join(said)
+    return " ".join([*said, *unfinished(sequence)])
 
 
 def conclusion(sequence: Sequence) -> str:

@@ -73,6 +73,21 @@ def _point(variant: Variant, seeds: int) -> OperatingPoint | None:
     return OperatingPoint(variant.method, variant.curve, value, new, forgotten, seeds, chosen)
 
 
+def unfinished(sequence: Sequence) -> list[str]:
+    """What finished no seed, a sentence each: a method, or some of its values."""
+    several: dict[str, list[Variant]] = {}
+    for variant in sequence.variants:
+        several.setdefault(variant.curve, []).append(variant)
+    said = []
+    for curve, own in several.items():
+        lost = sum(not variant.done for variant in own)
+        if lost == len(own):
+            said.append(f"{curve} did not finish.")
+        elif lost:
+            said.append(f"{lost} of {len(own)} values of {curve} did not finish.")
+    return said
+
+
 def free_point(found: Several[OperatingPoint]) -> OperatingPoint | None:
     """FineTune's, if it finished."""
     return next((point for point in found if point.method == FREE), None)
