@@ -11,6 +11,7 @@ from retain.penalty import (
     Hold,
     Metric,
     Penalty,
+    PenaltyChunks,
     add_gradient,
     add_gradients,
     hold,
@@ -67,7 +68,7 @@ def test_the_gradient_is_that_of_the_value(shape, holds):
 def test_autograd_of_the_function_is_the_gradient(shape, holds):
     theta, held = make(shape, holds)
     leaf = theta.clone().requires_grad_()
-    total = Penalty.apply([held], 0.7, lambda _weight: None, leaf)
+    total = Penalty.apply([held], 0.7, lambda _weight: None, PenaltyChunks(), leaf)
     torch.testing.assert_close(total, 0.7 * plainly(theta, held))
     (5 * total).backward()
     torch.testing.assert_close(leaf.grad, add_gradient(None, theta, held, 3.5))
@@ -77,7 +78,7 @@ def test_gradcheck():
     theta, held = make((4, 3), holds=2)
     leaf = theta.clone().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda t: Penalty.apply([held], 0.7, lambda _weight: None, t), (leaf,)
+        lambda t: Penalty.apply([held], 0.7, lambda _weight: None, PenaltyChunks(), t), (leaf,)
     )
 
 
@@ -344,7 +345,7 @@ def test_no_form_waits_for_an_accelerator(accelerated, monkeypatch, large):
     leaf = thetas[5].clone().requires_grad_()
     told = []
     with NoWaiting():
-        (Penalty.apply([holds[5]], 0.7, told.append, leaf) * rate).backward()
+        (Penalty.apply([holds[5]], 0.7, told.append, PenaltyChunks(), leaf) * rate).backward()
     assert torch.is_tensor(told[0])
     torch.testing.assert_close(leaf.grad, add_gradient(None, leaf.detach(), holds[5], 0.07))
 
@@ -352,7 +353,7 @@ def test_no_form_waits_for_an_accelerator(accelerated, monkeypatch, large):
 def test_weights_that_moved_between_forward_and_backward_are_noticed():
     theta, held = make((5,))
     leaf = theta.clone().requires_grad_()
-    total = Penalty.apply([held], 1.0, lambda _weight: None, leaf)
+    total = Penalty.apply([held], 1.0, lambda _weight: None, PenaltyChunks(), leaf)
     with torch.no_grad():
         leaf.add_(1)
     with pytest.raises(
@@ -416,8 +417,10 @@ def test_differentiated_twice(unit):
     theta, vector = some().requires_grad_(), some()
     holds = [Hold(some().abs(), some(), unit), Hold(some().abs(), some(), unit)]
     weights = []
-    plain = torch.autograd.grad(Penalty.apply([holds], 3.0, weights.append, theta), theta)[0]
-    twofold = 2 * Penalty.apply([holds], 3.0, weights.append, theta)
+    plain = torch.autograd.grad(
+        Penalty.apply([holds], 3.0, weights.append, PenaltyChunks(), theta), theta
+    )[0]
+    twofold = 2 * Penalty.apply([holds], 3.0, weights.append, PenaltyChunks(), theta)
     once = torch.autograd.grad(twofold, theta, create_graph=True)[0]
     torch.testing.assert_close(once.detach(), 2 * plain)
     assert [float(weight) for weight in weights] == [1, 2]

@@ -50,3 +50,14 @@ def test_a_protected_step_takes_few_calls_for_each_weight(form, most, kind):
         return counted(optimizer.step) - alone
 
     assert added(41) - added(1) < most * 80
+
+
+def test_a_penalty_in_a_loss_takes_few_calls_for_each_weight():
+    def calls(layers):
+        model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
+        memory = retain.MAS(model).observe(torch.randn(8, 4), progress=False).consolidate()
+        for _ in range(3):
+            memory.penalty().backward()
+        return counted(lambda: memory.penalty().backward())
+
+    assert calls(41) - calls(1) < 30 * 80  # there were 24 a weight when this was written

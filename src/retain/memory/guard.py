@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch.optim import Optimizer
@@ -158,6 +158,11 @@ class Guard:
                 self._say_moved(memory, moved)
             self._movement.record(parameters.values())
         self._settled = self._entered
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """Where the model has what is held, by name: the same object while nothing is replaced."""
+        return self._placed()
 
     @property
     def moved(self) -> tuple[str, ...]:

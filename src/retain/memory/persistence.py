@@ -17,7 +17,8 @@ from retain.memory.plain_data import described, restored, split
 from retain.memory.remembered import Remembered
 from retain.memory.state import flattened
 
-NOT_COPIED = ("_attachments", "_made", "_guard")  # handles hold optimizers, buffers are large
+# Handles hold optimizers, buffers are large, and what was looked up is of the model here.
+NOT_COPIED = ("_attachments", "_made", "_known", "_guard")
 
 
 class Persistence(Remembered):

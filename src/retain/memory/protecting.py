@@ -55,7 +55,8 @@ class Protecting(Remembered):
         """
         self._guard.look(closely=False)
         self._guard.asked()
-        held = self._held()
+        found = self._found()
+        held = found.held
         if not held:
             p = next(iter(self.model.parameters()))
             return torch.zeros((), dtype=p.dtype, device=p.device, requires_grad=True)
@@ -63,7 +64,8 @@ class Protecting(Remembered):
         for shards in (False, True):  # what a rank has all of, and what it has a shard of
             some = [(p, several) for p, several in held.values() if is_sharded(p) is shards]
             if some:
-                given = [several for _p, several in some], self._weight(), self._entered_a_loss
+                every = [several for _p, several in some]
+                given = every, self._weight(), self._entered_a_loss, found.chunks[shards]
                 with _not_transformed():
                     total: Tensor = Penalty.apply(*given, *(local(p) for p, _several in some))
                 totals.append(over_shards(total, some[0][0]))

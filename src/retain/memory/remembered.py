@@ -22,9 +22,34 @@ from retain.memory.guard import Guard
 from retain.memory.state import State, Tensors
 from retain.memory.storage import Storage, folder_of
 from retain.parameters import Patterns, Selection, unwrapped
+from retain.penalty import PenaltyChunks
 from retain.samples.outputs import OutputPicker
 from retain.samples.reader import Reader
 from retain.saying import warn
+
+
+class Found:
+    """What is held, as it was looked up.
+
+    Attributes:
+        places: where all of it was in the model, by the guard's account.
+        held: what holds which parameter.
+        chunks: which parameters go together in `penalty()`: of those that a rank has all of, and
+            of those that it has a shard of.
+    """
+
+    def __init__(self, places: object, held: Held) -> None:
+        self.places, self.held = places, held
+        self.chunks = PenaltyChunks(), PenaltyChunks()
+        self._shapes = self._shapes_now()
+
+    @property
+    def is_as_large(self) -> bool:
+        """Whether no parameter was given another size since."""
+        return self._shapes == self._shapes_now()
+
+    def _shapes_now(self) -> list[torch.Size]:
+        return [p.shape for p, _holds in self.held.values()]
 
 
 class Remembered:
@@ -64,6 +89,7 @@ class Remembered:
         self._state = State()
         self._routes: dict[str, str] = {}
         self._made: Made | None = None
+        self._known: Found | None = None
         self._watch()
         self._warned = False
         self._warned_twice = False
@@ -188,7 +214,7 @@ class Remembered:
         return None
 
     def _held_in_step(self) -> Held:
-        return self._held()
+        return self._found().held
 
     def _version(self) -> tuple[object, ...]:
         """What `_held_in_step` goes by, asked before every step."""
@@ -224,7 +250,8 @@ class Remembered:
     def _weight(self) -> float:
         return self.coefficient * self.strength
 
-    def _held(self) -> Held:
+    def _found(self) -> Found:
+        """What is held, looked up anew only where something was replaced or has another size."""
         self._refuse_unconsolidated()
         if not self._state.terms and not self._warned:
             self._warned = True
@@ -232,7 +259,10 @@ class Remembered:
                 f"Nothing is protected yet: {type(self).__name__} has no importance before "
                 "consolidate(), and the penalty is 0."
             )
-        return self._holding()
+        places, known = self._guard.places, self._known
+        if known is None or known.places is not places or not known.is_as_large:
+            known = self._known = Found(places, self._holding())
+        return known
 
     def _holding(self) -> Held:
         """What is held, also of what has grown."""

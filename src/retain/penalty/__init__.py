@@ -7,7 +7,7 @@ as a tensor without dimensions.
 """
 
 from retain.penalty.hold import LEAST, Hold, Metric, Number, in_full, on_host
-from retain.penalty.loss import Penalty
+from retain.penalty.loss import Penalty, PenaltyChunks
 from retain.penalty.many import Chunks, add_gradients, proximals_, values
 from retain.penalty.parts import PART, add_gradient, proximal_, value
 
@@ -19,6 +19,7 @@ __all__ = [
     "Metric",
     "Number",
     "Penalty",
+    "PenaltyChunks",
     "add_gradient",
     "add_gradients",
     "in_full",

@@ -11,7 +11,14 @@ from torch import Tensor
 from retain.errors import StateError
 from retain.parameters import summed_in
 from retain.penalty.hold import Hold, Number, on_host
-from retain.penalty.many import add_gradients, values
+from retain.penalty.many import Chunks, add_gradients, values
+
+
+class PenaltyChunks:
+    """Which parameters go together, for whoever computes the penalty again and again."""
+
+    def __init__(self) -> None:
+        self.forward, self.backward = Chunks(), Chunks()
 
 
 class Penalty(torch.autograd.Function):
@@ -23,12 +30,13 @@ class Penalty(torch.autograd.Function):
         holds: Sequence[Sequence[Hold]],
         scale: float,
         used: Callable[[Number], None],
+        chunks: PenaltyChunks,
         *thetas: Tensor,
     ) -> Tensor:
         """The value; `used` is told the weight with which the penalty enters a gradient."""
         ctx.save_for_backward(*thetas)
-        ctx.holds, ctx.scale, ctx.used = holds, scale, used
-        found = values(thetas, holds)
+        ctx.holds, ctx.scale, ctx.used, ctx.chunks = holds, scale, used, chunks
+        found = values(thetas, holds, chunks=chunks.forward)
         dtype = max((one.dtype for one in found), key=lambda kind: kind.itemsize)
         total = torch.stack([one.to(thetas[0].device, dtype) for one in found]).sum()
         return total * scale
@@ -39,17 +47,21 @@ class Penalty(torch.autograd.Function):
         weight = on_host(incoming)
         saved = _saved(ctx)
         ctx.used(weight)
-        wanted = [i for i, want in enumerate(ctx.needs_input_grad[3:]) if want]
+        wanted = [i for i, want in enumerate(ctx.needs_input_grad[4:]) if want]
         if torch.is_grad_enabled():  # create_graph=True: in operations that autograd sees
-            return None, None, None, *_differentiable(ctx, incoming, wanted)
+            return None, None, None, None, *_differentiable(ctx, incoming, wanted)
         thetas = [saved[i] for i in wanted]
         found = add_gradients(
-            [None] * len(wanted), thetas, [ctx.holds[i] for i in wanted], weight * ctx.scale
+            [None] * len(wanted),
+            thetas,
+            [ctx.holds[i] for i in wanted],
+            weight * ctx.scale,
+            chunks=ctx.chunks.backward,
         )
         gradients: list[Tensor | None] = [None] * len(saved)
         for i, gradient in zip(wanted, found, strict=True):
             gradients[i] = gradient
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 def _differentiable(ctx: Any, incoming: Tensor, wanted: Sequence[int]) -> list[Tensor | None]:

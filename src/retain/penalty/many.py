@@ -38,10 +38,12 @@ def is_small(theta: Tensor) -> bool:
     return theta.numel() <= (ACCELERATED_SMALL if is_accelerated(theta) else SMALL)
 
 
-def values(thetas: Sequence[Tensor], holds: Sequence[Sequence[Hold]]) -> list[Tensor]:
+def values(
+    thetas: Sequence[Tensor], holds: Sequence[Sequence[Hold]], *, chunks: Chunks | None = None
+) -> list[Tensor]:
     """Σ Ω (θ − θ*)² of every parameter, scalars without λ."""
     found: list[Tensor | None] = [None] * len(thetas)
-    for chunk in Chunks().of(thetas, holds):
+    for chunk in (chunks or Chunks()).of(thetas, holds):
         theta = _picked(thetas, chunk.at)
         for layer in chunk.layers:
             d = _differences(theta, layer.anchors)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from retain.integrations.peft.adapted import Adapted, AdaptedModel, is_packed
 from retain.integrations.peft.low_rank import Block
-from retain.penalty import Hold
+from retain.penalty import Hold, PenaltyChunks
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class HeldModel:
         blocks: base name → the weight as one matrix or several, for those that adapters move.
         free: base name → a trainable parameter that is no adapter's (`modules_to_save`, biases).
         still: base name → a frozen parameter away from θ*; part of the value, of no gradient.
+        chunks: which of `free` go together.
     """
 
     found: AdaptedModel
     blocks: dict[str, tuple[Block, ...]]
     free: dict[str, tuple[nn.Parameter, tuple[Hold, ...]]]
     still: dict[str, tuple[nn.Parameter, tuple[Hold, ...]]]
+    chunks: PenaltyChunks = field(default_factory=PenaltyChunks)
 
     def every_block(self) -> list[Block]:
         """The matrices of all weights."""

@@ -129,10 +129,8 @@ class LoraPenalty:
             parts.append(ProductPenalty.of(held.every_block(), weight, self._entered_a_loss))
         if held.free:
             free = list(held.free.values())
-            every = [holds for _p, holds in free]
-            parts.append(
-                Penalty.apply(every, weight, self._entered_a_loss, *(p for p, _holds in free))
-            )
+            given = [holds for _p, holds in free], weight, self._entered_a_loss, held.chunks
+            parts.append(Penalty.apply(*given, *(p for p, _holds in free)))
         with torch.no_grad():
             parts += [weight * value(p.detach(), hold) for p, hold in held.still.values()]
         if not parts:
