@@ -20,7 +20,7 @@ from retain.memory.lent_gradients import ledger_of
 from retain.memory.loss_scale import LossScale
 from retain.memory.movement import Distance, Movement, can_be_read, unrelated
 from retain.memory.overshoot import Overshoot
-from retain.memory.places import Place, Standing, places_in
+from retain.memory.places import Place, StillThere, places_in
 from retain.memory.steps import listen, listeners
 from retain.memory.twins import holds_the_same
 from retain.memory.watched import AttachedOptimizer, Said, SteppedOptimizer, parameters_of
@@ -50,7 +50,7 @@ class Guard:
         self._elsewhere = Elsewhere(self._say)
         self._overshoot = Overshoot(self._say)
         self._places: dict[str, Place] = {}
-        self._standing = Standing(())
+        self._standing = StillThere(())
         self._places_of: tuple[object, object] = (None, None)  # the terms and the selection then
         self._known: WeakKeyDictionary[Optimizer, SteppedOptimizer] = WeakKeyDictionary()
         self._attached: WeakKeyDictionary[Optimizer, AttachedOptimizer] = WeakKeyDictionary()
@@ -294,10 +294,10 @@ class Guard:
         if known is None or not same or known.places is not at:
             held = {id(place.parameter): place for place in at.values()}
             ours = tuple(held[id(p)] for p in parameters if id(p) in held)
-            known = self._known[optimizer] = SteppedOptimizer(signature, at, ours, Standing(ours))
+            known = self._known[optimizer] = SteppedOptimizer(signature, at, ours, StillThere(ours))
         return known
 
-    def _placed(self, some: Standing | None = None) -> dict[str, Place]:
+    def _placed(self, some: StillThere | None = None) -> dict[str, Place]:
         """Where the model has what is held, by name; anew if any has changed, or any of `some`."""
         memory = self._memory()
         if memory is None:
@@ -308,7 +308,7 @@ class Guard:
             return self._places
         hold_grown(memory)
         before, self._places = self._places, places_in(memory)
-        self._standing = Standing(self._places.values())
+        self._standing = StillThere(self._places.values())
         self._places_of = memory._state.terms, memory.selection
         replaced = [
             name

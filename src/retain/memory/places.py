@@ -20,7 +20,7 @@ class Place(NamedTuple):
     way: tuple[tuple[nn.Module, str, object], ...]
 
 
-class Standing:
+class StillThere:
     """Whether a model still has these very parameters in their places; asked at every step."""
 
     def __init__(self, places: Iterable[Place]) -> None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from retain.memory.attachment import Attachment
-from retain.memory.places import Place, Standing
+from retain.memory.places import Place, StillThere
 from retain.saying import warn
 
 
@@ -40,7 +40,7 @@ class SteppedOptimizer(NamedTuple):
     signature: tuple[tuple[int, bool], ...]
     places: object  # the dictionary of places then
     ours: tuple[Place, ...]
-    standing: Standing  # whether ours are where they were
+    standing: StillThere  # whether ours are where they were
 
     @property
     def moves(self) -> bool:
