@@ -23,7 +23,7 @@ from pathlib import Path
 from cases import CASES
 from growth import CURVES
 from importance import PARTS
-from penalty import ARITHMETIC, OPTIMIZERS
+from penalty import ARITHMETIC, OPTIMIZERS, SMALL
 from records import key, read
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def pieces() -> dict[str, list[str]]:
     for case in CASES:
         arguments = ["--only", case.name, "--parts", PARTS[0]]
         found[f"importance, {case.name}, {PARTS[0]}"] = ["importance.py", *arguments]
-    for name in (ARITHMETIC, *OPTIMIZERS):
+    for name in (ARITHMETIC, SMALL, *OPTIMIZERS):
         found[f"penalty, {name}"] = ["penalty.py", "--only", name]
     for case in CASES:
         found[f"local, {case.name}"] = ["local.py", "--only", case.name]

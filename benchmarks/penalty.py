@@ -25,6 +25,9 @@ TEMPORARY_TARGET = 0.1  # of the weights: a part in the cache is far less, a cop
 FORMS = ("gradient", "proximal", "adaptive")
 STREAM = "stream: read 3, write 1"
 ARITHMETIC = "AlexNet's weights"
+SMALL = "160 small weights"
+ADDED_TARGETS = {"gradient": 1.5, "proximal": 1.5, "adaptive": 2.5}  # × what the plain version adds
+STEPS = 10  # of a few hundred microseconds, timed together
 Memory = TypeVar("Memory", retain.MAS, retain.EWC)
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "AlexNet": lambda model: SGD(model.parameters(), lr=1e-6, momentum=0.9),
@@ -128,6 +131,85 @@ def arithmetic(rounds: int) -> list[Row]:
     return rows
 
 
+def small_weights() -> tuple[nn.Module, Optimizer]:
+    """A model whose steps are the work of the host, as they are on an accelerator."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(80)))
+    model(torch.randn(4, 16)).square().mean().backward()
+    return model, AdamW(model.parameters(), lr=1e-6, fused=True)
+
+
+def by_foreach(form: str) -> Run:
+    """A step with the penalty as one would write it in `torch._foreach_*`, without any check."""
+    model, optimizer = small_weights()
+    parameters, memory = list(model.parameters()), remembered(model)
+    omega = [memory.importance[name] for name, _p in model.named_parameters()]
+    star = [memory.anchor[name] for name, _p in model.named_parameters()]
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.step()
+
+    @torch.no_grad()
+    def gradient() -> None:
+        pull = torch._foreach_mul(torch._foreach_sub(parameters, star), omega)
+        torch._foreach_add_([p.grad for p in parameters], pull, alpha=2 * memory.strength)
+        optimizer.step()
+
+    @torch.no_grad()
+    def proximal() -> None:
+        optimizer.step()
+        held = torch._foreach_mul(omega, 2 * memory.strength * rate)
+        if form == "adaptive":
+            states = [optimizer.state[p] for p in parameters]
+            unbiased = (1 - 0.999 ** float(states[0]["step"])) ** -0.5
+            root = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])
+            torch._foreach_mul_(root, unbiased)
+            torch._foreach_add_(root, 1e-8)
+            torch._foreach_div_(held, root)
+        share = torch._foreach_div(held, torch._foreach_add(held, 1.0))
+        torch._foreach_lerp_(parameters, star, share)
+
+    return repeated(gradient if form == "gradient" else proximal)
+
+
+def repeated(step: Callable[[], object]) -> Run:
+    """Several steps."""
+
+    def run() -> None:
+        for _ in range(STEPS):
+            step()
+
+    return run
+
+
+def small(rounds: int) -> list[Row]:
+    """What each form adds to a step, against what a plain version of it adds."""
+    rows = []
+    for form in FORMS:
+        model, optimizer = small_weights()
+        handle = remembered(model).attach(optimizer, form=form)
+        alone = small_weights()[1]
+        ways = {
+            "alone": repeated(alone.step),
+            "ours": repeated(optimizer.step),
+            "plain": by_foreach(form),
+        }
+        times = timed(ways, 5 * rounds)
+        added = [
+            (ours - alone) / (plain - alone)
+            for ours, plain, alone in zip(
+                *(times.seconds[way] for way in ("ours", "plain", "alone"))
+            )
+        ]
+        aim = {"target": ADDED_TARGETS[form], "base": times.milliseconds("plain") / STEPS}
+        rows.append(
+            of_ratios(
+                SMALL, f"what the {form} form adds to a step", "torch._foreach_*", added, **aim
+            )
+        )
+        handle.remove()
+    return rows
+
+
 def print_peak(name: str) -> None:
     """How much more memory is held at once than before, gradients included."""
     torch.set_num_threads(THREADS)
@@ -182,11 +264,14 @@ def pieces(only: list[str]) -> list[Callable[[int], list[Row]]]:
     def wanted(name: str) -> bool:
         return not only or any(word.lower() in name.lower() for word in only)
 
-    found: list[Callable[[int], list[Row]]] = [arithmetic] if wanted(ARITHMETIC) else []
+    found: list[Callable[[int], list[Row]]] = []
+    found += [
+        piece for name, piece in {ARITHMETIC: arithmetic, SMALL: small}.items() if wanted(name)
+    ]
     cases = [case for case in CASES if case.name in OPTIMIZERS and wanted(case.label)]
     found += [partial(steps, case) for case in cases]
     if not found:
-        raise SystemExit(f"Nothing is called {only}. Known: {[ARITHMETIC, *OPTIMIZERS]}.")
+        raise SystemExit(f"Nothing is called {only}. Known: {[ARITHMETIC, SMALL, *OPTIMIZERS]}.")
     return found
 
 

@@ -163,6 +163,30 @@ def test_cases_are_found_by_name():
         cases.chosen(["vgg"], every=False)
 
 
+@pytest.mark.parametrize("form", ["gradient", "proximal", "adaptive"])
+def test_the_plain_version_of_a_protected_step_ends_where_ours_does(form, monkeypatch):
+    penalty = module("penalty")
+    made = []
+
+    def small_weights():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 2))
+        model(torch.randn(4, 6)).square().mean().backward()
+        made.append(model)
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    monkeypatch.setattr(penalty, "small_weights", small_weights)
+    monkeypatch.setattr(penalty, "STEPS", 1)
+    penalty.by_foreach(form)()
+    model, optimizer = small_weights()
+    handle = penalty.remembered(model)
+    optimizer.step()
+    handle.attach(optimizer, form=form)
+    optimizer.step()
+    for plain, ours in zip(made[0].parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(plain, ours)
+
+
 def test_the_naive_penalty_is_the_penalty():
     penalty, model = module("penalty"), small()
     memory = penalty.remembered(model)
