@@ -149,9 +149,8 @@ def test_a_few_samples_go_before_the_batch(samples: int) -> None:
     engine = engine_of(model)
     with borrowed(model):
         engine(Batch.of(torch.randn(samples, 4)))
-        before, few, after = noted[:1], noted[1:5], noted[5:]
-        assert before == [3]  # whether it writes to weights
-        assert few == [3, 1, 1, 1]
+        few, after = noted[:4], noted[4:]
+        assert few == [3, 1, 1, 1]  # once for whether it writes to weights, and for all the rest
         assert after[0] == samples  # and then some of them once more, alone and without gradients
         noted.clear()
         engine(Batch.of(torch.randn(samples, 4)))

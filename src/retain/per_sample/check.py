@@ -1,13 +1,14 @@
-"""The self-check: sums of a few samples against the gradient of each sample alone.
+"""The self-check: sums over two of a few samples against the gradient of each of them alone.
 
-Each sample is computed all alone: sums that agree with that are right. Where they differ by more
-than rounding, the truth is the backward of each score alone through the *same* graph, so that both
-saw the same activations: where a ReLU's input lies within rounding of zero, two forwards may choose
-differently, and their gradients then differ by a finite step although both are right. So a
-difference from the sample alone means that either such a tie was met, or a backward depends on the
-rest of the batch although the forward does not (an embedding that divides by how often a token
-came, a step size divided by the number of elements). A graph in which the second can be excluded is
-believed; in any other, the sample alone is right.
+Of the first and the last, with those between beside them, of which nothing may come in. Each is
+computed all alone: sums that agree with that are right. Where they differ by more than rounding,
+the truth is the backward of each score alone through the *same* graph, so that both saw the same
+activations: where a ReLU's input lies within rounding of zero, two forwards may choose differently,
+and their gradients then differ by a finite step although both are right. So a difference from the
+sample alone means that either such a tie was met, or a backward depends on the rest of the batch
+although the forward does not (an embedding that divides by how often a token came, a step size
+divided by the number of elements). A graph in which the second can be excluded is believed; in any
+other, the sample alone is right. Outputs are compared for each of the few.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from retain.per_sample.graph import Graph
 from retain.per_sample.halving import shortage
 from retain.per_sample.hooks import hooked
 from retain.per_sample.interaction import Company
-from retain.per_sample.passes import score_weights
+from retain.per_sample.passes import only_the_outer, score_weights
 from retain.per_sample.switches import repeatable
 from retain.per_sample.tally import Tally
 from retain.per_sample.ties import disagreeing, only_ties
@@ -62,7 +63,8 @@ class SelfCheck:
             ModelError: a sample has another output alone than together with others.
         """
         graph, tally, truth = backward.graph, self._tally, self._truth
-        rows = score_weights(graph)[:ROWS]
+        # one more between them would tell nothing new, at the price of a pass of its own
+        rows = only_the_outer(score_weights(graph)[:ROWS])
         with repeatable():
             tally.fill(backward, rows, keep=True)
         tally.follow_side_doors()
@@ -109,7 +111,7 @@ class SelfCheck:
         """The parameters whose `sums` are wrong."""
         precision, power = graph.precision, self._tally.power
         try:
-            truth, outputs = self._truth.alone(few, target, sums)
+            truth, outputs = self._truth.alone(few, target, rows, sums)
         except RetainError:
             raise
         except BROKEN as error:

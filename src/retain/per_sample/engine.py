@@ -127,19 +127,25 @@ class PerSample:
 
     def _priced(self, batch: Batch, target: Tensor | None) -> Tensor | None:
         """Fill the tally, and look at what that cost; the target that was drawn on the way."""
-        self._forward.look_for_writes(batch)
+        ahead = isinstance(self.score, UNLABELLED) and self._ladder.looks_ahead(batch)
+        seen = self._forward.look_for_writes(batch, ahead=ahead)
         if self._forward.overwrites:
             batch = replace(batch, overwritten=True)
         start = self._plain.clock()
         with self._forward.written_aside():
-            target, used = self._compute(batch, target)
+            target, used = self._compute(batch, target, seen)
         if used is not None:
             took = self._plain.clock() - start
             self._dearness.look(used, batch, target, took, lambda: self._compute(batch, target))
         return target
 
-    def _compute(self, batch: Batch, target: Tensor | None) -> tuple[Tensor | None, Used | None]:
-        """Fill the tally; the target, and what the batch was computed by if by a plan."""
+    def _compute(
+        self, batch: Batch, target: Tensor | None, seen: list[Graph] | None = None
+    ) -> tuple[Tensor | None, Used | None]:
+        """Fill the tally; the target, and what the batch was computed by if by a plan.
+
+        `seen` may hold the graph of its first few samples, which is taken out of it.
+        """
         forward, check, ladder = self._forward, self._check, self._ladder
         begun = self._plain.clock()
         if writes_across(forward.written or (), batch, lambda part: forward(part)[0]):
@@ -147,7 +153,7 @@ class PerSample:
             self._exponent.undo(self._tally.sums.values())
             return target, None
         # a target that has to be drawn, the whole batch draws first
-        ahead = ladder.look_ahead(batch) if isinstance(self.score, UNLABELLED) else None
+        ahead = ladder.look_ahead(batch, seen or []) if isinstance(self.score, UNLABELLED) else None
         start = self._plain.clock()
         graph, target = forward(batch, target)
         seconds = self._plain.clock() - start

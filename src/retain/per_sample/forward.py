@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from retain.per_sample.lent import Writes, weights_aside
 from retain.per_sample.reference import scored
 from retain.per_sample.scaled import Exponent
 from retain.per_sample.scores import Score
-from retain.per_sample.switches import without_autocast
+from retain.per_sample.switches import unrounded, without_autocast
 from retain.samples.batches import Batch
 from retain.samples.outputs import OutputPicker, checked, output_of
 
@@ -77,21 +77,34 @@ class Forward:
                 raise
             raise_size(self.model, batch, part)
 
-    def look_for_writes(self, batch: Batch) -> None:
+    def look_for_writes(self, batch: Batch, *, ahead: bool) -> list[Graph]:
         """Find, once, the weights that a pass writes to, as those of `nn.Embedding(max_norm=…)`.
 
-        And whether it writes to its inputs.
+        And whether it writes to its inputs. If there is nothing of that, and `ahead` says that a
+        few samples are to be looked at before the batch, their graph is in the list that comes
+        back, and nowhere else.
         """
+        found: list[Graph] = []
         if self.written is not None:
-            return
-        # what is wrong with the batch, the pass itself will say
-        wrong = suppress(*BROKEN)
-        with Writes(self.model) as writes, torch.enable_grad(), wrong:
-            few = batch.take(0, FEW).copied()
-            marks = few.marks()
-            few.call(self.model)
-            self.overwrites = few.is_written_to(marks)
+            return found
+        with Writes(self.model) as writes, torch.enable_grad(), unrounded():
+            try:
+                few = batch.take(0, FEW).copied()
+                marks = few.marks()
+                if ahead:
+                    found.append(self(few)[0])
+                else:
+                    few.call(self.model)
+                self.overwrites = few.is_written_to(marks)
+                # the copy of an input that needs a gradient has a past of its own
+                if self.overwrites or any(given.requires_grad for given, _ in marks.values()):
+                    found.clear()
+            except (RetainError, *BROKEN) as error:
+                if shortage(error):  # whatever is written to after that would not be known
+                    raise
+                found.clear()  # what else is wrong with the batch, the pass itself will say
         self.written = writes.weights
+        return [] if self.written else found
 
     def written_aside(self) -> AbstractContextManager[None]:
         """Give such weights back as they were."""

@@ -20,7 +20,7 @@ from retain.per_sample.layout import Blocks, Layout, find_layouts
 from retain.per_sample.nodes import is_custom, operation, shape_of
 from retain.per_sample.passes import gradients_at, over_all_scores
 from retain.per_sample.uses import ParameterUse
-from retain.per_sample.wandering import wandering
+from retain.per_sample.wandering import may_move, wandering
 
 # Operations whose result also depends on something that has no edge in the graph, so that a
 # parameter as their only input does not make the result a parameter's.
@@ -72,11 +72,19 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
     """
     known: dict[Node, Fits | None] = {}
     zero: set[Output] = set()
+    samples = len(weights[0])
+    movers = _results(graph, (node for node in graph.order if may_move(graph, node, samples)))
+    moved: dict[Output, list[Tensor]] = {}
     while True:
         between, uses, unknown = _climb(graph, known)
         if not unknown:
             break
-        known.update(_probe(graph, _unknown(graph, known, unknown), weights, zero))
+        asked = _unknown(graph, known, unknown)
+        # the first passes show along which dimension of a mover the samples lie, as well
+        beside = [] if known else movers
+        arrived = _probe(graph, dict.fromkeys([*_results(graph, asked), *beside]), weights)
+        moved |= {result: arrived[result] for result in beside}
+        known.update(_fits(graph, asked, arrived, weights, zero))
     at = graph.position
     fits: dict[ResultKey, tuple[torch.Size, list[Layout]]] = {
         (at[node], output): (shape_of(node, output), layouts)
@@ -94,7 +102,7 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
         likely=likely,
         fitting={key: tuple(fits[key][1]) for key in likely | silent},
         silent=silent,
-        wandering=wandering(graph, between, weights, held),
+        wandering=wandering(graph, between, held, moved, weights) if uses else (),
         numbered=frozenset(
             n for n in graph.numbered if graph.order[n].next_functions[0][0] not in between
         ),
@@ -148,12 +156,25 @@ def _climb(
 
 
 def _unknown(graph: Graph, known: dict[Node, Fits | None], unknown: list[Node]) -> list[Node]:
-    """What to look at in one pass: the doubts, and those that follow if they are of parameters."""
+    """What to look at in one pass: the doubts, and those that follow if they are of parameters.
+
+    All of them; or one alone, as a table of positions that is added to one of tokens.
+    """
     doubtful: dict[Node, Fits | None] = {
         node: None for node in unknown if _could_be_of_parameters_alone(node)
     }
     following = _climb(graph, known | doubtful)[2] if doubtful else []
-    return list(dict.fromkeys([*unknown, *following]))
+    meetings = [user for node in doubtful for user in _meetings(graph, node)]
+    return list(dict.fromkeys([*unknown, *following, *meetings]))
+
+
+def _meetings(graph: Graph, node: Node) -> list[Node]:
+    """The operations in which a result, or what is made of it alone, first meets another."""
+    alone, found = [node], list[Node]()
+    while alone:
+        for user, _ in graph.users.get(alone.pop(), ()):
+            (found if len(user.next_functions) > 1 else alone).append(user)
+    return found
 
 
 def _could_be_of_parameters_alone(node: Node) -> bool:
@@ -173,25 +194,42 @@ def _of_parameters_alone(graph: Graph, node: Node, between: set[Node]) -> bool:
     return name not in HIDDEN_INPUTS and not is_custom(node)
 
 
+def _results(graph: Graph, nodes: Iterable[Node]) -> list[Output]:
+    """All results of these nodes that are used."""
+    return [(node, output) for node in nodes for output in graph.outputs(node)]
+
+
 def _probe(
-    graph: Graph, nodes: Iterable[Node], weights: list[Tensor], zero: set[Output]
+    graph: Graph, wanted: Collection[Output], weights: list[Tensor]
+) -> dict[Output, list[Tensor]]:
+    """For each result, its gradient in each of the probing passes; none where nothing arrives."""
+    passes = [gradients_at(graph, over_all_scores(graph, each), wanted) for each in weights]
+    return {
+        result: [g for g in gradients if g is not None]
+        for result, *gradients in zip(wanted, *passes)
+    }
+
+
+def _fits(
+    graph: Graph,
+    nodes: Iterable[Node],
+    arrived: Mapping[Output, list[Tensor]],
+    weights: list[Tensor],
+    zero: set[Output],
 ) -> dict[Node, Fits | None]:
     """For each node, the layouts that fit the gradient of each result; None if not separable.
 
     `zero` is filled with the results of which every gradient is zero: what fits says nothing there.
     """
-    wanted: list[Output] = [(node, output) for node in nodes for output in graph.outputs(node)]
-    passes = [gradients_at(graph, over_all_scores(graph, each), wanted) for each in weights]
     found: dict[Node, Fits | None] = {}
-    for (node, output), *gradients in zip(wanted, *passes):
+    for node, output in _results(graph, nodes):
         fits = found.setdefault(node, {})
-        arrived = [g for g in gradients if g is not None]
-        if fits is None or not arrived:
+        if fits is None or not arrived[node, output]:
             continue
-        layouts = find_layouts(arrived, weights, graph.precision)
+        layouts = find_layouts(arrived[node, output], weights, graph.precision)
         if layouts:
             fits[output] = layouts
-            if len(layouts) > 1 and not any(bool(g.any()) for g in arrived):
+            if len(layouts) > 1 and not any(bool(g.any()) for g in arrived[node, output]):
                 zero.add((node, output))
         else:
             found[node] = None

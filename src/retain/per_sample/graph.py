@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.per_sample.below import any_older, inputs_first
-from retain.per_sample.nodes import arguments, is_custom, is_numbered, operation
+from retain.per_sample.nodes import arguments, is_custom, is_numbered, name_of, operation
 from retain.per_sample.precision import Precision, narrowest
 
 # Nodes are compared by identity; `Link` is one use of a node's result: (user, which input of it).
@@ -36,7 +36,7 @@ class Graph:
         self._picking: list[Node] = []  # by indices
         wires: list[object] = []  # of every node its name, and what it was computed from
         for node in self.order:
-            name, links = node.name(), node.next_functions
+            name, links = name_of(node), node.next_functions
             wires.append(name)
             if name.startswith("IndexBackward"):
                 self._picking.append(node)

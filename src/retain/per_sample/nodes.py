@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+# A reshape that copies nothing has another name while somebody watches what PyTorch dispatches.
+SAME = {"ReshapeAliasBackward0": "ViewBackward0"}
+
+
+def name_of(node: Node) -> str:
+    """Autograd's name for the node: the same for what does the same."""
+    name = node.name()
+    return SAME.get(name, name)
+
 
 def operation(node: Node) -> str:
     """The operation's name without autograd's decoration: "AddmmBackward0" → "Addmm"."""
-    return _undecorated(node.name())
+    return _undecorated(name_of(node))
 
 
 @lru_cache(maxsize=1 << 12)  # asked for every node of every batch

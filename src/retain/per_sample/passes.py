@@ -27,6 +27,14 @@ def score_weights(graph: Graph) -> list[Tensor]:
     ]
 
 
+def only_the_outer(rows: Iterable[Tensor]) -> list[Tensor]:
+    """These weights for the first and the last sample, and nothing for those between."""
+    outer = [row.clone() for row in rows]
+    for row in outer:
+        row[..., 1:-1] = 0
+    return outer
+
+
 def one_by_one(rows: Iterable[Tensor], samples: int) -> Iterator[Tensor]:
     """Of each of these weights, what it says of one sample, and nothing for the others."""
     for row in rows:

@@ -18,7 +18,7 @@ from retain.per_sample.uses import edge_of
 
 # Operations that only copy elements about: the gradient of a parameter is that of its copies.
 COPYING = {
-    *("T", "Transpose", "Permute", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"),
+    *("T", "Transpose", "Permute", "View", "UnsafeView", "Unsqueeze", "Squeeze"),
     *("Alias", "Clone", "ToCopy", "Slice", "Select", "Split", "SplitWithSizes", "UnsafeSplit"),
     *("Unbind", "Narrow", "Index", "IndexSelect", "Gather", "Embedding", "Expand", "Repeat"),
     *("Stack", "Cat", "Flip", "Roll", "Detach", "Contiguous", "MovedimBackward", "Diagonal"),
@@ -31,7 +31,7 @@ SCALING = {
     *("Pow", "Abs", "Clamp", "ClampMin", "ClampMax", "Reciprocal", "Sin", "Cos"),
 }
 LONG = 1 << 13  # numbers: from here on a CPU works for longer than it takes to call an operation
-RESHAPING = {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze"}
+RESHAPING = {"View", "UnsafeView", "Unsqueeze", "Squeeze"}
 
 
 def is_transpose(node: Node) -> bool:

@@ -115,20 +115,24 @@ class Ladder:
         self._forward, self._tally, self._check = forward, tally, check
         self.plans = KnownPlans()
 
-    def look_ahead(self, batch: Batch) -> Ahead | None:
+    def looks_ahead(self, batch: Batch) -> bool:
+        """Whether a few samples go before this batch: the first, if it has more of them."""
+        return self._check is not None and not self._check.begun and batch.samples > FEW
+
+    def look_ahead(self, batch: Batch, seen: list[Graph]) -> Ahead | None:
         """What a few samples show, before a whole batch's activations stand beside theirs.
 
-        Of the first batch only. Whatever is wrong with it is found, and said, when the batch itself
-        is looked at.
+        Their graph may be `seen` already. Whatever is wrong with the batch is found, and said, when
+        it is looked at itself.
         """
-        if self._check is None or self._check.begun or batch.samples <= FEW:
+        if self._check is None or not self.looks_ahead(batch):
             return None
         with suppress(RetainError, RuntimeError, ValueError, IndexError), unrounded():
-            few, part, _ = self._forward.few(batch, None, FEW)
+            few = seen.pop() if seen else self._forward.few(batch, None, FEW)[0]
             # the power of two of half precision is to be settled by the whole batch
             if few.precision.dtype != torch.float16:
                 known = self._probe(few, FEW)
-                self._check.of_few(self._along(few, FEW, known), part, None)
+                self._check.of_few(self._along(few, FEW, known), batch.take(0, FEW), None)
                 return few.wiring, known
         return None
 

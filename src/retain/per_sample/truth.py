@@ -34,23 +34,31 @@ class Truth:
             yield self.forward(few.take(k, k + 1), cut, whatever=True)[0]
 
     def alone(
-        self, few: Batch, target: Tensor | None, wanted: Mapping[str, Tensor]
+        self,
+        few: Batch,
+        target: Tensor | None,
+        rows: Sequence[Tensor],
+        wanted: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The sums over samples that are all alone, shaped like `wanted`; and their outputs."""
+        """The sums over samples that are all alone, shaped like `wanted`; and their outputs.
+
+        Of those samples that have a weight in `rows`; the outputs of all.
+        """
         sums: dict[str, Tensor] = {}
         outputs = []
-        for own in self.graphs(few, target):  # one graph after another
-            for row in score_weights(own)[:ROWS]:
-                self._add(sums, own, row, wanted)
+        for k, own in enumerate(self.graphs(few, target)):  # one graph after another
+            for row, weights in zip(rows, score_weights(own)):
+                if row[..., k].any():
+                    self._add(sums, own, weights, wanted)
             outputs.append(own.output)
         return _of(sums, wanted), outputs
 
     def in_graph(
         self, graph: Graph, rows: Sequence[Tensor], names: Collection[str]
     ) -> dict[str, Tensor]:
-        """The sums over the scores of each sample, through the graph of all."""
+        """The sums over the scores of each sample that has a weight, through the graph of all."""
         sums: dict[str, Tensor] = {}
-        for only in one_by_one(rows, graph.scores.shape[-1]):
+        for only in filter(torch.any, one_by_one(rows, graph.scores.shape[-1])):
             self._add(sums, graph, only, names)
         return _of(sums, {name: self.parameters[name] for name in names})
 

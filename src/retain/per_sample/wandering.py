@@ -9,16 +9,15 @@ own `Function`) is looked at again in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
 from retain.parameters import address
-from retain.per_sample.graph import Graph
+from retain.per_sample.graph import Graph, Output
 from retain.per_sample.layout import Blocks, find_blocks
 from retain.per_sample.nodes import is_custom, operation, shape_of
-from retain.per_sample.passes import gradients_at, over_all_scores
 
 # Element by element.
 ELEMENTWISE = {
@@ -36,7 +35,7 @@ ELEMENTWISE = {
 # The same elements, in places that sizes and dimensions alone decide.
 REARRANGING = {
     *("AsStrided", "ChannelShuffle", "Col2Im", "ConstantPadNd", "Diagonal", "Expand", "Im2Col"),
-    *("Narrow", "Permute", "PixelShuffle", "PixelUnshuffle", "ReshapeAlias", "Select", "Slice"),
+    *("Narrow", "Permute", "PixelShuffle", "PixelUnshuffle", "Select", "Slice"),
     *("ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D"),
     *("ReplicationPad1D", "ReplicationPad2D", "ReplicationPad3D"),
     *("Split", "SplitWithSizes", "Squeeze", "T", "Transpose", "Tril", "Triu", "Unbind", "Unfold"),
@@ -79,16 +78,34 @@ MOVING = {
 }
 
 
+def may_move(graph: Graph, node: Node, samples: int) -> bool:
+    """Whether along which dimension the samples lie decides if it keeps rows in their places."""
+    if is_custom(node):
+        return False
+    name = operation(node)
+    numbered = graph.position[node] in graph.numbered
+    return (
+        (numbered and samples == shape_of(node)[0])
+        or name in APART
+        or name in MOVING
+        or name.startswith(ATTENTION)
+    )
+
+
 def wandering(
-    graph: Graph, between: Collection[Node], weights: list[Tensor], held: Collection[int]
+    graph: Graph,
+    between: Collection[Node],
+    held: Collection[int],
+    moved: Mapping[Output, list[Tensor]],
+    weights: list[Tensor],
 ) -> tuple[str, ...]:
     """The names of operations that may put rows elsewhere in another batch; none if all keep them.
 
     `between` are nodes of parameters alone, `held` the storages of the model's parameters, and
-    `weights` those of the probing passes, which show along which dimension the samples lie.
+    `moved` what the probing passes with these `weights` show of the nodes that may move rows.
     """
     found: dict[str, None] = {}
-    unsure: list[Node] = []
+    unsure: set[Node] = set()
     for node in graph.order:
         name = operation(node)
         if node in between or not node.next_functions:
@@ -98,18 +115,14 @@ def wandering(
                 continue
             if name in PRODUCTS and _with_a_weight(node, between, held):
                 continue
-            numbered = graph.position[node] in graph.numbered
-            if (
-                (numbered and len(weights[0]) == shape_of(node)[0])
-                or name in APART
-                or name in MOVING
-                or name.startswith(ATTENTION)
-            ):
-                unsure.append(node)
+            if may_move(graph, node, len(weights[0])):
+                unsure.add(node)
                 continue
         found[name] = None
-    if not found and unsure:
-        found |= dict.fromkeys(_along_the_samples(graph, unsure, weights))
+    if not found:
+        for (node, output), gradients in moved.items():
+            if node in unsure and _along_the_samples(graph, node, output, gradients, weights):
+                found[operation(node)] = None
     return tuple(found)
 
 
@@ -122,19 +135,14 @@ def _with_a_weight(node: Node, between: Collection[Node], held: Collection[int])
     return any(isinstance(s, Tensor) and address(s) in held for s in saved)
 
 
-def _along_the_samples(graph: Graph, nodes: list[Node], weights: list[Tensor]) -> list[str]:
-    """Which of these operations act along the dimension of the samples, or may."""
-    wanted = [(node, output) for node in nodes for output in graph.outputs(node)]
-    passes = [gradients_at(graph, over_all_scores(graph, each), wanted) for each in weights]
-    found = []
-    for (node, output), *gradients in zip(wanted, *passes):
-        arrived = [g for g in gradients if g is not None]
-        if not arrived:
-            continue
-        layouts = find_blocks(arrived, weights, graph.precision)
-        if not layouts or any(_acts_along(node, output, layout) for layout in layouts):
-            found.append(operation(node))
-    return found
+def _along_the_samples(
+    graph: Graph, node: Node, output: int, gradients: list[Tensor], weights: list[Tensor]
+) -> bool:
+    """Whether this operation acts along the dimension of the samples, or may."""
+    if not gradients:
+        return False
+    layouts = find_blocks(gradients, weights, graph.precision)
+    return not layouts or any(_acts_along(node, output, layout) for layout in layouts)
 
 
 def _acts_along(node: Node, output: int, layout: Blocks) -> bool:
