@@ -298,6 +298,53 @@ def _suggest(idle: Iterable[str], names: list[str]) -> str:
     return f"{' '.join(said)} The model has {shown}."
 
 
+def refuse_several_devices(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """See that the picked parameters are on one device, and that nothing else holds no numbers.
+
+    Frozen weights and buffers may be elsewhere: a forward() may know how to go there. But some
+    operations take whatever lies in memory for what is on the meta device, without an error. (Hooks
+    may load it, as accelerate's do.)
+
+    Raises:
+        ModelError: they are on several; names some on each.
+    """
+    on: dict[torch.device, list[str]] = {}
+    for name, p in parameters.items():
+        on.setdefault(p.device, []).append(name)
+    home, *others = on
+    if others:
+        listed = "; ".join(f"on {device} {_some(names)}" for device, names in on.items())
+        raise ModelError(f"The parameters are on several devices: {listed}. {_on_one(home)}")
+    modules = dict(model.named_modules())
+    meta = [
+        f"{name} ({tensor.device})"
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_meta
+        and not any(_is_hooked(modules[at]) for at in ("", *_prefixes(name)) if at in modules)
+    ]
+    if meta:
+        raise ModelError(
+            f"The model is on several devices: its parameters are on {home}; elsewhere are "
+            f"{_some(meta)}, where there are no numbers. {_on_one(home)}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _on_one(home: torch.device) -> str:
+    return (
+        f"A model is observed on one device: load or put all of it there, model.to('{home}'), or "
+        "observe a copy that is on one, and set memory.observed to what it observed."
+    )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody does something of his own before its forward()."""
+    return bool(module._forward_pre_hooks) or "forward" in vars(module)
+
+
 def _prefixes(name: str) -> Iterator[str]:
     parts = name.split(".")
     return (".".join(parts[: i + 1]) for i in range(len(parts)))
@@ -312,9 +359,11 @@ def _refuse_unusable(picked: dict[str, nn.Parameter]) -> None:
         )
     meta = [name for name, p in picked.items() if p.is_meta and name not in lazy]
     if meta:
+        others = [name for name, p in picked.items() if not p.is_meta]
+        beside = f" ({others[0]} is on {picked[others[0]].device})" if others else ""
         raise ModelError(
             f"Parameters on the meta device, which hold no numbers: {', '.join(meta[:5])}"
-            f"{' …' if len(meta) > 5 else ''}. Load the model's weights first."
+            f"{' …' if len(meta) > 5 else ''}{beside}. Load the model's weights first."
         )
     complex_ = [name for name, p in picked.items() if p.is_complex()]
     if complex_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import retain
 from retain.errors import InputError, ModelError, OutOfMemoryError, RetainError
@@ -80,10 +82,92 @@ class Shifted(Net):
         return super().forward(x + self.shift)  # type: ignore[operator]
 
 
+def _refused_before_it_runs(memory: Any, batch: Any, error: type[RetainError], said: str) -> None:
+    """With nothing counted, the model as it was, and what comes after it on one device is fine."""
+    ran: list[object] = []
+    before = memory.observed.samples
+    hook = memory.model.register_forward_hook(lambda *_: ran.append(1))
+    with pytest.raises(error, match=said):
+        memory.observe([batch], progress=False)
+    assert not ran
+    assert memory.observed.samples == before
+    hook.remove()
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_buffer_on_another_device(kind: Any) -> None:
-    with pytest.raises(ModelError, match=r"several devices.*elsewhere are shift \(meta\).*one dev"):
-        kind(Shifted()).observe([X], progress=False)
+    said = r"several devices.*elsewhere are shift \(meta\).*one dev"
+    _refused_before_it_runs(kind(Shifted()), X, ModelError, said)
+
+
+class Elsewhere(nn.Parameter):
+    """As on a second device that there is not here."""
+
+    device = torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_weights_on_two_devices(kind: Any) -> None:
+    memory = kind(Net())
+    memory.observe([X], progress=False)
+    here, memory.model.last.bias = memory.model.last.bias, Elsewhere(torch.zeros(3))
+    said = "several devices: on cpu first.weight.*; on cuda:1 last.bias. .* one device"
+    _refused_before_it_runs(memory, X, ModelError, said)
+    memory.model.last.bias = here
+    assert memory.observe([X], progress=False).observed.samples == 12
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_frozen_weights_without_numbers(kind: Any) -> None:
+    """A convolution would take what lies in memory for them."""
+    frozen = nn.Conv1d(1, 1, 1).requires_grad_(False)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Unflatten(1, (1, 5)), frozen.to("meta"), nn.Flatten())
+    said = r"several devices.*on cpu; elsewhere are 2\.weight \(meta\), 2\.bias \(meta\)"
+    _refused_before_it_runs(kind(model), X, ModelError, said)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_weights_that_a_hook_loads(kind: Any) -> None:
+    """As accelerate does it where a model is larger than the device."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3).requires_grad_(False))
+    last, loaded = model[2], retain.MAS(model).observe([X], progress=False).observed
+    kept = {name: p.detach().clone() for name, p in last.named_parameters()}
+
+    def load(module: nn.Module, _given: Any) -> None:
+        for name, values in kept.items():
+            module.register_parameter(name, nn.Parameter(values, requires_grad=False))
+
+    def unload(module: nn.Module, *_: Any) -> None:
+        for name, values in kept.items():
+            gone = nn.Parameter(values.to("meta"), requires_grad=False)
+            module.register_parameter(name, gone)
+
+    unload(last)
+    last.register_forward_pre_hook(load)
+    last.register_forward_hook(unload)
+    found = kind(model).observe([X], progress=False).observed
+    assert found.samples == 6
+    if kind is retain.MAS:
+        for name, omega in found.items():
+            torch.testing.assert_close(omega, loaded[name])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_batches_are_put_where_the_model_is_before_it_runs(kind: Any) -> None:
+    class Far(Tensor):
+        device = torch.device("meta")
+
+        def to(self, *args: Any, **kwargs: Any) -> Any:
+            moved.append(1)
+            return torch.Tensor(X)
+
+    moved: list[object] = []
+    ran: list[tuple[bool, type]] = []
+    model = Net()
+    model.register_forward_pre_hook(lambda _, given: ran.append((bool(moved), type(given[0]))))
+    kind(model).observe([X.as_subclass(Far)], progress=False)
+    assert set(ran) == {(True, Tensor)}
+    _refused_before_it_runs(kind(Net()), X.to("meta"), InputError, "tensors on the meta device")
 
 
 ON_TWO = (
@@ -188,6 +272,86 @@ def test_one_sample_that_does_not_fit(kind: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Out of memory")
         _refused(kind(Net(Greedy(0))), X, OutOfMemoryError, said)
+
+
+class Short(TorchDispatchMode):
+    """There is no memory for one operation, the so many-th."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at, self.count = at, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = [one for one in func._schema.returns if "Tensor" in str(one.type)]
+        if made and not any(one.alias_info for one in made):
+            self.count += 1  # it takes memory of its own
+            if self.count == self.at:
+                raise FULL
+        return func(*args, **(kwargs or {}))
+
+
+class Renormed(nn.Module):
+    """A forward writes to its table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(9, 4, max_norm=0.5), nn.Linear(4, 5)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.inner(self.table(tokens))).mean(1))
+        return out
+
+
+MODELS = {
+    "convolutional": lambda: (
+        nn.Sequential(
+            *(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3))
+        ),
+        torch.rand(9, 1, 5, 5),
+    ),
+    "written to": lambda: (Renormed(), torch.randint(9, (9, 3))),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("kind", [retain.MAS, retain.LocalMAS])
+@pytest.mark.parametrize("name", MODELS)
+def test_wherever_memory_runs_out(name: str, kind: Any, later: bool) -> None:
+    """The same sums or an error with the figure; the model as it was, and the next one works."""
+    model, x = MODELS[name]()
+    expected = kind(model).observe([x], progress=False).observed
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def begun() -> Any:
+        memory = kind(model)
+        return memory.observe([x], progress=False) if later else memory
+
+    with Short() as mode:
+        memory = begun()
+        before = mode.count
+        memory.observe([x], progress=False)
+    went_on = 0
+    for at in range(1, mode.count - before, (mode.count - before) // 5):
+        memory, counted, said = begun(), 9 * later, ""
+        try:
+            with Short(at):
+                memory.observe([x], progress=False)
+            counted += 9
+            went_on += 1
+        except OutOfMemoryError as error:
+            said = str(error)
+        told = re.search(r"2\.00 GiB.*?(\d+) samples (?:are counted|observed before)", said)
+        assert memory.observed.samples == (int(told[1]) if told else counted), said
+        now = model.state_dict()
+        assert not [key for key in state if not torch.equal(now[key], state[key])]
+        assert not any(module._forward_hooks for module in model.modules())
+        assert all(p.grad is None and not p._backward_hooks for p in model.parameters())
+        memory.observe([x], progress=False)
+        for key, omega in memory.observed.items():
+            torch.testing.assert_close(omega, expected[key], rtol=1e-4, atol=1e-6)
+    assert went_on
 
 
 class Huge(Tensor):

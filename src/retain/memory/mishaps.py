@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from retain.errors import InputError, ModelError, OutOfMemoryError, RetainError
+from retain.memory.running_sums import Running
 from retain.per_sample.halving import shortage
 from retain.samples.batches import tensors_in
 
@@ -71,6 +73,28 @@ def explained(error: Exception, model: nn.Module, raw: object) -> RetainError | 
             "observe under torch.autocast."
         )
     return None
+
+
+@contextmanager
+def short_of_memory(running: Callable[[], Running | None]) -> Iterator[None]:
+    """Say so if there is no memory for what stands beside the batches, and what is counted.
+
+    Raises:
+        OutOfMemoryError: there is not.
+    """
+    try:
+        yield
+    except RetainError:
+        raise
+    except Exception as error:
+        told, counted = shortage(error), running()
+        if told is None:
+            raise
+        raise OutOfMemoryError(
+            f"What stands beside the batches does not fit into memory ({told}). "
+            f"{counted.samples if counted else 0} samples are counted. Free some memory, leave "
+            "parameters out with exclude=…, or observe on another device."
+        ) from error
 
 
 def _of_devices(said: str, model: nn.Module, raw: object) -> RetainError:

@@ -22,12 +22,14 @@ from retain.memory.estimator import Estimator, Made
 from retain.memory.footprint import warn_if_short
 from retain.memory.fresh import warn_of_fresh
 from retain.memory.given_data import batches_in, blaming, progress_of
+from retain.memory.mishaps import short_of_memory
 from retain.memory.outset import Outset
 from retain.memory.ranks import of_all_ranks, own_samples, several
 from retain.memory.remembered import Remembered
 from retain.memory.running_sums import Running
 from retain.memory.state import State
 from retain.memory.unheld import warn_of_zeros
+from retain.parameters import refuse_several_devices
 from retain.samples.outputs import OutputPicker, first_tensor
 from retain.saying import warn
 from retain.sharding import any_sharded, sharded_like
@@ -52,7 +54,9 @@ class Observing(Remembered):
         Raises:
             InputError: no data, a batch that cannot be used, or an output that cannot.
             NonFiniteError: NaN or infinity in outputs or gradients; says in which batch.
-            ModelError: the samples of a batch influence each other.
+            OutOfMemoryError: one sample does not fit, or what stands beside the batches.
+            ModelError: the samples of a batch influence each other, or parameters are on several
+                devices.
             StateError: the model changed since the first sample; call `consolidate()` before that.
 
         Examples:
@@ -61,6 +65,11 @@ class Observing(Remembered):
         """
         arguments.optional(arguments.whole, "max_samples", max_samples, least=1)
         arguments.flag("progress", progress)
+        with short_of_memory(lambda: self._state.running):
+            return self._observed_too(data, max_samples, progress)
+
+    def _observed_too(self, data: Any, max_samples: int | None, progress: bool) -> Self:
+        """This memory, with the samples of `data` added."""
         if self._output_is_lost:
             raise StateError(
                 "This memory was saved with output=…, a function that a file cannot hold. "
@@ -74,6 +83,7 @@ class Observing(Remembered):
                 "so gradients of single samples cannot be computed. Observe before "
                 "fully_shard(model), or on a copy that is not sharded, and set memory.observed."
             )
+        refuse_several_devices(self.model, parameters)
         if self._state.running is None:
             warn_if_short(parameters, self.storage)
         running = self._state.running or Running()
