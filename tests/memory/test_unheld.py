@@ -33,6 +33,40 @@ def test_what_is_followed_by_zeros_is_named_once():
         memory.observe(torch.randn(5, 3), progress=False)
 
 
+class Keeping(nn.Module):
+    """In evaluation it keeps what it made of its parameter, until it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.layer, self.kept = nn.Parameter(torch.ones(3)), nn.Linear(3, 3), {}
+
+    def train(self, mode=True):
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            return self.layer(x) + self.bias.exp()
+        self.kept.setdefault("bias", self.bias.exp())
+        return self.layer(x) + self.kept["bias"]
+
+
+def test_what_a_module_keeps_of_an_earlier_call_is_named():
+    model = nn.Sequential(nn.Linear(3, 3), Keeping()).eval()
+    with torch.no_grad():
+        model(torch.randn(2, 3))
+    memory = retain.MAS(model)
+    with pytest.warns(UserWarning, match=r"of 1\.bias is 0.*\(1\.kept\).*model\.train\(\)"):
+        memory.observe(torch.randn(5, 3), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory.observe(torch.randn(5, 3), progress=False)
+        model.train()
+        trained = retain.MAS(model).observe(torch.randn(5, 3), progress=False)
+    assert trained.observed["1.bias"].all()
+
+
 def test_nothing_is_said_of_a_trained_model():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -28,7 +28,7 @@ from retain.memory.ranks import of_all_ranks, own_samples, several
 from retain.memory.remembered import Remembered
 from retain.memory.running_sums import Running
 from retain.memory.state import State
-from retain.memory.unheld import warn_of_zeros
+from retain.memory.unheld import warn_of_kept, warn_of_zeros
 from retain.parameters import refuse_several_devices
 from retain.samples.outputs import OutputPicker, first_tensor
 from retain.saying import warn
@@ -123,6 +123,7 @@ class Observing(Remembered):
                 "one, or pass a list.)"
             )
         warn_of_zeros(running, self._zeros)
+        warn_of_kept(self.model, running, self._zeros)
         return self
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from retain.memory.running_sums import Running
+from retain.samples.containers import leaves
 from retain.saying import warn
 
 GLANCE = 1024  # numbers: nearly always there is something among the first few
@@ -36,6 +37,46 @@ def warn_of_zeros(running: Running, known: set[str]) -> None:
         "model is trained, or observe data that use them; or leave them out with exclude=…"
     )
     warn(f"The importance of {shown} is 0 throughout: nothing will hold them. {remedy}")
+
+
+def warn_of_kept(model: nn.Module, running: Running, known: set[str]) -> None:
+    """One warning about unused parameters whose modules keep tensors of an earlier call.
+
+    In evaluation some modules keep what they made of their parameters (the attention biases of a
+    LeViT): if that was made without gradients, no output leads to these any longer.
+    """
+    unused = [name for name, route in running.routes.items() if route == "unused"]
+    modules, kept = dict(model.named_modules()) if unused else {}, dict[str, str]()
+    for name in unused:
+        owner = name.rpartition(".")[0]
+        held = _held(modules[owner]) if owner in modules and name not in known else None
+        if held is not None and _is_zero(running.sums[name]):
+            kept[name] = f"{owner}.{held}".lstrip(".")
+    known.update(kept)
+    if not kept:
+        return
+    names, places = list(kept), list(dict.fromkeys(kept.values()))
+    shown, where = (
+        ", ".join(some[:4]) + (f" and {len(some) - 4} more" if len(some) > 4 else "")
+        for some in (names, places)
+    )
+    warn(
+        f"The importance of {shown} is 0: no output leads to them, and their modules keep tensors "
+        f"of an earlier call, which may have been made of them ({where}). Call model.train() "
+        "before you observe, which has such modules forget them, or leave these parameters out "
+        "with exclude=…"
+    )
+
+
+def _held(module: nn.Module) -> str | None:
+    """The attribute of a module in which it keeps tensors without a gradient, if it does."""
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        tensors = [tensor for _, tensor in leaves(value)]
+        if any(t.is_floating_point() and t.numel() > 1 and not t.requires_grad for t in tensors):
+            return name
+    return None
 
 
 def _is_zero(total: Tensor) -> bool:
