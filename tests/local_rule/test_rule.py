@@ -355,3 +355,33 @@ def test_the_model_is_as_it_was():
     assert [set(vars(module)) for module in model.modules()] == names
     assert all(module.training for module in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+class Renormalising(nn.Module):
+    """Its forward writes to a table, and keeps something from call to call."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 4, max_norm=0.5)
+        self.inner, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.calls = []
+
+    def forward(self, tokens):
+        self.calls.append(len(tokens))
+        self.latest = tokens
+        return self.last(torch.relu(self.inner(self.table(tokens)).mean(1)))
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_what_a_forward_changes_in_the_model_is_given_back(samples):
+    model, tokens = Renormalising(), torch.randint(9, (samples, 3))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    rule = rule_for(model)
+    for _ in range(2):
+        sums_of(model, tokens, rule=rule)
+        for name, t in model.state_dict().items():
+            torch.testing.assert_close(t, before[name], rtol=0, atol=0)
+        assert model.calls == []
+        assert not hasattr(model, "latest")
+    model(tokens)
+    assert not torch.equal(model.table.weight, before["table.weight"])  # as it does by itself

@@ -333,7 +333,7 @@ def test_wherever_memory_runs_out(name: str, kind: Any, later: bool) -> None:
         before = mode.count
         memory.observe([x], progress=False)
     went_on = 0
-    for at in range(1, mode.count - before, (mode.count - before) // 5):
+    for at in range(1, mode.count - before, (mode.count - before) // 8):
         memory, counted, said = begun(), 9 * later, ""
         try:
             with Short(at):

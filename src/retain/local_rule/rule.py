@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from retain.errors import ModelError, NonFiniteError, RetainError
 from retain.local_rule.forward_passes import Pass, Passes
 from retain.local_rule.layer_sums import LocalSums
 from retain.local_rule.serving import CallObserver, Commit, Turns
+from retain.per_sample.blame import BROKEN
 from retain.per_sample.halving import Halving, shortage
+from retain.per_sample.lent import Writes, state_aside, weights_aside
 from retain.samples.batches import Batch
 
 
@@ -72,6 +75,7 @@ class LocalRule:
         self._passes = Passes(parameters, heads=heads)
         self._sums = LocalSums()
         self._halving = Halving()
+        self._writes: Sequence[Tensor] | None = None  # None: nobody looked
 
     @property
     def precision(self) -> None:
@@ -99,7 +103,17 @@ class LocalRule:
             OutOfMemoryError: one sample alone does not fit into memory; what does not fit together
                 is halved.
         """
-        return self._halving(self._whole, batch)
+        with state_aside(self.model.modules()), weights_aside(self._written(batch)):
+            return self._halving(self._whole, batch)
+
+    def _written(self, batch: Batch) -> Sequence[Tensor]:
+        """The weights that a pass writes to, as those of `nn.Embedding(max_norm=…)`; found once."""
+        if self._writes is None:
+            # what is wrong with the batch, the pass itself will say
+            with Writes(self.model) as writes, torch.no_grad(), suppress(*BROKEN):
+                batch.take(0, 1).copied().call(self.model)
+            self._writes = writes.weights
+        return self._writes
 
     def _whole(self, batch: Batch) -> dict[str, Tensor]:
         if batch.rows is not None and batch.samples > 1:
