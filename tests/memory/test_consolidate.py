@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -60,6 +61,27 @@ def test_consolidating_moves_what_was_observed_and_sets_the_anchor():
     assert memory.penalty() > 0
     for name, p in model.named_parameters():
         assert not torch.equal(memory.anchor[name], p), "the anchor is a view"
+
+
+@pytest.mark.parametrize("form", ["loss", "gradient", "proximal", "adaptive"])
+def test_what_was_consolidated_before_is_let_go(form):
+    model, (x,) = network(), tasks(1)
+    memory = retain.MAS(model).observe(x).consolidate()
+    optimizer = torch.optim.Adam(model.parameters())
+    if form != "loss":
+        memory.attach(optimizer, form=form)
+    loss = model(x).square().sum() + (memory.penalty() if form == "loss" else 0)
+    loss.backward()
+    optimizer.step()
+    old = [
+        weakref.ref(kept)
+        for term in memory.terms
+        for kept in (*term.importance.values(), *term.anchor.values())
+    ]
+    assert len(old) == 8
+    del loss
+    memory.observe(x).consolidate()
+    assert not [kept() for kept in old if kept() is not None]
 
 
 def test_sum_is_the_papers():

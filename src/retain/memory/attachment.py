@@ -153,9 +153,14 @@ class Attachment:
             self._released(self.optimizer)
         self._hooks = []
         self._stand_ins.clear()
+        self.forget()
+        self._ledger.leave(id(self))
+
+    def forget(self) -> None:
+        """Let go of what was looked up in the memory; it is looked up anew before the next step."""
+        self._entries, self._seen = [], None
         self._away.clear()
         self._chunks.clear()
-        self._ledger.leave(id(self))
 
     @torch.no_grad()
     def _before(

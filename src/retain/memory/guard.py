@@ -75,6 +75,8 @@ class Guard:
         """Ω and θ* are new: weights rest where they are."""
         self._in_use = self._stepped = False
         memory = self._memory()
+        if memory is not None:
+            memory._forget_what_was_held()
         self._averages.start(None if memory is None else memory.model)
         self._places = {}
         self._movement.start([place.parameter for place in self._placed().values()])

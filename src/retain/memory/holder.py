@@ -79,6 +79,9 @@ class Holder(Protocol):
     def _grow(self, names: Mapping[str, nn.Parameter]) -> None:
         """What else is remembered of parameters, when these have grown."""
 
+    def _forget_what_was_held(self) -> None:
+        """Keep no Ω and no θ* alive that others have replaced."""
+
     def _remember(
         self,
         state: State,

@@ -15,6 +15,7 @@ from retain.penalty import Number
 
 SCALED = 1024  # a GradScaler that multiplies by more, and a penalty that counts so much less
 DEPTH = 16  # callers of a hook among which a GradScaler is looked for
+STEPS = ("step", "_maybe_opt_step")  # what those of its methods are called that step an optimizer
 
 
 class LossScale:
@@ -44,8 +45,11 @@ def scaler_around_step() -> torch.amp.GradScaler | None:
     for _ in range(DEPTH):
         if frame is None:
             break
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, torch.amp.GradScaler):
-            return owner
+        # To ask for the locals of any other frame would keep them: before Python 3.13 a loss that
+        # is deleted there stays in memory, with its graph, until the function returns.
+        if frame.f_code.co_name in STEPS:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, torch.amp.GradScaler):
+                return owner
         frame = frame.f_back
     return None

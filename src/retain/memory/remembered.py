@@ -264,6 +264,12 @@ class Remembered:
             known = self._known = Found(places, self._holding())
         return known
 
+    def _forget_what_was_held(self) -> None:
+        """Keep no Ω and no θ* alive that others have replaced."""
+        self._known = None
+        for attachment in self._attachments:
+            attachment.forget()
+
     def _holding(self) -> Held:
         """What is held, also of what has grown."""
         self._shard()
