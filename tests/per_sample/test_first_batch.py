@@ -80,6 +80,49 @@ def test_a_sequence_by_one_longer_than_a_multiple_of_the_samples_is_looked_at_on
     test_few_live_rows_are_laid_out_as_their_neighbours(samples, tokens, monkeypatch)
 
 
+class FirstTokenOfTwo(nn.Module):
+    """The same behind a layer that sees the tokens first: both of its kind are neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.across = nn.Linear(WIDTH, WIDTH)
+        self.body = FirstToken()
+
+    def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
+        n, t, d = x_ntd.shape
+        flat = self.across(x_ntd.transpose(0, 1).reshape(t * n, d))
+        return self.body(flat.reshape(t, n, d).transpose(0, 1))
+
+
+@pytest.mark.parametrize("tokens", [10, 37, 50, 145])
+@pytest.mark.parametrize("samples", [2, 3, 4, 6, 8, 9, 12, 24, 36])
+def test_neighbours_that_disagree_are_told_apart_once(
+    tokens: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a vision transformer whose attention goes by tokens and whose other layers do not.
+
+    The class token of 37 is every 37th row of so many times n; for three samples, and for four,
+    and for every number that 36 is a multiple of, it is the owner's row in both layouts.
+    """
+    torch.manual_seed(0)
+    model = FirstTokenOfTwo().double()
+    engine = engine_of(model)
+    plainly, probed = Ladder._probe, [0]
+
+    def counted(self: Ladder, graph: Graph, n: int) -> object:
+        probed[0] += 1
+        return plainly(self, graph, n)
+
+    monkeypatch.setattr(Ladder, "_probe", counted)
+    looks = []
+    for _ in range(3):
+        x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            assert_exact(engine(Batch.of(x)), truth(model, x))
+        looks.append(probed[0])
+    assert looks[0] == looks[1] == looks[2]
+
+
 @pytest.mark.parametrize("tokens", [2, 7, 8, 9])
 @pytest.mark.parametrize("samples", [2, 3])
 def test_few_live_rows_of_two_or_three_samples_are_looked_at_once(

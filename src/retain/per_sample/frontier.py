@@ -8,7 +8,7 @@ which are pulled back.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -41,10 +41,12 @@ class Frontier:
     layouts: Mapping[ResultKey, Layout]
     between: frozenset[int]
     # Where most gradients are zero, several layouts fit. Any is right for the gradients at hand;
-    # those in `likely` are laid out as their neighbours are, for the rest there is no telling.
+    # those in `likely` are laid out as their neighbours are; for the rest there is no telling, and
+    # those in `torn` have neighbours of more than one of the layouts that fit, the others of none.
     doubtful: frozenset[ResultKey] = frozenset()
     likely: frozenset[ResultKey] = frozenset()
-    # all layouts that fit the gradients of the samples that were looked at
+    torn: frozenset[ResultKey] = frozenset()
+    # all of those that come into question for a result above
     fitting: Mapping[ResultKey, tuple[Layout, ...]] = field(default_factory=dict)
     # where every gradient is zero, so that any layout is right as long as they are (a branch, or a
     # head, of which the weight is zero)
@@ -62,6 +64,12 @@ class Frontier:
     def certain(self) -> bool:
         """Whether the layouts are the only ones that fit."""
         return not self.doubtful and not self.likely
+
+    def settled(self, layouts: Mapping[ResultKey, Layout]) -> Frontier:
+        """The same, where other samples have shown that nothing but these `layouts` fits all."""
+        nothing: frozenset[ResultKey] = frozenset()
+        chosen = {**self.layouts, **layouts}
+        return replace(self, layouts=chosen, doubtful=nothing, likely=nothing, torn=nothing)
 
 
 def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Frontier:
@@ -92,15 +100,18 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
         for output, layouts in (known[node] or {}).items()
     }
     silent = frozenset((at[node], output) for node, output in zero) & fits.keys()
-    layouts, likely, doubtful = _choose(fits)
-    likely, doubtful = likely - silent, doubtful - silent
+    layouts, alike = _choose(fits)
+    unsure = {key for key, neighbours in alike.items() if neighbours != 1} - silent
+    likely = alike.keys() - unsure - silent
+    torn = {key for key in unsure if alike[key]}
     return Frontier(
         uses=tuple(ParameterUse(at[node], index) for node, index in uses),
         layouts=layouts,
         between=frozenset(at[node] for node in between),
-        doubtful=doubtful,
-        likely=likely,
-        fitting={key: tuple(fits[key][1]) for key in likely | silent},
+        doubtful=frozenset(unsure),
+        likely=frozenset(likely),
+        torn=frozenset(torn),
+        fitting={key: tuple(fits[key][1]) for key in likely | torn | silent},
         silent=silent,
         wandering=wandering(graph, between, held, moved, weights) if uses else (),
         numbered=frozenset(
@@ -111,10 +122,10 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
 
 def _choose(
     fits: Mapping[ResultKey, tuple[torch.Size, list[Layout]]],
-) -> tuple[dict[ResultKey, Layout], frozenset[ResultKey], frozenset[ResultKey]]:
+) -> tuple[dict[ResultKey, Layout], dict[ResultKey, int]]:
     """Of several layouts that fit, the one of other gradients whose dimension is as long.
 
-    Also those for which neighbours had to decide, and those for which they could not.
+    Also how many such neighbours there are to choose from, of those that have to be chosen.
     """
     chosen = {key: layouts[0] for key, (_, layouts) in fits.items()}
     sure = {
@@ -122,14 +133,14 @@ def _choose(
         for key, (shape, (layout, *others)) in fits.items()
         if isinstance(layout, Blocks) and not others
     }
-    neighbours, likely = set(sure.values()), set()
+    neighbours, found = set(sure.values()), {}
     for key in fits.keys() - sure.keys():
         shape, layouts = fits[key]
         alike = [x for x in layouts if isinstance(x, Blocks) and (x, shape[x.dim]) in neighbours]
+        found[key] = len(alike)
         if len(alike) == 1:
             chosen[key] = alike[0]
-            likely.add(key)
-    return chosen, frozenset(likely), frozenset(fits.keys() - sure.keys() - likely)
+    return chosen, found
 
 
 def _climb(

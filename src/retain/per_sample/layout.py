@@ -28,6 +28,11 @@ class Blocks:
     samples: int
     inner: int
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """What it is for any number of samples."""
+        return self.dim, self.outer, self.inner
+
     def split(self, tensor: Tensor, dim: int | None = None) -> Tensor:
         """`tensor` with the dimension that holds samples made into three: outer, samples, inner."""
         at = self.dim if dim is None else dim

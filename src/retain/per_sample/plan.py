@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -54,9 +54,36 @@ class Plan:
         return not self.frontier.doubtful
 
     @property
+    def can_be_settled(self) -> bool:
+        """Whether every doubt is between layouts that neighbours have."""
+        return self.frontier.doubtful == self.frontier.torn
+
+    @property
     def proved(self) -> Plan:
         """The same, where no other layouts than the likely ones were found to fit."""
-        return replace(self, frontier=replace(self.frontier, likely=frozenset()))
+        return replace(self, frontier=self.frontier.settled({}))
+
+    def settled(self, seen: Sequence[Plan]) -> Plan | None:
+        """The same, certain; None unless one layout is left that fits what plans have `seen`.
+
+        They are of the same graph for other numbers of samples. Where a sequence is by one longer
+        than a multiple of the samples, more layouts fit a class token than its own, but others for
+        another number.
+        """
+        ours = self.frontier
+        if not all(plan.can_be_settled for plan in (self, *seen)):
+            return None
+        layouts: dict[ResultKey, Layout] = {}
+        for key in ours.layouts.keys() - ours.silent:
+            fitting = ours.fitting.get(key, (ours.layouts[key],))
+            left = [one for one in fitting if all(_fits_too(one, key, plan) for plan in seen)]
+            if len(left) != 1:
+                return None
+            if key in ours.torn:
+                layouts[key] = left[0]
+            elif not _alike(left[0], ours.layouts[key]):
+                return None
+        return replace(self, frontier=ours.settled(layouts))
 
     def fits(self, graph: Graph) -> bool:
         """Whether the graph has the very shapes that the plan was made for, and rows in order."""
@@ -87,6 +114,19 @@ def _grown(layout: Layout, small: torch.Size, shape: torch.Size, samples: int) -
     if any(a != b for d, (a, b) in enumerate(zip(shape, small)) if d != layout.dim):
         return None
     return layout.grown(samples, shape[layout.dim])
+
+
+def _fits_too(layout: Layout, key: ResultKey, plan: Plan) -> bool:
+    """Whether it is one of those that fitted another number of samples."""
+    seen = plan.frontier
+    if key in seen.silent or key not in seen.layouts:
+        return key in seen.silent
+    return any(_alike(layout, one) for one in seen.fitting.get(key, (seen.layouts[key],)))
+
+
+def _alike(one: Layout, other: Layout) -> bool:
+    """Whether they are the same but for the number of samples."""
+    return isinstance(one, Blocks) and isinstance(other, Blocks) and one.order == other.order
 
 
 def make_plan(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Plan:

@@ -63,9 +63,9 @@ class Shares:
         """
         passes, precision = [torch.ones_like(weights), weights], self._precision
         for key in self._likely & self._whole.keys():
-            before = {_order(layout) for layout in self._fitting[key] if isinstance(layout, Blocks)}
+            before = {layout.order for layout in self._fitting[key] if isinstance(layout, Blocks)}
             fits = find_blocks([self._whole[key], others._whole[key]], passes, precision)
-            if [one for one in fits if _order(one) in before] != [self._layouts[key]]:
+            if [one for one in fits if one.order in before] != [self._layouts[key]]:
                 return False
         return True
 
@@ -90,8 +90,3 @@ class Silence:
     def broken(self) -> bool:
         """Whether any is not zero."""
         return bool(self._heard) and bool(torch.stack(self._heard).any())
-
-
-def _order(layout: Blocks) -> tuple[int, int, int]:
-    """What a layout is for any number of samples."""
-    return layout.dim, layout.outer, layout.inner

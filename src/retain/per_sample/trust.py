@@ -36,6 +36,7 @@ from retain.per_sample.tally import Tally
 from retain.samples.batches import Batch
 
 REMEMBERED = 64  # plans that are remembered
+OTHERS = (5, 7)  # samples that are looked at where a few of them leave a doubt: no multiples
 
 Ahead = tuple[int, "Known"]  # the wiring of a few samples' graph, and what they showed
 
@@ -131,7 +132,7 @@ class Ladder:
             few = seen.pop() if seen else self._forward.few(batch, None, FEW)[0]
             # the power of two of half precision is to be settled by the whole batch
             if few.precision.dtype != torch.float16:
-                known = self._probe(few, FEW)
+                known = self._probe_few(few, batch, None)
                 self._check.of_few(self._along(few, FEW, known), batch.take(0, FEW), None)
                 return few.wiring, known
         return None
@@ -185,6 +186,8 @@ class Ladder:
         verified = replace(known, trust=Trust.VERIFIED)
         if seen.prove(expected, weights):
             verified = replace(verified, plan=known.plan.proved)
+        else:
+            verified = self._settled(verified, graph, batch, target)
         self.plans.keep(graph, samples, verified, proved=True)
         return verified
 
@@ -202,7 +205,7 @@ class Ladder:
         """What a few samples show about the graph of a batch, or else the batch itself."""
         samples = min(FEW, batch.samples)
         few, part, cut = self._forward.few(batch, target, samples)
-        small = self._probe(few, samples)
+        small = self._probe_few(few, batch, target)
         if check is not None:
             check.of_few(self._along(few, samples, small), part, cut)
         alike = few.wiring == graph.wiring
@@ -219,30 +222,31 @@ class Ladder:
         proved = (
             fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
         )
-        if proved and known.plan.likely and not known.plan.certain:
+        if proved and not known.plan.certain:
             known = self._settled(known, graph, batch, target)
         self.plans.keep(graph, batch.samples, known, proved=proved)
         return known
 
     def _settled(self, known: Known, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
-        """The same, certain if nothing but the likely layouts fits where samples are taken twice.
+        """The same, certain if one layout alone fits other numbers of samples as well.
 
-        In a few samples of which most gradients are zero (a class token) others fit as well.
+        In a few samples of which most gradients are zero (a class token) others fit, too.
         """
-        doubled = batch.doubled()
-        if doubled is None:
-            return known
-        twice = None if target is None else torch.cat([target, target])
-        for samples in (doubled.samples, doubled.samples - 1):
-            # the length of a sequence may make others fit for one number of samples, not for two
-            larger, _, _ = self._forward.few(doubled, twice, samples)
-            alike = larger.wiring == graph.wiring
-            grown = known.plan.grown(larger, samples) if alike else None
-            if grown is None:
+        seen: list[Plan] = []
+        for samples in OTHERS if known.plan.can_be_settled else ():
+            more, cut = batch, target
+            while more.samples < samples:
+                doubled = more.doubled()
+                if doubled is None:
+                    return known
+                more, cut = doubled, None if cut is None else torch.cat([cut, cut])
+            other, _, _ = self._forward.few(more, cut, samples)
+            if other.wiring != graph.wiring:
                 return known
-            found = self._probe(larger, samples).plan.frontier
-            if found.certain and found.layouts == grown.frontier.layouts:
-                return replace(known, plan=known.plan.proved)
+            seen.append(self._probe(other, samples).plan)
+            settled = known.plan.settled(seen)
+            if settled is not None:
+                return replace(known, plan=settled)
         return known
 
     def _other(self, batch: Batch, target: Tensor | None) -> Graph:
@@ -254,6 +258,13 @@ class Ladder:
         if doubled is None:
             return self._forward.few(batch, target, batch.samples - 1)[0]
         return self._forward(doubled, None if target is None else torch.cat([target, target]))[0]
+
+    def _probe_few(self, few: Graph, batch: Batch, target: Tensor | None) -> Known:
+        """A plan read off the first few samples of a batch, and off a few more if they are torn."""
+        known = self._probe(few, min(FEW, batch.samples))
+        if known.plan.frontier.torn:
+            known = self._settled(known, few, batch, target)
+        return known
 
     def _probe(self, graph: Graph, samples: int) -> Known:
         """A plan read off this very graph."""
