@@ -49,6 +49,29 @@ def assert_exact(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
 
 
+def counted_looks(
+    kind: type[nn.Module], samples: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """How often graphs had been probed after each of three batches, whose sums are exact."""
+    torch.manual_seed(0)
+    model = kind().double()
+    engine = engine_of(model)
+    plainly, probed = Ladder._probe, [0]
+
+    def counted(self: Ladder, graph: Graph, n: int) -> object:
+        probed[0] += 1
+        return plainly(self, graph, n)
+
+    monkeypatch.setattr(Ladder, "_probe", counted)
+    looks = []
+    for _ in range(3):
+        x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            assert_exact(engine(Batch.of(x)), truth(model, x))
+        looks.append(probed[0])
+    return looks
+
+
 @pytest.mark.parametrize("tokens", [2, 8, 9])
 @pytest.mark.parametrize("samples", [5, 8, 40])
 def test_few_live_rows_are_laid_out_as_their_neighbours(
@@ -104,22 +127,7 @@ def test_neighbours_that_disagree_are_told_apart_once(
     The class token of 37 is every 37th row of so many times n; for three samples, and for four,
     and for every number that 36 is a multiple of, it is the owner's row in both layouts.
     """
-    torch.manual_seed(0)
-    model = FirstTokenOfTwo().double()
-    engine = engine_of(model)
-    plainly, probed = Ladder._probe, [0]
-
-    def counted(self: Ladder, graph: Graph, n: int) -> object:
-        probed[0] += 1
-        return plainly(self, graph, n)
-
-    monkeypatch.setattr(Ladder, "_probe", counted)
-    looks = []
-    for _ in range(3):
-        x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
-        with borrowed(model):
-            assert_exact(engine(Batch.of(x)), truth(model, x))
-        looks.append(probed[0])
+    looks = counted_looks(FirstTokenOfTwo, samples, tokens, monkeypatch)
     assert looks[0] == looks[1] == looks[2]
 
 
@@ -128,22 +136,7 @@ def test_neighbours_that_disagree_are_told_apart_once(
 def test_few_live_rows_of_two_or_three_samples_are_looked_at_once(
     tokens: int, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
-    model = FirstToken().double()
-    engine = engine_of(model)
-    plainly, probed = Ladder._probe, [0]
-
-    def counted(self: Ladder, graph: Graph, n: int) -> object:
-        probed[0] += 1
-        return plainly(self, graph, n)
-
-    monkeypatch.setattr(Ladder, "_probe", counted)
-    looks = []
-    for _ in range(3):
-        x = torch.randn(samples, tokens, WIDTH, dtype=torch.float64)
-        with borrowed(model):
-            assert_exact(engine(Batch.of(x)), truth(model, x))
-        looks.append(probed[0])
+    looks = counted_looks(FirstToken, samples, tokens, monkeypatch)
     assert looks[0] == looks[1] == looks[2]
 
 
