@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -146,6 +147,29 @@ def test_a_training_that_diverges_is_logged_as_that_and_ended_as_that(model):
         steps(model, optimizer, 1)
     with pytest.raises(InputError, match=r"0\.weight holds NaN or infinity"):
         memory.drift()
+
+
+@pytest.mark.parametrize("form", ["gradient", "proximal", "adaptive"])
+def test_the_end_that_one_memory_sets_is_a_whole_step_for_another(model, form):
+    twin = copy.deepcopy(model)
+    ends, seen = [], []
+    for one, limit in ((model, 0.0), (twin, None)):
+        torch.manual_seed(1)
+        first, second = held(one, strength=0.5), held(one, strength=50.0)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.01)
+        stop = {} if limit is None else {"stop_when_drift_exceeds": limit, "every": 1}
+        here = first.attach(optimizer, form=form, **stop)
+        there = second.attach(optimizer, form=form, log=seen.append, every=1)
+        with nullcontext() if limit is None else pytest.raises(DriftError):
+            steps(one, optimizer, 1)
+        assert (here.steps, there.steps) == (1, 1)
+        ends.append([p.detach().clone() for p in one.parameters()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            second.penalty()
+    assert len(seen) == 2
+    for stopped, whole in zip(*ends, strict=True):
+        assert torch.equal(stopped, whole)
 
 
 class BrokenError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -168,6 +169,7 @@ class Attachment:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if id(self) in self._ledger.lenders:  # the last step was broken off by an exception
             self._ledger.give_back()
+        self._ledger.step_begins()
         self._now = self._in_optimizer()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -189,12 +191,12 @@ class Attachment:
             self.follower.closes()
         self._now = []
         self.steps += 1
-        for watcher in [one for one in self._handles.values() if one is not None]:
-            try:
-                watcher(self.optimizer)
-            except BaseException:
-                broken_off(optimizer)
-                raise
+        watchers = [one for one in self._handles.values() if one is not None]
+        try:
+            self._ledger.step_ends(id(self), [partial(one, self.optimizer) for one in watchers])
+        except BaseException:
+            broken_off(optimizer)
+            raise
 
     def _follow(self) -> None:
         """The proximal step, with the learning rate or with the optimizer's own step sizes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from functools import wraps
 from types import MethodType
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ class Ledger:
     def __init__(self) -> None:
         self.lent: dict[int, LentGradient] = {}  # by the id of the parameter
         self.lenders: set[int] = set()
-        self._users: set[int] = set()
+        self._users: dict[int, None] = {}  # in the order in which they are called
+        self._waiting: list[Callable[[], None]] = []
         self._guards: dict[int, _Guard] = {}  # by the id of what has a `step`
 
     @property
@@ -69,16 +71,33 @@ class Ledger:
         self.lent.clear()
         self.lenders.clear()
 
+    def step_begins(self) -> None:
+        """Nothing waits any longer for the end of a step that was broken off."""
+        self._waiting.clear()
+
+    def step_ends(self, user: int, told: Iterable[Callable[[], None]]) -> None:
+        """Let these be called when the last user is done with the step, whatever one of them does.
+
+        A watcher that ends the training must not keep another memory from holding its weights.
+        """
+        self._waiting.extend(told)
+        if user != next(reversed(self._users), user):
+            return
+        waiting, self._waiting = self._waiting, []
+        with ExitStack() as stack:  # which goes on after an error, and raises it at the end
+            for call in reversed(waiting):
+                stack.callback(call)
+
     def enter(self, user: int, steppers: Iterable[Any]) -> None:
         """See to it that a `step` of these which is broken off gives back too."""
-        self._users.add(user)
+        self._users.setdefault(user)
         for stepper in steppers:
             if id(stepper) not in self._guards and hasattr(stepper, "__dict__"):
                 self._guards[id(stepper)] = _Guard(stepper, self.give_back)
 
     def leave(self, user: int) -> None:
         """Take the guards away after the last user, where nothing was put on top of them."""
-        self._users.discard(user)
+        self._users.pop(user, None)
         if not self._users:
             self._guards = {key: g for key, g in self._guards.items() if not g.taken_away()}
 
