@@ -318,7 +318,7 @@ def test_a_worker_of_a_cluster_that_is_killed(two, alone, tmp_path):
     listener = Listener("task 2/5", kill)
     results = run(config, out=tmp_path, progress=listener, scheduler=two.scheduler_address)
     assert len(killed) == 2
-    assert any("done again" in line for line in listener.said)
+    assert any("its worker was lost" in line for line in listener.said)
     assert numbers(results) == numbers(run(config, progress=False))
 
 
