@@ -35,7 +35,9 @@ def folder(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT]
+)
 def test_stopped_in_the_middle_it_ends_with_the_same_page(tmp_path, folder, stop):
     asked = ("--methods", "mas,replay,low-lr", "--strength", "mas=0.01:1000000", "--sweep")
     out = tmp_path / "out"

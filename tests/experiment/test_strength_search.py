@@ -209,6 +209,7 @@ class Louder(torch.nn.Linear):
         return SCALE * super().forward(features)
 
 
+@pytest.mark.slow
 def test_larger_outputs_beside_a_temperature_lead_to_the_same_choice(tmp_path, monkeypatch):
     def chosen(scale):
         file = tmp_path / f"scaled_by_{scale:g}.py"
