@@ -126,7 +126,7 @@ def shown(value: object) -> str:
     """A value in a message, cut where it is long; never an error of its own."""
     try:
         said = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists within lists
+    except Exception:  # thousands of digits, lists within lists, an object that cannot be written
         return f"an unreadable {type(value).__name__}"
     return said if len(said) <= SHOWN else f"{said[: SHOWN - 1]}…"
 

@@ -10,7 +10,8 @@ import torch
 
 from retain import report
 from retain.errors import ConfigError, FileError, StateError
-from retain.experiment import Interrupted, Results, WorkersLostError
+from retain.experiment import Config, Interrupted, Results, WorkersLostError
+from retain.experiment import run as run_config
 from retain.experiment.progress import Watcher
 from retain.experiment.workers.processes import Processes
 from retain.studies import Asked, Study, carry_out, gather, is_study, study_named
@@ -81,6 +82,8 @@ def test_it_is_not_started_over_another(finished):
     study, out = finished
     with pytest.raises(ConfigError, match=r"holds a study already.*--resume"):
         carry_out(study, out)
+    with pytest.raises(ConfigError, match=r"holds a study already.*--resume"):
+        run_config(Config("digits"), out=out, progress=False)
     other = tiny(strengths={"mas": 5.0})
     with pytest.raises(ConfigError, match=r"other options.*strengths"):
         carry_out(other, out, resume=True)

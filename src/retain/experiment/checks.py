@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from retain.closest import did_you_mean
 from retain.errors import ConfigError, FileError
 from retain.experiment.disk import DIGEST, Seal, seal_of
+from retain.header import shown
 from retain.readable import content_of
 from retain.saying import warn
 
@@ -67,15 +68,6 @@ Several = BeforeValidator(several)
 Word = Annotated[str, AfterValidator(_word)]
 Fraction = Annotated[float, AfterValidator(_fraction)]
 Whole = Annotated[int, Field(ge=0)]
-
-
-def shown(value: Any) -> str:
-    """A value in a message: as Python writes it, shortened."""
-    try:
-        text = repr(value)
-    except Exception:  # digits beyond Python's limit, or an object that cannot be written
-        return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def expected(error: ErrorDetails) -> str:

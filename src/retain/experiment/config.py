@@ -15,7 +15,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from retain.errors import ConfigError
-from retain.experiment.checks import STRICT, Several, Word, checked, several, shown, unknown, wrong
+from retain.experiment.checks import STRICT, Several, Word, checked, several, unknown, wrong
+from retain.header import shown
 from retain.methods import METHODS, Form, ImportanceData, options_of
 from retain.ranges import fits
 from retain.tasks.code_files import USAGE as CODE_USAGE

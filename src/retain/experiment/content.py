@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, GetPydanticSchema, ValidationError
 from typing_extensions import TypedDict
 
 from retain.errors import FileError
-from retain.experiment.checks import Whole, listed, loaded, problems, shown, told
+from retain.experiment.checks import Whole, listed, loaded, problems, told
 from retain.experiment.config import Config
 from retain.experiment.record import QUANTILES, RECORDED, Record
+from retain.header import shown
 
 SCHEMA: Literal[1] = 1
 FILE = "results.json"

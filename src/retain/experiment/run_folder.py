@@ -122,12 +122,22 @@ def _the_same(folder: Path, config: Config) -> Results:
 
 
 def _fresh(folder: Path, config: Config) -> Results:
-    if any((folder / name).exists() for name in (FILE, STUDY)):
-        raise ConfigError(
-            f"{folder} holds a run already, and nothing is overwritten. Continue it with --resume, "
-            "or choose another folder with --out."
-        )
+    refuse_started(folder)
     return Results(config)
+
+
+def refuse_started(folder: Path) -> None:
+    """A folder that holds a run or a study is not written over.
+
+    Raises:
+        ConfigError: it holds one.
+    """
+    for name, what in ((STUDY, "study"), (FILE, "run")):
+        if (folder / name).exists():
+            raise ConfigError(
+                f"{folder} holds a {what} already, and nothing is overwritten. Continue it with "
+                "--resume, or choose another folder with --out."
+            )
 
 
 def _try_writing(folder: Path, needed: int) -> None:

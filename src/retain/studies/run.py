@@ -17,7 +17,7 @@ from retain.experiment.job import jobs
 from retain.experiment.machine import chosen_device
 from retain.experiment.progress import Watcher, spoken, watcher
 from retain.experiment.run import run_by as run_config
-from retain.experiment.run_folder import CHECKPOINTS, how_to_go_on, made
+from retain.experiment.run_folder import CHECKPOINTS, how_to_go_on, made, refuse_started
 from retain.experiment.workers.crew import Crew, Workforce, crew
 from retain.models import build_model
 from retain.models.build import SMALL
@@ -27,7 +27,6 @@ from retain.studies.study_folder import (
     part_folder,
     record,
     recorded,
-    refuse_another,
     results_of_all,
     write_gathered,
 )
@@ -72,7 +71,7 @@ def carry_out(
     study = _possible(study, out, resume)
     with crew(workforce) as hands, made(out):
         if not resume:
-            refuse_another(out)  # one may have been begun meanwhile
+            refuse_started(out)  # one may have been begun meanwhile
         record(out, study)
         return _carried_out(study, out, progress, hands)
 
@@ -137,7 +136,7 @@ def _possible(study: Study | None, out: Path, resume: bool) -> Study:
             raise ConfigError("Without resume=True, say which study to run.")
         study = before
     if before is None:
-        refuse_another(out)
+        refuse_started(out)
     else:
         differences = before.differences(study)
         if differences:

@@ -14,10 +14,11 @@ from typing import Any
 from retain import arguments, atomic
 from retain.errors import ConfigError, FileError
 from retain.experiment import Results
-from retain.experiment.checks import loaded, shown
+from retain.experiment.checks import loaded
 from retain.experiment.content import FILE, SCHEMA, Content
 from retain.experiment.disk import signed
 from retain.experiment.run_folder import STUDY
+from retain.header import shown
 from retain.studies.study import Part, Study
 
 PARTS = "parts"
@@ -35,20 +36,6 @@ def is_study(folder: Path) -> bool:
 def part_folder(folder: Path, part: Part) -> Path:
     """Where the results of a part are."""
     return folder / PARTS / part.folder
-
-
-def refuse_another(folder: Path) -> None:
-    """A folder that holds a run or a study is not written over.
-
-    Raises:
-        ConfigError: it holds one.
-    """
-    for name in (STUDY, FILE):
-        if (folder / name).exists():
-            raise ConfigError(
-                f"{folder} holds a {'study' if name == STUDY else 'run'} already, and nothing is "
-                "overwritten. Continue it with --resume, or choose another folder with --out."
-            )
 
 
 def record(folder: Path, study: Study) -> None:

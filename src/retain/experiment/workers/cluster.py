@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from retain.errors import ConfigError, StateError
-from retain.experiment.checks import shown
 from retain.experiment.workers.assignment import AbandonedError, Assignment, Event, Hear, Worker
 from retain.extras import needs
+from retain.header import shown
 from retain.legible import visible
 
 ANSWER = 15.0  # seconds in which a scheduler has to answer
