@@ -140,14 +140,73 @@ def test_few_live_rows_of_two_or_three_samples_are_looked_at_once(
     assert looks[0] == looks[1] == looks[2]
 
 
-def test_without_neighbours_the_batch_itself_is_looked_at() -> None:
+class FirstTokenAlone(FirstToken):
+    """The same without a neighbour, as where one layer is trained and all others are frozen."""
+
+    def __init__(self) -> None:
+        super().__init__(siblings=False)
+
+
+class FirstTokenBehindAnother(nn.Module):
+    """Its only neighbour sees as many rows in another order: what is likely is wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.across, self.body = nn.Linear(WIDTH, WIDTH), FirstToken(siblings=False)
+
+    def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
+        n, t, d = x_ntd.shape
+        flat = self.across(x_ntd.transpose(0, 1).reshape(t * n, d))
+        return self.body(flat.reshape(t, n, d).transpose(0, 1))
+
+
+@pytest.mark.parametrize("kind", [FirstTokenAlone, FirstTokenBehindAnother])
+@pytest.mark.parametrize("tokens", [7, 8, 10, 11, 16, 37, 64])
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 7, 8, 36])
+def test_what_neighbours_cannot_tell_is_told_once_by_other_numbers_of_samples(
+    kind: type[nn.Module], samples: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = counted_looks(kind, samples, tokens, monkeypatch)
+    assert looks[0] == looks[1] == looks[2]
+
+
+class LastOfMany(nn.Module):
+    """Reads each text to its last token, as far as the longest goes; later steps are of no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
+        h, after = torch.zeros_like(x_ntd[:, 0]), []
+        for x_nd in x_ntd.unbind(1):
+            h = torch.tanh(self.step(h) + x_nd)
+            after.append(h)
+        ends = x_ntd[:, 0, 0].abs().long()
+        return torch.stack(after, 1)[torch.arange(len(x_ntd)), ends]
+
+
+def test_steps_that_only_later_samples_take_are_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few samples have gradients of zero where the batch has others."""
+    probed, plainly = list[int](), Ladder._probe
+
+    def noted(self: Ladder, graph: Graph, n: int) -> object:
+        probed.append(n)
+        return plainly(self, graph, n)
+
+    monkeypatch.setattr(Ladder, "_probe", noted)
     torch.manual_seed(0)
-    model = FirstToken(siblings=False).double()
-    engine = engine_of(model)
-    for samples in (8, 8, 5):
-        x = torch.randn(samples, 8, WIDTH, dtype=torch.float64)
+    model = LastOfMany().double()
+    engine, looks = engine_of(model), []
+    for _ in range(3):
+        x = torch.randn(8, 6, WIDTH, dtype=torch.float64)
+        x[:, 0, 0] = torch.arange(8).clamp(max=5)
         with borrowed(model):
             assert_exact(engine(Batch.of(x)), truth(model, x))
+        looks.append(len(probed))
+    assert looks[0] == looks[1] == looks[2]
 
 
 class SavedOrNot(nn.Module):

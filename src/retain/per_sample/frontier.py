@@ -41,11 +41,10 @@ class Frontier:
     layouts: Mapping[ResultKey, Layout]
     between: frozenset[int]
     # Where most gradients are zero, several layouts fit. Any is right for the gradients at hand;
-    # those in `likely` are laid out as their neighbours are; for the rest there is no telling, and
-    # those in `torn` have neighbours of more than one of the layouts that fit, the others of none.
+    # those in `likely` are laid out as their neighbours are; for the rest there is no telling, as
+    # they have no neighbours, or neighbours of more than one of the layouts that fit.
     doubtful: frozenset[ResultKey] = frozenset()
     likely: frozenset[ResultKey] = frozenset()
-    torn: frozenset[ResultKey] = frozenset()
     # all of those that come into question for a result above
     fitting: Mapping[ResultKey, tuple[Layout, ...]] = field(default_factory=dict)
     # where every gradient is zero, so that any layout is right as long as they are (a branch, or a
@@ -69,7 +68,7 @@ class Frontier:
         """The same, where other samples have shown that nothing but these `layouts` fits all."""
         nothing: frozenset[ResultKey] = frozenset()
         chosen = {**self.layouts, **layouts}
-        return replace(self, layouts=chosen, doubtful=nothing, likely=nothing, torn=nothing)
+        return replace(self, layouts=chosen, doubtful=nothing, likely=nothing)
 
 
 def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) -> Frontier:
@@ -100,18 +99,14 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
         for output, layouts in (known[node] or {}).items()
     }
     silent = frozenset((at[node], output) for node, output in zero) & fits.keys()
-    layouts, alike = _choose(fits)
-    unsure = {key for key, neighbours in alike.items() if neighbours != 1} - silent
-    likely = alike.keys() - unsure - silent
-    torn = {key for key in unsure if alike[key]}
+    layouts, likely, doubtful = _choose(fits)
     return Frontier(
         uses=tuple(ParameterUse(at[node], index) for node, index in uses),
         layouts=layouts,
         between=frozenset(at[node] for node in between),
-        doubtful=frozenset(unsure),
-        likely=frozenset(likely),
-        torn=frozenset(torn),
-        fitting={key: tuple(fits[key][1]) for key in likely | torn | silent},
+        doubtful=doubtful - silent,
+        likely=likely - silent,
+        fitting={key: tuple(fits[key][1]) for key in likely | doubtful | silent},
         silent=silent,
         wandering=wandering(graph, between, held, moved, weights) if uses else (),
         numbered=frozenset(
@@ -122,10 +117,10 @@ def find_frontier(graph: Graph, weights: list[Tensor], held: Collection[int]) ->
 
 def _choose(
     fits: Mapping[ResultKey, tuple[torch.Size, list[Layout]]],
-) -> tuple[dict[ResultKey, Layout], dict[ResultKey, int]]:
+) -> tuple[dict[ResultKey, Layout], frozenset[ResultKey], frozenset[ResultKey]]:
     """Of several layouts that fit, the one of other gradients whose dimension is as long.
 
-    Also how many such neighbours there are to choose from, of those that have to be chosen.
+    Also those for which neighbours had to decide, and those for which they could not.
     """
     chosen = {key: layouts[0] for key, (_, layouts) in fits.items()}
     sure = {
@@ -133,14 +128,14 @@ def _choose(
         for key, (shape, (layout, *others)) in fits.items()
         if isinstance(layout, Blocks) and not others
     }
-    neighbours, found = set(sure.values()), {}
+    neighbours, likely = set(sure.values()), set()
     for key in fits.keys() - sure.keys():
         shape, layouts = fits[key]
         alike = [x for x in layouts if isinstance(x, Blocks) and (x, shape[x.dim]) in neighbours]
-        found[key] = len(alike)
         if len(alike) == 1:
             chosen[key] = alike[0]
-    return chosen, found
+            likely.add(key)
+    return chosen, frozenset(likely), frozenset(fits.keys() - sure.keys() - likely)
 
 
 def _climb(

@@ -55,8 +55,9 @@ class Plan:
 
     @property
     def can_be_settled(self) -> bool:
-        """Whether every doubt is between layouts that neighbours have."""
-        return self.frontier.doubtful == self.frontier.torn
+        """Whether every doubt is between layouts that another number of samples has as well."""
+        known = self.frontier
+        return all(isinstance(known.layouts[key], Blocks) for key in known.doubtful)
 
     @property
     def proved(self) -> Plan:
@@ -68,7 +69,8 @@ class Plan:
 
         They are of the same graph for other numbers of samples. Where a sequence is by one longer
         than a multiple of the samples, more layouts fit a class token than its own, but others for
-        another number.
+        another number. So the one that is left may be another than the neighbours' had been taken
+        for; it is right for this batch if it was read off it, not where a plan has grown.
         """
         ours = self.frontier
         if not all(plan.can_be_settled for plan in (self, *seen)):
@@ -79,7 +81,7 @@ class Plan:
             left = [one for one in fitting if all(_fits_too(one, key, plan) for plan in seen)]
             if len(left) != 1:
                 return None
-            if key in ours.torn:
+            if left[0].samples == ours.layouts[key].samples:
                 layouts[key] = left[0]
             elif not _alike(left[0], ours.layouts[key]):
                 return None

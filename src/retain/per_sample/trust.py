@@ -182,14 +182,26 @@ class Ladder:
             graph, _ = self._forward(batch, target)
             probed = self._probe(graph, samples)
             self._fill(graph, samples, probed)
+            if not probed.plan.frontier.wandering:  # else the next may be laid out in another way
+                self._keep_settled(probed, graph, batch, target, known.plan)
             return probed
         verified = replace(known, trust=Trust.VERIFIED)
         if seen.prove(expected, weights):
             verified = replace(verified, plan=known.plan.proved)
+            self.plans.keep(graph, samples, verified, proved=True)
         else:
-            verified = self._settled(verified, graph, batch, target)
-        self.plans.keep(graph, samples, verified, proved=True)
+            again, _ = self._forward(batch, target)
+            probed = self._probe(again, samples)
+            self._keep_settled(probed, graph, batch, target, known.plan)
         return verified
+
+    def _keep_settled(
+        self, probed: Known, graph: Graph, batch: Batch, target: Tensor | None, small: Plan
+    ) -> None:
+        """Remember what was read off a batch if, of all that fits, one fits fewer samples, too."""
+        with unrounded():
+            settled = self._settled(probed, graph, batch, target, small)
+        self.plans.keep(graph, batch.samples, settled or probed, proved=settled is not None)
 
     def _found(self, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
         """How to go through a new graph, and how far that may be trusted for this batch."""
@@ -223,31 +235,36 @@ class Ladder:
             fewer.wiring == graph.wiring and known.plan.grown(fewer, len(fewer.output)) is not None
         )
         if proved and not known.plan.certain:
-            known = self._settled(known, graph, batch, target)
+            known = self._settled(known, graph, batch, target) or known
         self.plans.keep(graph, batch.samples, known, proved=proved)
         return known
 
-    def _settled(self, known: Known, graph: Graph, batch: Batch, target: Tensor | None) -> Known:
-        """The same, certain if one layout alone fits other numbers of samples as well.
+    def _settled(
+        self, known: Known, graph: Graph, batch: Batch, target: Tensor | None, *seen: Plan
+    ) -> Known | None:
+        """The same, certain; None unless one layout alone fits other numbers of samples as well.
 
-        In a few samples of which most gradients are zero (a class token) others fit, too.
+        Those of the plans that were `seen` already, or of a few more. In a few samples of which
+        most gradients are zero (a class token) more layouts fit than their own.
         """
-        seen: list[Plan] = []
+        settled = known.plan.settled(seen) if seen else None
+        if settled is not None:
+            return replace(known, plan=settled)
         for samples in OTHERS if known.plan.can_be_settled else ():
             more, cut = batch, target
             while more.samples < samples:
                 doubled = more.doubled()
                 if doubled is None:
-                    return known
+                    return None
                 more, cut = doubled, None if cut is None else torch.cat([cut, cut])
             other, _, _ = self._forward.few(more, cut, samples)
             if other.wiring != graph.wiring:
-                return known
-            seen.append(self._probe(other, samples).plan)
+                return None
+            seen = (*seen, self._probe(other, samples).plan)
             settled = known.plan.settled(seen)
             if settled is not None:
                 return replace(known, plan=settled)
-        return known
+        return None
 
     def _other(self, batch: Batch, target: Tensor | None) -> Graph:
         """The graph of another number of samples than the few of a batch: fewer, but not one.
@@ -260,10 +277,10 @@ class Ladder:
         return self._forward(doubled, None if target is None else torch.cat([target, target]))[0]
 
     def _probe_few(self, few: Graph, batch: Batch, target: Tensor | None) -> Known:
-        """A plan read off the first few samples of a batch, and off a few more if they are torn."""
+        """A plan read off the first few samples of a batch, and off more if there is no telling."""
         known = self._probe(few, min(FEW, batch.samples))
-        if known.plan.frontier.torn:
-            known = self._settled(known, few, batch, target)
+        if known.plan.frontier.doubtful:
+            known = self._settled(known, few, batch, target) or known
         return known
 
     def _probe(self, graph: Graph, samples: int) -> Known:
