@@ -12,7 +12,7 @@ from retain.borrowed import borrowed
 from retain.errors import RetainError
 from retain.per_sample import PerSample, sums_by_loop
 from retain.per_sample.graph import Graph
-from retain.per_sample.scores import SquaredNorm
+from retain.per_sample.scores import Exact, SquaredNorm
 from retain.per_sample.trust import Ladder
 from retain.samples.batches import Batch
 from retain.samples.outputs import first_tensor
@@ -156,7 +156,7 @@ class FirstTokenBehindAnother(nn.Module):
 
     def forward(self, x_ntd: torch.Tensor) -> torch.Tensor:
         n, t, d = x_ntd.shape
-        flat = self.across(x_ntd.transpose(0, 1).reshape(t * n, d))
+        flat = self.across(x_ntd.transpose(0, 1).reshape(t * n, d)).softmax(1)
         return self.body(flat.reshape(t, n, d).transpose(0, 1))
 
 
@@ -168,6 +168,21 @@ def test_what_neighbours_cannot_tell_is_told_once_by_other_numbers_of_samples(
 ) -> None:
     looks = counted_looks(kind, samples, tokens, monkeypatch)
     assert looks[0] == looks[1] == looks[2]
+
+
+def test_a_batch_of_which_a_few_tell_wrongly_may_have_several_scores_a_sample() -> None:
+    """The last of their passes lets the graph go, and then the plan is kept."""
+    torch.manual_seed(0)
+    model = FirstTokenBehindAnother().double()
+    parameters = dict(model.named_parameters())
+    engine = PerSample(model, parameters, Exact(), power=2)
+    for _ in range(2):
+        x = torch.randn(7, 16, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            expected = sums_by_loop(
+                model, Batch.of(x), parameters, Exact(), power=2, output=first_tensor
+            )
+            assert_exact(engine(Batch.of(x)), expected)
 
 
 class LastOfMany(nn.Module):

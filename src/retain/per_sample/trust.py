@@ -179,9 +179,9 @@ class Ladder:
             self._fill(graph, samples, known, also=seen)
         if not seen.agree(expected, weights):
             # the few samples were laid out in another way than the batch: look at the batch itself
-            graph, _ = self._forward(batch, target)
-            probed = self._probe(graph, samples)
-            self._fill(graph, samples, probed)
+            again, _ = self._forward(batch, target)
+            probed = self._probe(again, samples)
+            self._fill(again, samples, probed)
             if not probed.plan.frontier.wandering:  # else the next may be laid out in another way
                 self._keep_settled(probed, graph, batch, target, known.plan)
             return probed
