@@ -176,6 +176,37 @@ class BrokenError(Exception):
     pass
 
 
+def test_what_two_memories_raise_at_the_end_of_a_step_is_both_told(model):
+    def log(_told):
+        raise BrokenError
+
+    torch.manual_seed(1)
+    first, second = held(model, strength=0.5), held(model, strength=5.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    first.attach(optimizer, stop_when_drift_exceeds=0.0, every=1)
+    second.attach(optimizer, log=log, every=1)
+    with pytest.raises(BrokenError) as raised:
+        steps(model, optimizer, 1)
+    assert isinstance(raised.value.__context__, DriftError)
+
+
+@pytest.mark.parametrize("form", ["gradient", "proximal", "adaptive"])
+def test_a_log_may_consolidate_at_the_end_of_a_protected_step(model, form):
+    memory = held(model, strength=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def log(_told):
+        memory.observe(torch.randn(4, 4), progress=False).consolidate()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with memory.attach(optimizer, form=form, log=log, every=2) as handle:
+            steps(model, optimizer, 5)
+        assert handle.steps == 5
+        assert memory.tasks == 3
+        assert memory.drift().relative > 0
+
+
 @pytest.mark.parametrize("ended", ["by the limit", "by the log"])
 def test_training_that_goes_on_after_an_end_is_not_told_that_it_was_unprotected(model, ended):
     def log(_told):

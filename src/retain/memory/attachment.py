@@ -14,7 +14,7 @@ from retain.errors import InputError
 from retain.memory.lent_gradients import ledger_of
 from retain.memory.optimizers import FOLLOWING, FoundOptimizer
 from retain.memory.step_size import step_sizes
-from retain.memory.steps import broken_off
+from retain.memory.steps import is_done
 from retain.penalty import (
     Chunks,
     Hold,
@@ -192,11 +192,8 @@ class Attachment:
         self._now = []
         self.steps += 1
         watchers = [one for one in self._handles.values() if one is not None]
-        try:
-            self._ledger.step_ends(id(self), [partial(one, self.optimizer) for one in watchers])
-        except BaseException:
-            broken_off(optimizer)
-            raise
+        told = [partial(one, self.optimizer) for one in watchers]
+        self._ledger.step_ends(id(self), told, partial(is_done, optimizer))
 
     def _follow(self) -> None:
         """The proximal step, with the learning rate or with the optimizer's own step sizes."""

@@ -223,7 +223,8 @@ class Guard:
             self._say_unprotected(memory, optimizer, asked=asked)
 
     def after(self, optimizer: Optimizer) -> None:
-        """It has stepped."""
+        """It has stepped; told twice of a step that is watched, before and after the watchers."""
+        inside = optimizer in self._inside
         self._inside.discard(optimizer)
         memory, known = self._memory(), self._known.get(optimizer)
         if memory is None or not memory._state.terms or known is None or not known.ours:
@@ -234,12 +235,12 @@ class Guard:
                 self._say_unprotected(memory, optimizer)
             self._movement.record(place.parameter for place in known.ours)
         elif mark is not None and mark.form != "loss":
-            if mark.ran:
+            if mark.ran and inside:
                 mark.steps += 1
                 self._steps += 1
                 self._stepped = True
                 self._movement.record(place.parameter for place in known.ours)
-            else:
+            elif not mark.ran:
                 self._say("unhooked", alarms.unhooked(memory, optimizer))
         elif self._consumed.get(optimizer, 0) > self._settled:
             self._steps += 1

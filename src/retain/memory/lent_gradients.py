@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from types import MethodType
 from typing import Any, NamedTuple
@@ -75,18 +74,20 @@ class Ledger:
         """Nothing waits any longer for the end of a step that was broken off."""
         self._waiting.clear()
 
-    def step_ends(self, user: int, told: Iterable[Callable[[], None]]) -> None:
+    def step_ends(
+        self, user: int, told: Iterable[Callable[[], None]], before: Callable[[], None]
+    ) -> None:
         """Let these be called when the last user is done with the step, whatever one of them does.
 
         A watcher that ends the training must not keep another memory from holding its weights.
+        `before` is called before the first of them, if there is any.
         """
         self._waiting.extend(told)
         if user != next(reversed(self._users), user):
             return
         waiting, self._waiting = self._waiting, []
-        with ExitStack() as stack:  # which goes on after an error, and raises it at the end
-            for call in reversed(waiting):
-                stack.callback(call)
+        if waiting:
+            _call_all([before, *waiting])
 
     def enter(self, user: int, steppers: Iterable[Any]) -> None:
         """See to it that a `step` of these which is broken off gives back too."""
@@ -143,6 +144,15 @@ class _Guard:
         else:
             del stepper.step
         return True
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    """Call each, also after one that raises; of several errors, each is in the last's context."""
+    if calls:
+        try:
+            calls[0]()
+        finally:
+            _call_all(calls[1:])
 
 
 _ledgers: WeakKeyDictionary[Optimizer, Ledger] = WeakKeyDictionary()

@@ -19,7 +19,7 @@ class StepListener(Protocol):
         """The optimizer is about to move weights."""
 
     def after(self, optimizer: Optimizer) -> None:
-        """It has, and so has everything that is attached to it."""
+        """It has, and so has everything that is attached to it; may be told twice."""
 
 
 _listeners: WeakSet[StepListener] = (
@@ -48,8 +48,11 @@ def _before(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         listener.before(optimizer)
 
 
-def broken_off(optimizer: Optimizer) -> None:
-    """A hook after its step is about to raise, and torch will call no other: the step is done."""
+def is_done(optimizer: Optimizer) -> None:
+    """Its step is done, and who is told of that now may use a memory, or raise.
+
+    After that torch tells the listeners as well, but for an error, after which it calls no hook.
+    """
     _after(optimizer, None, None)
 
 
