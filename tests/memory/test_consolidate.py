@@ -63,11 +63,12 @@ def test_consolidating_moves_what_was_observed_and_sets_the_anchor():
         assert not torch.equal(memory.anchor[name], p), "the anchor is a view"
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
 @pytest.mark.parametrize("form", ["loss", "gradient", "proximal", "adaptive"])
-def test_what_was_consolidated_before_is_let_go(form):
+def test_what_was_consolidated_before_is_let_go(form, kind):
     model, (x,) = network(), tasks(1)
     memory = retain.MAS(model).observe(x).consolidate()
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = kind(model.parameters(), lr=1e-3)
     if form != "loss":
         memory.attach(optimizer, form=form)
     loss = model(x).square().sum() + (memory.penalty() if form == "loss" else 0)

@@ -77,6 +77,7 @@ class Guard:
         memory = self._memory()
         if memory is not None:
             memory._forget_what_was_held()
+        self._overshoot.forget()
         self._averages.start(None if memory is None else memory.model)
         self._places = {}
         self._movement.start([place.parameter for place in self._placed().values()])

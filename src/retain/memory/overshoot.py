@@ -26,6 +26,10 @@ class Overshoot:
         self._largest: dict[str, float] = {}  # of every Ω, the largest element
         self._terms: object = None  # … of these
 
+    def forget(self) -> None:
+        """Ω is another: keep none alive that was replaced."""
+        self._terms, self._largest = None, {}
+
     def see(self, memory: Holder, optimizer: Optimizer, ours: Collection[Place]) -> None:
         """The optimizer is about to step `ours`, with the penalty in their gradients."""
         if type(optimizer) is not torch.optim.SGD or "overshoot" in self._say:
