@@ -201,10 +201,8 @@ class LastOfMany(nn.Module):
         return torch.stack(after, 1)[torch.arange(len(x_ntd)), ends]
 
 
-def test_steps_that_only_later_samples_take_are_looked_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A few samples have gradients of zero where the batch has others."""
+def looks_at_texts(samples: int, longest: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often graphs had been probed after each batch of texts, of which the first are short."""
     probed, plainly = list[int](), Ladder._probe
 
     def noted(self: Ladder, graph: Graph, n: int) -> object:
@@ -215,13 +213,33 @@ def test_steps_that_only_later_samples_take_are_looked_at_once(
     torch.manual_seed(0)
     model = LastOfMany().double()
     engine, looks = engine_of(model), []
-    for _ in range(3):
-        x = torch.randn(8, 6, WIDTH, dtype=torch.float64)
-        x[:, 0, 0] = torch.arange(8).clamp(max=5)
+    for end in longest:
+        x = torch.randn(samples, 6, WIDTH, dtype=torch.float64)
+        x[:, 0, 0] = (torch.arange(samples) // 2).clamp(max=end)
+        x[-1, 0, 0] = end
         with borrowed(model):
             assert_exact(engine(Batch.of(x)), truth(model, x))
         looks.append(len(probed))
+    return looks
+
+
+def test_steps_that_only_later_samples_take_are_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few samples have gradients of zero where the batch has others."""
+    looks = looks_at_texts(8, [5, 5, 5], monkeypatch)
     assert looks[0] == looks[1] == looks[2]
+
+
+def test_steps_that_only_some_batches_take_are_looked_at_until_all_were_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Texts that are padded to one length, of which each batch has another longest.
+
+    As many as a step is wide, so that gradients of zero might be laid out in either way.
+    """
+    looks = looks_at_texts(6, [3, 2, 4, 3, 5, 4, 5, 1, 3, 5], monkeypatch)
+    assert looks[4] == looks[-1]
 
 
 class SavedOrNot(nn.Module):

@@ -87,6 +87,17 @@ class Plan:
                 return None
         return replace(self, frontier=ours.settled(layouts))
 
+    def hearing(self, before: Plan) -> Plan:
+        """The same, where what is zero here and was not `before` has the layout that it had then.
+
+        Both hold for every batch of one size that makes the same graph. A recurrent network that
+        reads texts to their last tokens has other steps of which nothing depends in every batch.
+        """
+        ours, theirs = self.frontier, before.frontier
+        heard = ours.silent & (theirs.layouts.keys() - theirs.silent)
+        layouts = {**ours.layouts, **{key: theirs.layouts[key] for key in heard}}
+        return replace(self, frontier=replace(ours, layouts=layouts, silent=ours.silent - heard))
+
     def fits(self, graph: Graph) -> bool:
         """Whether the graph has the very shapes that the plan was made for, and rows in order."""
         alike = all(shape_of(graph.order[at], out) == s for (at, out), s in self.shapes.items())

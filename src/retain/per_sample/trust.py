@@ -13,6 +13,7 @@ would give rows to the wrong samples without any error. So every plan stands on 
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -36,6 +37,7 @@ from retain.per_sample.tally import Tally
 from retain.samples.batches import Batch
 
 REMEMBERED = 64  # plans that are remembered
+OFTEN = 8  # times that gradients of zero turned out to be others, after which all is looked at
 OTHERS = (5, 7)  # samples that are looked at where a few of them leave a doubt: no multiples
 
 Ahead = tuple[int, "Known"]  # the wiring of a few samples' graph, and what they showed
@@ -75,7 +77,10 @@ class KnownPlans:
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], Known] = {}
         self._ragged: set[int] = set()  # graphs whose layouts change from batch to batch
-        self._loud: set[int] = set()  # graphs with gradients that are zero in some batches only
+        # of graphs with gradients that are zero in some batches only: how often that was met, and
+        # what was known before, with samples
+        self._loud: Counter[int] = Counter()
+        self._heard: dict[tuple[int, int], Plan] = {}
 
     def recall(self, graph: Graph, samples: int) -> Known | None:
         """What is known about this graph for so many samples, if its shapes are the same."""
@@ -84,9 +89,11 @@ class KnownPlans:
         return known if known is not None and known.plan.fits(graph) else None
 
     def forget(self, graph: Graph, samples: int) -> None:
-        """What was zero is not so any longer: look again, and no more trust it if it is again."""
-        self._known.pop((graph.signature, samples), None)
-        self._loud.add(graph.signature)
+        """What was zero is not so any longer: look again, but keep in mind what was not zero."""
+        known = self._known.pop((graph.signature, samples), None)
+        if known is not None:
+            self._heard[graph.signature, samples] = known.plan
+        self._loud[graph.signature] += 1
 
     def is_ragged(self, graph: Graph) -> bool:
         """Whether this graph was seen to be laid out in another way from batch to batch."""
@@ -99,7 +106,10 @@ class KnownPlans:
         has made a gradient look separable. Where data decide which rows go where, it stays a
         guess, to be verified on every batch.
         """
-        changing = bool(known.plan.frontier.silent) and graph.signature in self._loud
+        heard = self._heard.pop((graph.signature, samples), None)
+        if heard is not None:
+            known = replace(known, plan=known.plan.hearing(heard))
+        changing = bool(known.plan.frontier.silent) and self._loud[graph.signature] > OFTEN
         if not known.plan.certain or not proved or changing:
             self._ragged.add(graph.signature)
             return
