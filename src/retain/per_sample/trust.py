@@ -38,7 +38,7 @@ from retain.samples.batches import Batch
 
 REMEMBERED = 64  # plans that are remembered
 OFTEN = 8  # times that gradients of zero turned out to be others, after which all is looked at
-OTHERS = (5, 7)  # samples that are looked at where a few of them leave a doubt: no multiples
+OTHERS = (5, 7, 8)  # samples that are looked at where a few of them leave a doubt
 
 Ahead = tuple[int, "Known"]  # the wiring of a few samples' graph, and what they showed
 
