@@ -16,8 +16,10 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "examples" / "README.md",
     *GUIDE,
+    *sorted((ROOT / "experiments").glob("*.md")),
 ]
 PATHS = re.compile(r"\b((?:src|tests|docs|examples|experiments|benchmarks)/[\w./-]*[\w/])")
+UNFINISHED = re.compile(r"@@|\bTODO\b|\bFIXME\b|\bTBD\b")
 LINKS = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 
 
@@ -29,6 +31,7 @@ def test_what_a_page_names_is_there(page):
     broken = [link for link in LINKS.findall(prose) if not (page.parent / link).exists()]
     assert not missing
     assert not broken
+    assert not UNFINISHED.findall(text)
 
 
 def test_every_room_is_in_the_picture_of_the_house():
