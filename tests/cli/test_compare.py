@@ -1,9 +1,6 @@
 """`retain compare`, and what stands on its page."""
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +11,7 @@ from retain.report import summary, write
 from retain.report.tables.equal_accuracy import compared, sentences
 from retain.report.tables.operating_points import points
 from retain.report.variants import read
+from tests.cli.commands import started
 
 RUN = ("--tasks", "digits", "--classes-per-task", "5", "--samples-per-class", "16")
 SHORT = ("--epochs", "1", "--batch-size", "8", "--seeds", "0,1", "--device", "cpu")
@@ -42,13 +40,7 @@ def test_stopped_in_the_middle_it_ends_with_the_same_page(tmp_path, folder, stop
     asked = ("--methods", "mas,replay,low-lr", "--strength", "mas=0.01:1000000", "--sweep")
     out = tmp_path / "out"
     words = ["compare", *RUN, *SHORT, *asked, "replay=0.1:0.5", "--out", out]
-    with subprocess.Popen(
-        [sys.executable, "-m", "retain", *map(str, words)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
+    with started(*words) as process:
         for line in process.stderr:
             if "replay-0.1-seed0: task 1/2" in line:
                 break

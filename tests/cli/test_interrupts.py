@@ -23,30 +23,13 @@ from retain.borrowed import borrowed
 from retain.cli.speaking import plainly
 from retain.experiment import Results
 from retain.interrupts import uninterrupted
+from tests.cli.commands import started
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 RUN = (
     "run", "--tasks", "digits", "--methods", "finetune,mas", "--samples-per-class", "4",
     "--batch-size", "4", "--epochs", "2", "--device", "cpu",
 )  # fmt: skip
-
-
-def hearing():
-    """Undo what whoever runs the tests in the background has set: that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def started(*words):
-    """The command `retain`, in a group of processes of its own, as behind a terminal."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "retain", *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=hearing,
-    )
 
 
 def press(process):
