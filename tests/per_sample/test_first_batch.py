@@ -170,6 +170,16 @@ def test_what_neighbours_cannot_tell_is_told_once_by_other_numbers_of_samples(
     assert looks[0] == looks[1] == looks[2]
 
 
+def test_without_neighbours_a_batch_of_another_size_is_exact_as_well() -> None:
+    torch.manual_seed(0)
+    model = FirstToken(siblings=False).double()
+    engine = engine_of(model)
+    for samples in (8, 8, 5):
+        x = torch.randn(samples, 8, WIDTH, dtype=torch.float64)
+        with borrowed(model):
+            assert_exact(engine(Batch.of(x)), truth(model, x))
+
+
 def test_a_batch_of_which_a_few_tell_wrongly_may_have_several_scores_a_sample() -> None:
     """The last of their passes lets the graph go, and then the plan is kept."""
     torch.manual_seed(0)
